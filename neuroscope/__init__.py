@@ -1,0 +1,75 @@
+"""neuroscope: find, switch off and edit what a text-to-image diffusion model knows, neuron by neuron.
+
+A `HookGraph` finds the sites of a live diffusers pipeline: its cross-attention keys, values, queries and outputs, and
+the feed-forward neurons beside them. A `Concept` is a name with prompts in which it is present and absent. `record`
+streams statistics of both into a `Recording`; `score` ranks neurons from it by a method such as `Welch`, giving
+`NeuronScores`; `.top(k)` of these are `Neurons`. A `NeuronMask` drives them to a value while the pipeline runs inside
+`graph.apply(mask)`. `evaluate` measures what changed, on other prompts and seeds; `plots` shows it. Results are saved
+and loaded as single safetensors files by `save` and `load`.
+"""
+
+from neuroscope import plots, testbed
+from neuroscope._errors import (
+    InvalidFile,
+    InvalidInput,
+    NeuroscopeError,
+    NonFiniteActivation,
+    SiteNeverRan,
+    UnknownSite,
+    UnsupportedModel,
+)
+from neuroscope.artifacts import Artifact, load, read_header, save
+from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
+from neuroscope.concepts import Concept
+from neuroscope.evaluation import evaluate, generate, random_control, summarize
+from neuroscope.graph import Call, Captured, HookGraph
+from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
+from neuroscope.metrics import ClipScore, Metric
+from neuroscope.recording import Recording, record
+from neuroscope.scores import LayerScores, Neurons, NeuronScores, Provenance
+from neuroscope.sites import Site, Sites
+from neuroscope.statistics import Moments
+
+__all__ = [
+    "Artifact",
+    "Attribution",
+    "Auroc",
+    "Call",
+    "Captured",
+    "ClipScore",
+    "Concept",
+    "ContextSwap",
+    "HookGraph",
+    "Intervention",
+    "InvalidFile",
+    "InvalidInput",
+    "LayerScores",
+    "MeanDifference",
+    "Metric",
+    "Moments",
+    "NeuronMask",
+    "NeuronScores",
+    "Neurons",
+    "NeuroscopeError",
+    "NonFiniteActivation",
+    "Provenance",
+    "Recording",
+    "Site",
+    "SiteNeverRan",
+    "Sites",
+    "UnknownSite",
+    "UnsupportedModel",
+    "WeightedNorm",
+    "Welch",
+    "evaluate",
+    "generate",
+    "load",
+    "plots",
+    "random_control",
+    "read_header",
+    "record",
+    "save",
+    "score",
+    "summarize",
+    "testbed",
+]

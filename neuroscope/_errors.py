@@ -1,0 +1,54 @@
+"""The errors that users see. Each says what is wrong, the value, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+
+class NeuroscopeError(Exception):
+    """A user's mistake, or a model that an operation cannot treat correctly. Never a bug of the caller's Python."""
+
+
+class InvalidInput(NeuroscopeError, ValueError):
+    """A value that is not allowed: an unknown name, an empty prompt set, a wrong range."""
+
+
+class UnknownSite(NeuroscopeError, KeyError):
+    """A site that the model does not have, or has with another width."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SiteNeverRan(NeuroscopeError, RuntimeError):
+    """A hooked site that did not run, so that an operation would have had no effect."""
+
+
+class UnsupportedModel(NeuroscopeError, ValueError):
+    """A pipeline whose denoiser has no family here."""
+
+
+class InvalidFile(NeuroscopeError, ValueError):
+    """A file that cannot be read or written, or holds something else than expected."""
+
+
+class NonFiniteActivation(NeuroscopeError, FloatingPointError):
+    """Activations with NaN or infinity, from which no statistic can be made."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'value'?`, empty where nothing is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def choose(what: str, value: str, allowed: Collection[str]) -> str:
+    """`value` itself if it is allowed.
+
+    Raises:
+        InvalidInput: it is not; the message names the allowed values and the nearest one.
+    """
+    if value not in allowed:
+        raise InvalidInput(f"{what} {value!r} is unknown; choose one of {', '.join(allowed)}{closest(value, allowed)}")
+    return value

@@ -1,0 +1,86 @@
+"""What an attribution method is, and `score`, which applies one to a recording."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput
+from neuroscope.recording import Recording
+from neuroscope.scores import NeuronScores
+from neuroscope.statistics import Moments
+
+
+class Evidence(NamedTuple):
+    """What a method sees of one site: both arms' moments, both arms' samples (if kept), and the outgoing weights' norm."""
+
+    present: Moments
+    absent: Moments
+    samples: tuple[Float[Tensor, "prompt neuron"], Float[Tensor, "prompt neuron"]] | None
+    outgoing: Float[Tensor, "neuron"]
+
+
+class Scored(NamedTuple):
+    """A method's answer for one site: scores and, where the method has a test, p-values."""
+
+    score: Float[Tensor, "*step neuron"]
+    p_value: Float[Tensor, "*step neuron"] | None = None
+
+
+class Attribution(abc.ABC):
+    """A method that scores each neuron of a site from a recording. A frozen dataclass with one `__call__`.
+
+    Attributes:
+        neutral: the score of a neuron that does not care about the concept.
+        two_sided: whether scores below neutral count like those above it.
+        needs_samples: whether the recording must keep every observation.
+        antisymmetric: whether exchanging the arms mirrors each score at neutral.
+    """
+
+    neutral: ClassVar[float] = 0.0
+    two_sided: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = False
+    antisymmetric: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def __call__(self, evidence: Evidence) -> Scored:
+        """Scores one site's neurons, in float64."""
+
+
+def score(recording: Recording, method: Attribution) -> NeuronScores:
+    """Scores every recorded neuron by how strongly it responds to the concept.
+
+    A recording by step is scored at each step; a neuron's score is then its mean over steps, without a p-value.
+
+    Raises:
+        InvalidInput: the method needs samples that were not kept, or at least two prompts in each arm.
+    """
+    if method.needs_samples and not recording.samples:
+        raise InvalidInput(f"{method!r} compares single observations; record with keep_samples=True")
+    if min(recording.count("present"), recording.count("absent")) < 2:
+        counts = f"{recording.count('present')} present and {recording.count('absent')} absent"
+        raise InvalidInput(f"{method!r} needs at least two prompts in each arm, not {counts}")
+    scores, p_values = {}, {}
+    for path in recording.sites.paths:
+        found = method(_evidence(recording, path))
+        scores[path] = found.score.mean(dim=0) if found.score.ndim == 2 else found.score
+        if found.p_value is not None and found.p_value.ndim == 1:
+            p_values[path] = found.p_value
+    return NeuronScores(
+        sites=recording.sites,
+        scores={path: each.to(torch.float64) for path, each in scores.items()},
+        p_values=p_values,
+        neutral=method.neutral,
+        two_sided=method.two_sided,
+        provenance=replace(recording.provenance, method=repr(method)),
+    )
+
+
+def _evidence(recording: Recording, path: str) -> Evidence:
+    samples = (recording.samples["present"][path], recording.samples["absent"][path]) if recording.samples else None
+    return Evidence(recording.moments["present"][path], recording.moments["absent"][path], samples, recording.outgoing[path])

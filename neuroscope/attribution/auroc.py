@@ -1,0 +1,31 @@
+"""The area under the receiver operating characteristic: how well one neuron alone tells the arms apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.stats
+import torch
+
+from neuroscope.attribution._attribution import Attribution, Evidence, Scored
+
+
+@dataclass(frozen=True)
+class Auroc(Attribution):
+    """The chance that a present prompt activates the neuron more than an absent one, ties counting half.
+
+    Equal to the Mann-Whitney U statistic over the number of pairs; the p-value is that test's, two-sided.
+    """
+
+    neutral: ClassVar[float] = 0.5
+    needs_samples: ClassVar[bool] = True
+
+    def __call__(self, evidence: Evidence) -> Scored:
+        """See `Attribution`."""
+        present, absent = (each.numpy().astype(np.float64) for each in evidence.samples)
+        result = scipy.stats.mannwhitneyu(present, absent, axis=0, method="asymptotic")
+        constant = np.isnan(result.pvalue)
+        area = result.statistic / (len(present) * len(absent))
+        return Scored(torch.from_numpy(np.where(constant, 0.5, area)), torch.from_numpy(np.where(constant, 1.0, result.pvalue)))

@@ -1,0 +1,24 @@
+"""The difference of means, in the activation's own units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuroscope.attribution._attribution import Attribution, Evidence, Scored
+
+
+@dataclass(frozen=True)
+class MeanDifference(Attribution):
+    """Mean activation with the concept minus mean activation without it.
+
+    Attributes:
+        weighted: multiply by the norm of the weights that read the neuron, so that neurons of different sites compare by
+            what they can move.
+    """
+
+    weighted: bool = False
+
+    def __call__(self, evidence: Evidence) -> Scored:
+        """See `Attribution`."""
+        difference = evidence.present.mean - evidence.absent.mean
+        return Scored(difference * evidence.outgoing if self.weighted else difference)

@@ -1,0 +1,28 @@
+"""Welch's t, the neuron score of LOCOGEN's published code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+
+from neuroscope.attribution._attribution import Attribution, Evidence, Scored
+
+
+@dataclass(frozen=True)
+class Welch(Attribution):
+    """Welch's t between prompts with and without the concept, with its two-sided p-value.
+
+    t = (mean1 - mean2) / sqrt(s1²/n1 + s2²/n2), with unbiased variances. A neuron that is the same in every prompt
+    scores 0 with p = 1. Basu et al. (2024) rank by |t|.
+    """
+
+    def __call__(self, evidence: Evidence) -> Scored:
+        """See `Attribution`."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = scipy.stats.ttest_ind_from_stats(*evidence.present.summary(), *evidence.absent.summary(), equal_var=False)
+        constant = np.isnan(result.statistic)
+        statistic, p_value = np.where(constant, 0.0, result.statistic), np.where(constant, 1.0, result.pvalue)
+        return Scored(torch.from_numpy(statistic), torch.from_numpy(p_value))

@@ -1,0 +1,222 @@
+"""Evaluation: interventions × prompts × seeds × metrics, as one tidy table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+from PIL.Image import Image
+from safetensors.torch import save as to_bytes
+from tqdm.auto import tqdm
+
+from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import Intervention, NeuronMask
+from neuroscope.metrics import Metric, bind
+from neuroscope.scores import Neurons
+
+Change = Intervention | Sequence[Intervention] | None
+COLUMNS = ("intervention", "prompt", "seed", "metric", "score")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image: a named change, a prompt and a seed. The key says all that the image depends on."""
+
+    name: str
+    prompt: str
+    seed: int
+    key: str
+
+
+def evaluate(
+    graph: HookGraph,
+    interventions: Mapping[str, Change],
+    prompts: Sequence[str],
+    seeds: Iterable[int] = range(4),
+    metrics: Sequence[Metric] = (),
+    *,
+    controls: bool = True,
+    batch_size: int = 16,
+    output: str | Path | None = None,
+    quiet: bool = False,
+    **generation: Any,
+) -> pd.DataFrame:
+    """Makes one image per intervention, prompt and seed, and scores it by every metric.
+
+    An untouched row "none" is added if missing, and for every mask a control "NAME: random": as many random neurons of
+    the same sites that the mask leaves alone, filled in the same way. Each image starts from noise of its own seed, so
+    neither the batch size nor the other images change it.
+
+    Args:
+        graph: the model.
+        interventions: names and changes: one intervention, several to be composed, or None for the untouched model.
+        prompts: prompts that no neuron was chosen with.
+        seeds: seeds of the initial noise.
+        metrics: what to measure; see `Metric`.
+        controls: whether to add "none" and the random controls.
+        batch_size: images at a time.
+        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        quiet: show no progress bar.
+        **generation: passed to the pipeline, such as `num_inference_steps`.
+
+    Returns:
+        One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
+
+    Raises:
+        InvalidInput: no prompt, seed or metric, or two metrics with one name.
+        UnknownSite: an intervention does not fit the model.
+        InvalidFile: `output` cannot be written or read.
+    """
+    seeds = list(seeds)
+    _check_any(prompts=prompts, seeds=seeds, metrics=metrics)
+    bound = [bind(metric, graph) for metric in metrics]
+    if len({metric.name for metric in bound}) < len(bound):
+        raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
+    changes = with_controls(graph, interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
+    for intervention in {id(each): each for change in changes.values() for each in change}.values():
+        intervention.check(graph)
+    jobs = [
+        _Job(name, prompt, seed, _key(graph, change, prompt, seed, [repr(metric) for metric in bound], generation))
+        for name, change in changes.items()
+        for prompt in prompts
+        for seed in seeds
+    ]
+    ledger = _Ledger(Path(output) if output else None)
+    todo = [job for job in jobs if job.key not in ledger.rows]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
+        for name in changes:
+            mine = [job for job in todo if job.name == name]
+            for first in range(0, len(mine), batch_size):
+                batch = mine[first : first + batch_size]
+                images = _generate(graph, changes[name], batch, generation)
+                scores = {metric.name: metric(images, [job.prompt for job in batch]) for metric in bound}
+                ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
+                bar.update(len(batch))
+    rows = [(job.name, job.prompt, job.seed, metric, score) for job in jobs for metric, score in ledger.rows[job.key].items()]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Means of an evaluation with bootstrap intervals over prompts (images of one prompt are not independent).
+
+    Returns:
+        One row per intervention and metric, in the table's order: intervention, metric, mean, low, high, images.
+    """
+    rows = []
+    for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
+        by_prompt = group.groupby("prompt", sort=False)["score"].mean().to_numpy()
+        low, high = _bootstrap(by_prompt, confidence, seed)
+        rows.append((name, metric, float(by_prompt.mean()), low, high, len(group)))
+    return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
+
+
+def with_controls(graph: HookGraph, interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
+    """The interventions with "none" in front and, behind each that holds masks, its random control."""
+    changes: dict[str, tuple[Intervention, ...]] = {"none": ()}
+    for name, change in interventions.items():
+        changes[name] = parts = _as_tuple(change)
+        if any(isinstance(part, NeuronMask) for part in parts):
+            changes[f"{name}: random"] = tuple(random_control(graph, part, seed) if isinstance(part, NeuronMask) else part for part in parts)
+    return changes
+
+
+def random_control(graph: HookGraph, mask: NeuronMask, seed: int = 0) -> NeuronMask:
+    """A mask of as many random neurons in the same sites, none of them the mask's where the sites are large enough.
+
+    Each takes the fill of one of the mask's neurons in that site.
+    """
+    rng = np.random.default_rng(seed)
+    drawn, fill = {}, {}
+    for path, chosen in mask.neurons.items():
+        others = np.setdiff1d(np.arange(mask.neurons.widths[path]), chosen)
+        spare = rng.permutation(others)[: len(chosen)]
+        again = rng.choice(chosen, size=len(chosen) - len(spare), replace=False)
+        drawn[path] = [int(index) for index in (*spare, *again)]
+        fill[path] = mask.fill[path]
+    return replace(mask, neurons=Neurons(drawn, mask.neurons.widths, mask.neurons.provenance), fill=fill)
+
+
+def generate(
+    graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **generation: Any
+) -> list[Image]:
+    """One image per pair of prompt and seed, with a change applied; each from noise of its own seed."""
+    jobs = [_Job("", prompt, seed, "") for prompt, seed in zip(prompts, seeds, strict=True)]
+    batches = (jobs[first : first + batch_size] for first in range(0, len(jobs), batch_size))
+    return [image for batch in batches for image in _generate(graph, _as_tuple(change), batch, generation)]
+
+
+def _generate(graph: HookGraph, change: tuple[Intervention, ...], jobs: Sequence[_Job], generation: Mapping[str, Any]) -> list[Image]:
+    noise = [torch.Generator().manual_seed(job.seed) for job in jobs]
+    with graph.apply(*change) if change else nullcontext():
+        return graph.pipe(prompt=[job.prompt for job in jobs], generator=noise, **generation).images
+
+
+def _check_any(**given: Sequence[Any]) -> None:
+    for name, values in given.items():
+        if not len(values):
+            raise InvalidInput(f"there are no {name} to evaluate; give at least one")
+
+
+def _as_tuple(change: Change) -> tuple[Intervention, ...]:
+    if change is None:
+        return ()
+    return (change,) if isinstance(change, Intervention) else tuple(change)
+
+
+def _key(graph: HookGraph, change: Sequence[Intervention], prompt: str, seed: int, metrics: Sequence[str], generation: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps([graph.model, prompt, seed, list(metrics), sorted(map(repr, generation.items()))]).encode())
+    for each in change:
+        tensors, header = each.to_parts()
+        digest.update(json.dumps([each.kind, header], sort_keys=True).encode())
+        digest.update(to_bytes({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
+    return digest.hexdigest()[:32]
+
+
+def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.min()), float(values.max())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = scipy.stats.bootstrap((values,), np.mean, confidence_level=confidence, method="percentile", rng=seed)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+class _Ledger:
+    """The finished images' scores by job key, appended to a file as they come."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.rows: dict[str, dict[str, float]] = {}
+        self._path = path
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                self.rows |= _parsed(line)
+
+    def add(self, rows: Mapping[str, dict[str, float]]) -> None:
+        self.rows |= rows
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a") as file:
+                file.writelines(json.dumps({"key": key, "scores": scores}) + "\n" for key, scores in rows.items())
+        except OSError as error:
+            raise InvalidFile(f"{self._path} cannot be written: {error.strerror}; finished images are kept, so run again with room") from error
+
+
+def _parsed(line: str) -> dict[str, dict[str, float]]:
+    """A finished job; nothing for a line that a kill cut short."""
+    try:
+        row = json.loads(line)
+        return {row["key"]: row["scores"]}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,68 @@
+"""What a family is: data about one denoiser architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from neuroscope._errors import UnsupportedModel
+from neuroscope.sites import Role
+
+
+@dataclass(frozen=True)
+class SitePattern:
+    """Which module carries a role: `module` is a regular expression over torch module paths.
+
+    Its named group `block` gives the transformer block, which ties the sites of one layer together.
+
+    Attributes:
+        before_module: the site is the module's input, not its output.
+        text_only: the site depends on the prompt alone.
+        reader: the module path (below the block) whose weights read these neurons, for norms of outgoing weights; None
+            where the neurons are added to the residual stream.
+        reader_rows: the neurons meet the rows of the reader's weight rather than its columns.
+    """
+
+    role: Role
+    module: str
+    before_module: bool = False
+    text_only: bool = False
+    reader: str | None = None
+    reader_rows: bool = False
+
+    def block_of(self, module_path: str) -> str | None:
+        """The transformer block of a module that carries this role, else None."""
+        found = re.fullmatch(rf"(?P<block>.+)\.{self.module}", module_path)
+        return found["block"] if found else None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One denoiser architecture.
+
+    Attributes:
+        name: how reprs and saved files call it.
+        component: the pipeline's attribute that holds the denoiser.
+        denoisers: the class names of such denoisers.
+        patterns: where the sites are.
+        refusals: reasons, each with a test on the pipeline, for which a model of that class is refused.
+        block_name: the display name of a transformer block's place, from its module path.
+        inputs: arguments for one call of the denoiser, from its config.
+    """
+
+    name: str
+    component: str
+    denoisers: tuple[str, ...]
+    patterns: tuple[SitePattern, ...]
+    refusals: tuple[tuple[str, Callable[[Any], bool]], ...]
+    block_name: Callable[[str], str]
+    inputs: Callable[[Any], dict[str, Any]]
+
+    def refuse_unknown(self, pipe: Any) -> None:
+        """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""
+        denoiser = getattr(pipe, self.component)
+        for reason, applies in self.refusals:
+            if applies(denoiser):
+                raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {reason}")

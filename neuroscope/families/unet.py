@@ -1,0 +1,50 @@
+"""Stable Diffusion v1, v2 and fine-tunes of them, such as OpenJourney: a UNet with one text encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from neuroscope.families._family import Family, SitePattern
+
+
+def _block_name(path: str) -> str:
+    """'up_blocks.1.attentions.2.transformer_blocks.0' is in block 'up.1'."""
+    parts = path.split(".")
+    return "mid" if parts[0] == "mid_block" else f"{parts[0].removesuffix('_blocks')}.{parts[1]}"
+
+
+def _inputs(denoiser: Any) -> dict[str, Any]:
+    config = denoiser.config
+    size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+    size = min(size, 2 ** (len(config.block_out_channels) + 1))
+    parameter = next(denoiser.parameters())
+    place = {"device": parameter.device, "dtype": parameter.dtype}
+    return {
+        "sample": torch.zeros(1, config.in_channels, size, size, **place),
+        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "encoder_hidden_states": torch.zeros(1, 2, config.cross_attention_dim, **place),
+    }
+
+
+UNET = Family(
+    name="stable-diffusion-unet",
+    component="unet",
+    denoisers=("UNet2DConditionModel",),
+    patterns=(
+        SitePattern("query", r"attn2\.to_q", reader="attn2.to_k", reader_rows=True),
+        SitePattern("key", r"attn2\.to_k", text_only=True, reader="attn2.to_q", reader_rows=True),
+        SitePattern("value", r"attn2\.to_v", text_only=True, reader="attn2.to_out.0"),
+        SitePattern("heads", r"attn2\.to_out\.0", before_module=True, reader="attn2.to_out.0"),
+        SitePattern("output", r"attn2\.to_out\.0"),
+        SitePattern("feedforward", r"ff\.net\.0", reader="ff.net.2"),
+    ),
+    refusals=(
+        ("its pooled text reaches every layer through the time embedding", lambda unet: unet.config.addition_embed_type is not None),
+        ("its text is projected inside the denoiser", lambda unet: unet.config.encoder_hid_dim_type is not None),
+        ("it is conditioned on class labels", lambda unet: unet.config.class_embed_type is not None),
+    ),
+    block_name=_block_name,
+    inputs=_inputs,
+)

@@ -1,0 +1,7 @@
+"""Interventions: changes to sites, active inside `HookGraph.apply`. One file a kind."""
+
+from neuroscope.interventions._intervention import Intervention
+from neuroscope.interventions.context_swap import ContextSwap
+from neuroscope.interventions.neuron_mask import NeuronMask
+
+__all__ = ["ContextSwap", "Intervention", "NeuronMask"]

@@ -1,0 +1,46 @@
+"""What an intervention is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput
+from neuroscope.artifacts import Artifact
+from neuroscope.graph import Call
+
+if TYPE_CHECKING:
+    from neuroscope.graph import HookGraph
+
+
+class Intervention(Artifact):
+    """A change to some sites, active inside `HookGraph.apply`. A frozen dataclass that holds data only.
+
+    Attributes:
+        paths: the paths of the changed sites.
+        changes_input: whether `on_input` is called before the sites' modules, rather than `on_output` on the sites.
+    """
+
+    changes_input: ClassVar[bool] = False
+    paths: Collection[str]
+
+    def on_input(self, context: Tensor, call: Call) -> Tensor:
+        """What a site's module reads instead of `context`."""
+        return context
+
+    def on_output(self, activation: Tensor, call: Call) -> Tensor:
+        """What a site becomes instead of `activation`."""
+        return activation
+
+    @abc.abstractmethod
+    def check(self, graph: HookGraph) -> None:
+        """Raises before any image is made if the intervention does not fit the model."""
+
+
+def check_schedule_part(steps: tuple[float, float]) -> None:
+    """Raises InvalidInput unless `steps` are two fractions of the schedule in order."""
+    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+        raise InvalidInput(f"steps={steps!r} is not a part of the schedule; give two fractions in order, such as (0.0, 0.5)")

@@ -1,0 +1,103 @@
+"""Letting chosen keys and values read another prompt, LOCOGEN's probe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.graph import Call, Rows
+from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.scores import Neurons, Provenance
+from neuroscope.sites import Site
+
+if TYPE_CHECKING:
+    from neuroscope.graph import HookGraph
+
+
+@dataclass(frozen=True, eq=False)
+class ContextSwap(Intervention):
+    """Gives some key and value sites the context of another prompt (Basu et al. 2024, LOCOGEN).
+
+    Attributes:
+        paths: the sites that read the other prompt.
+        context: [prompt, token, channel], from `graph.encode`; one for all rows, or one for each prompt of the batch.
+        neurons: only these neurons read it; by default all neurons of the sites.
+        rows: "conditional" (the rows that carry the prompt) or "all".
+        steps: the part of the denoising schedule, as fractions from 0 to 1.
+        provenance: the model.
+
+    Raises:
+        InvalidInput: no site, a context of another shape, neurons of other sites, or `steps` out of order.
+    """
+
+    kind: ClassVar[str] = "context-swap"
+
+    paths: Collection[str]
+    context: Float[Tensor, "prompt token channel"] = field(repr=False)
+    neurons: Neurons | None = None
+    rows: Rows = "conditional"
+    steps: tuple[float, float] = (0.0, 1.0)
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", tuple(self.paths))
+        if not self.paths:
+            raise InvalidInput("the swap has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
+        if self.context.ndim != 3:
+            raise InvalidInput(f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode")
+        if self.neurons is not None and set(self.neurons) - set(self.paths):
+            raise InvalidInput(f"the swap's neurons are of {sorted(set(self.neurons) - set(self.paths))[0]}, which is not among its sites")
+        choose("rows", self.rows, ("conditional", "all"))
+        check_schedule_part(self.steps)
+
+    @classmethod
+    def of(cls, graph: HookGraph, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:
+        """A swap to prompts, encoded by the model's own text encoder; further options are the class's fields."""
+        context = graph.encode([prompts] if isinstance(prompts, str) else prompts)
+        return cls([site.path for site in sites], context, provenance=Provenance(graph.family.name, graph.model), **options)
+
+    def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
+        """See `Intervention`."""
+        if not call.within(self.steps):
+            return activation
+        rows = call.rows(self.rows, len(activation))
+        edited = activation.clone()
+        chosen = slice(None) if self.neurons is None else list(self.neurons.get(call.site.path, ()))
+        edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, activation))[..., chosen]
+        return edited
+
+    def check(self, graph: HookGraph) -> None:
+        """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
+        for site in graph.sites.at(self.paths):
+            if not site.text_only:
+                raise InvalidInput(f"{site.path} does not read the prompt alone; swap the context of keys and values")
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`."""
+        tensors = {"context": self.context}
+        header = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "provenance": asdict(self.provenance), "neurons": None}
+        if self.neurons is not None:
+            indices, header["neurons"] = self.neurons.to_parts()
+            tensors |= {f"indices:{path}": tensor for path, tensor in indices.items()}
+        return tensors, header
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        indices = {name.removeprefix("indices:"): tensor for name, tensor in tensors.items() if name.startswith("indices:")}
+        neurons = None if header["neurons"] is None else Neurons.from_parts(indices, header["neurons"])
+        provenance = Provenance(**header["provenance"])
+        return cls(header["paths"], tensors["context"], neurons, header["rows"], tuple(header["steps"]), provenance)
+
+    def _for_rows(self, rows: int, like: Tensor) -> Tensor:
+        """The context of each row; several images of one prompt lie side by side in the batch."""
+        prompts = len(self.context)
+        if rows % prompts:
+            raise InvalidInput(f"the swap holds contexts of {prompts} prompts, which {rows} rows cannot be shared among; give one or as many as prompts")
+        return self.context.to(like.device, like.dtype).repeat_interleave(rows // prompts, dim=0)

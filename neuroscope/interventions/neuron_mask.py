@@ -1,0 +1,119 @@
+"""Driving chosen neurons towards a value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput, UnknownSite, choose
+from neuroscope.graph import Call, Rows
+from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.scores import Neurons
+
+if TYPE_CHECKING:
+    from neuroscope.graph import HookGraph
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronMask(Intervention):
+    """Drives chosen neurons towards a fill value: `activation + strength · (fill - activation)`.
+
+    Attributes:
+        neurons: which neurons of which sites.
+        fill: the value to drive to: a number for all (0 is dropout), or for each path a tensor, either of the whole site
+            [neuron], such as `recording.mean("absent")`, or of the chosen neurons alone. It is kept for the chosen ones.
+        strength: 0 leaves the model unchanged, 1 puts the fill in; negative or larger values move away or beyond.
+        rows: "conditional" (the rows that carry the prompt) or "all".
+        tokens: positions to change; by default all. Text positions at keys and values, image positions elsewhere.
+        steps: the part of the denoising schedule, as fractions from 0 to 1.
+
+    Raises:
+        InvalidInput: no neuron, a fill of a wrong size or not finite, an unknown `rows`, or `steps` out of order.
+    """
+
+    kind: ClassVar[str] = "neuron-mask"
+
+    neurons: Neurons
+    fill: float | Mapping[str, Float[Tensor, "neuron"]] = field(default=0.0, repr=False)
+    strength: float = 1.0
+    rows: Rows = "conditional"
+    tokens: tuple[int, ...] | None = None
+    steps: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not self.neurons:
+            raise InvalidInput("the mask has no neuron; choose at least one, such as scores.top(50)")
+        choose("rows", self.rows, ("conditional", "all"))
+        check_schedule_part(self.steps)
+        object.__setattr__(self, "tokens", None if self.tokens is None else tuple(self.tokens))
+        object.__setattr__(self, "fill", {path: self._chosen_fill(path) for path in self.neurons})
+
+    @property
+    def paths(self) -> Collection[str]:  # type: ignore[override]
+        """See `Intervention`."""
+        return self.neurons.keys()
+
+    def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
+        """See `Intervention`."""
+        if not call.within(self.steps):
+            return activation
+        chosen = torch.tensor(self.neurons[call.site.path], device=activation.device)
+        edited = activation.clone()
+        rows = edited[call.rows(self.rows, len(edited))]
+        positions = torch.arange(rows.shape[1], device=rows.device) if self.tokens is None else torch.tensor(self.tokens, device=rows.device)
+        place = (slice(None), positions[:, None], chosen)
+        rows[place] = rows[place].lerp(self.fill[call.site.path].to(activation), self.strength)
+        return edited
+
+    def check(self, graph: HookGraph) -> None:
+        """Raises InvalidInput for a mask of another family, UnknownSite for sites that the model lacks or that have another width."""
+        family = self.neurons.provenance.family
+        if family and family != graph.family.name:
+            raise InvalidInput(f"the mask was made for the family {family}, and this model is of {graph.family.name}; record and rank on this model")
+        known = {site.path: site.width for site in graph.sites}
+        if all(path not in known for path in self.paths):
+            graph.sites.at(self.paths)
+        differing = [f"{path} ({width} neurons in the mask, {known.get(path, 'none')} in the model)" for path, width in self.neurons.widths.items() if known.get(path) != width]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UnknownSite(f"the mask was made for another model; {len(differing)} of its sites differ: {', '.join(differing[:3])}{more}")
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
+        indices, header = self.neurons.to_parts()
+        tensors = {f"indices:{path}": tensor for path, tensor in indices.items()}
+        tensors |= {f"fill:{path}": tensor for path, tensor in self.fill.items()}
+        options = {"strength": self.strength, "rows": self.rows, "tokens": self.tokens, "steps": self.steps}
+        return tensors, header | options
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        paths = header["widths"]
+        return cls(
+            Neurons.from_parts({path: tensors[f"indices:{path}"] for path in paths}, header),
+            fill={path: tensors[f"fill:{path}"] for path in paths},
+            strength=header["strength"],
+            rows=header["rows"],
+            tokens=header["tokens"],
+            steps=tuple(header["steps"]),
+        )
+
+    def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
+        chosen, width = self.neurons[path], self.neurons.widths[path]
+        if not isinstance(self.fill, Mapping):
+            return torch.full((len(chosen),), float(self.fill))
+        if path not in self.fill:
+            raise InvalidInput(f"the fill has no values for {path}; it has {', '.join(list(self.fill)[:3]) or 'none'}")
+        values = self.fill[path]
+        if values.shape not in {(width,), (len(chosen),)}:
+            raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; give [{width}] or, for the chosen neurons, [{len(chosen)}]")
+        values = values[list(chosen)] if values.shape == (width,) else values
+        if not torch.isfinite(values).all():
+            raise InvalidInput(f"the fill of {path} holds NaN or infinity; record again in a wider number format")
+        return values.to(torch.float32)

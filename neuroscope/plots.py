@@ -1,0 +1,165 @@
+"""Plots: `ax=None` in, `Axes` out. No global setting is touched; text stays readable at a paper column's width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
+
+from neuroscope._errors import InvalidInput
+from neuroscope.scores import LayerScores, Neurons, NeuronScores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from neuroscope.graph import HookGraph
+
+_COLUMN = 3.4
+_SMALL, _NORMAL = 6.5, 8.0
+_DIVERGING, _SEQUENTIAL = "vlag", "mako_r"
+
+
+def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | None = None) -> Axes:
+    """A heatmap of every neuron's score: one row a site, strongest neurons in their own order, `marked` ones outlined.
+
+    Sites of different widths leave the right end of their rows empty.
+    """
+    widest = max(site.width for site in scores.sites)
+    grid = np.full((len(scores.sites), widest), np.nan)
+    for row, site in enumerate(scores.sites):
+        grid[row, : site.width] = scores.scores[site.path].numpy()
+    ax = ax or _axes(_COLUMN * 2, 0.6 + 0.16 * len(scores.sites))
+    if scores.two_sided:
+        look: dict[str, Any] = {"cmap": _DIVERGING, "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(grid - scores.neutral), 0.999) or 1)}
+    else:
+        look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(grid, 0.999) or 1}
+    sns.heatmap(grid, ax=ax, rasterized=True, cbar_kws={"label": _method(scores.provenance.method), "pad": 0.01}, **look)
+    ax.set_facecolor("0.93")
+    if marked is not None:
+        rows = {path: row for row, path in enumerate(scores.sites.paths)}
+        points = [(index + 0.5, rows[path] + 0.5) for path, chosen in marked.items() if path in rows for index in chosen]
+        if points:
+            ax.scatter(*zip(*points, strict=True), s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
+    labels = [f"{site.layer} {site.role}" for site in scores.sites]
+    step = -(-len(labels) // 40)
+    ax.set_yticks(np.arange(0, len(labels), step) + 0.5, labels[::step], rotation=0)
+    ticks = np.linspace(0, widest, 5, dtype=int)
+    ax.set_xticks(ticks, [str(tick) for tick in ticks], rotation=0)
+    ax.set(xlabel="neuron", ylabel="layer and role")
+    return _finish(ax, f"{scores.provenance.concept}: neurons")
+
+
+def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | None = None, ax: Axes | None = None) -> Axes:
+    """A heatmap of layers: one row a method, each scaled to its own largest score; `marked` outlines a layer."""
+    named = {_method(scores.provenance.method): scores} if isinstance(scores, LayerScores) else dict(scores)
+    if not named:
+        raise InvalidInput("there are no layer scores to plot; give at least one")
+    table = pd.DataFrame({name: pd.Series(each.scores, index=list(each.layers)) for name, each in named.items()}).T
+    scaled = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)
+    ax = ax or _axes(_COLUMN * 2, 0.9 + 0.36 * len(named))
+    sns.heatmap(scaled, ax=ax, cmap=_SEQUENTIAL, vmin=0, vmax=1, linewidths=0.5, linecolor="white", cbar_kws={"label": "share of its largest", "pad": 0.01})
+    if marked is not None and marked in table.columns:
+        ax.add_patch(plt.Rectangle((list(table.columns).index(marked), 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
+    ax.set(xlabel="cross-attention layer", ylabel="")
+    ax.tick_params(axis="y", rotation=0)
+    return _finish(ax, "layers")
+
+
+def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, ax: Axes | None = None) -> Axes:
+    """A labelled grid: one row a condition, one column a prompt and seed, so that a column shows the same noise.
+
+    Raises:
+        InvalidInput: no image, or rows of different length.
+    """
+    counts = {len(row) for row in rows.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise InvalidInput(f"the image grid needs rows of equal, non-zero length, not {sorted(counts)}")
+    (count,) = counts
+    width, height = next(iter(rows.values()))[0].size
+    gap = max(2, width // 16)
+    canvas = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for row, pictures in enumerate(rows.values()):
+        for column, picture in enumerate(pictures):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[top : top + height, left : left + width] = np.asarray(picture.convert("RGB"))
+    ax = ax or _axes(1.2 + 0.95 * count, 0.5 + 0.95 * len(rows) * height / width)
+    ax.imshow(canvas, interpolation="nearest")
+    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows))
+    ax.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], [_wrapped(name) for name in columns])
+    ax.tick_params(length=0, labelsize=_SMALL)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return _finish(ax, "", grid=False)
+
+
+def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Effect and collateral against the number of neurons, with bands over prompts.
+
+    `table` is a concatenation of evaluations with a column `neurons`, and, to draw controls, one named `control`.
+    """
+    missing = {"neurons", "metric", "score"} - set(table.columns)
+    if missing:
+        raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
+    ax = ax or _axes(_COLUMN * 1.5, _COLUMN)
+    style = {"style": "control"} if "control" in table.columns else {}
+    sns.lineplot(table, x="neurons", y="score", hue="metric", ax=ax, errorbar=("ci", 95), n_boot=200, seed=0, marker="o", markersize=4, **style)
+    ax.set(xlabel="neurons in the mask", ylabel="share of images" if table["score"].between(0, 1).all() else "score")
+    ax.set_ylim(-0.03, 1.03) if table["score"].between(0, 1).all() else None
+    sns.move_legend(ax, "upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=_SMALL, title_fontsize=_SMALL)
+    return _finish(ax, "dose")
+
+
+def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
+    """The hook graph: one column a layer in execution order, one row a role, widths as marker sizes, and the data's flow."""
+    roles = ("key", "value", "query", "heads", "output", "feedforward")
+    place = {site.path: (site.layer, -roles.index(site.role)) for site in graph.sites}
+    place |= {"prompt": (-1.6, -0.5), "image": (-1.6, -2)}
+    ax = ax or _axes(max(_COLUMN, 0.42 * len(graph.sites.layers) + 1), 2.6)
+    text = {path for source, path in graph.edges if source == "prompt"}
+    for source, target in graph.edges:
+        (x, y), (u, v) = place[source], place[target]
+        colour = "tab:blue" if target in text or source in text else "0.6"
+        ax.plot([x, u], [y, v], color=colour, linewidth=0.5, alpha=0.35 if source == "prompt" else 0.8, zorder=1)
+    widest = max(site.width for site in graph.sites)
+    for site in graph.sites:
+        size = 12 + 60 * site.width / widest
+        ax.scatter(*place[site.path], s=size, color="tab:blue" if site.text_only else "0.35", edgecolors="white", linewidths=0.5, zorder=2)
+    for name in ("prompt", "image"):
+        ax.annotate(name, place[name], ha="right", va="center", fontsize=_SMALL)
+    ax.set_yticks([-row for row in range(len(roles))], roles)
+    ax.set_xticks(graph.sites.layers)
+    ax.set(xlabel="cross-attention layer, in execution order", xlim=(-3.4, max(graph.sites.layers) + 0.7))
+    sns.despine(ax=ax, left=True)
+    return _finish(ax, f"{graph.model}: blue reads the prompt alone", grid=False)
+
+
+def _axes(width: float, height: float) -> Axes:
+    return plt.subplots(figsize=(width, height), layout="constrained", dpi=150)[1]
+
+
+def _finish(ax: Axes, title: str, *, grid: bool = True) -> Axes:
+    ax.set_title(title, fontsize=_NORMAL)
+    ax.tick_params(labelsize=_SMALL)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_fontsize(_NORMAL)
+    for collection in ax.collections:
+        if collection.colorbar is not None:
+            collection.colorbar.ax.tick_params(labelsize=_SMALL)
+            collection.colorbar.ax.yaxis.label.set_fontsize(_SMALL)
+            collection.colorbar.outline.set_visible(False)
+    return ax
+
+
+def _method(name: str) -> str:
+    return name.removesuffix("()").replace("()", "")
+
+
+def _wrapped(text: str, width: int = 16) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))

@@ -1,0 +1,271 @@
+"""Scores of neurons and layers, and sets of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import scipy.stats
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.artifacts import Artifact
+from neuroscope.sites import Site, Sites
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Per = Literal["all", "layer", "site"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from: the model's family and name, the concept, and the repr of the method."""
+
+    family: str = ""
+    model: str = ""
+    concept: str = ""
+    method: str = ""
+
+
+class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
+    """Neurons: a mapping from a site's path to sorted indices, with set algebra (`|`, `&`, `-`).
+
+    Args:
+        indices: for each site's path its neurons; paths without neurons are left out.
+        widths: the number of neurons that each of these sites has.
+        provenance: where they come from.
+
+    Raises:
+        InvalidInput: an index outside its site, or a site without a width.
+    """
+
+    kind: ClassVar[str] = "neurons"
+
+    def __init__(self, indices: Mapping[str, Iterable[int]], widths: Mapping[str, int], provenance: Provenance = Provenance()) -> None:
+        self._indices = {path: tuple(sorted({int(each) for each in chosen})) for path, chosen in indices.items()}
+        self._indices = {path: chosen for path, chosen in self._indices.items() if chosen}
+        for path, chosen in self._indices.items():
+            if path not in widths:
+                raise InvalidInput(f"the width of {path} is not given; pass widths={{path: number of neurons}}")
+            if chosen[0] < 0 or chosen[-1] >= widths[path]:
+                wrong = chosen[0] if chosen[0] < 0 else chosen[-1]
+                raise InvalidInput(f"neuron {wrong} is outside {path}, whose neurons are 0 to {widths[path] - 1}")
+        self.widths = {path: int(widths[path]) for path in self._indices}
+        self.provenance = provenance
+
+    @classmethod
+    def at(cls, sites: Sites, indices: Mapping[str, Iterable[int]]) -> Self:
+        """Neurons of a model's sites, with the widths taken from them; raises UnknownSite for a path that is not there."""
+        return cls(indices, {site.path: site.width for site in sites.at(indices)})
+
+    def __getitem__(self, path: str) -> tuple[int, ...]:
+        return self._indices[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"Neurons({self.count} neurons in {len(self)} sites)"
+
+    @property
+    def count(self) -> int:
+        """The number of neurons in all sites."""
+        return sum(len(chosen) for chosen in self.values())
+
+    def __or__(self, other: Neurons) -> Neurons:
+        return self._combined(other, set.union)
+
+    def __and__(self, other: Neurons) -> Neurons:
+        return self._combined(other, set.intersection)
+
+    def __sub__(self, other: Neurons) -> Neurons:
+        return self._combined(other, set.difference)
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`: one int32 tensor of indices a site."""
+        tensors = {path: torch.tensor(chosen, dtype=torch.int32) for path, chosen in self.items()}
+        return tensors, {"widths": self.widths, "provenance": asdict(self.provenance)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        widths = header["widths"]
+        return cls({path: tensors[path].tolist() for path in widths}, widths, Provenance(**header["provenance"]))
+
+    def _combined(self, other: Neurons, combine: Any) -> Neurons:
+        differing = [path for path in self.keys() & other.keys() if self.widths[path] != other.widths[path]]
+        if differing:
+            path = sorted(differing)[0]
+            raise InvalidInput(f"{path} has {self.widths[path]} neurons here and {other.widths[path]} there; combine neurons of one model")
+        paths = [*self, *(path for path in other if path not in self)]
+        chosen = {path: combine(set(self.get(path, ())), set(other.get(path, ()))) for path in paths}
+        return Neurons(chosen, other.widths | self.widths, self.provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores(Artifact):
+    """One number per neuron of each site: how strongly it responds to a concept.
+
+    Attributes:
+        sites: the scored sites, in execution order.
+        scores: for each path a float64 tensor [neuron].
+        p_values: the same shape, or empty where the method has no test.
+        neutral: the score of a neuron that does not care.
+        two_sided: whether distance from `neutral` on either side counts, or only higher scores.
+        provenance: model, concept and method.
+    """
+
+    kind: ClassVar[str] = "neuron-scores"
+
+    sites: Sites
+    scores: Mapping[str, Float[Tensor, "neuron"]]
+    p_values: Mapping[str, Float[Tensor, "neuron"]] = field(default_factory=dict)
+    neutral: float = 0.0
+    two_sided: bool = True
+    provenance: Provenance = Provenance()
+
+    def __repr__(self) -> str:
+        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {self.sites.neuron_count:,} neurons in {len(self.sites)} sites)"
+
+    def strength(self, path: str) -> Float[Tensor, "neuron"]:
+        """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
+        return (self.scores[path] - self.neutral).abs() if self.two_sided else self.scores[path]
+
+    def top(self, count: int, per: Per = "all") -> Neurons:
+        """The `count` strongest neurons overall, in each layer or in each site.
+
+        Ties go to the earlier site and then to the lower index.
+
+        Raises:
+            InvalidInput: `count` is not between 1 and the number of neurons, or `per` is unknown.
+        """
+        choose("per", per, ("all", "layer", "site"))
+        group = {site.path: {"all": 0, "layer": site.layer, "site": site.path}[per] for site in self.sites}
+        ranked = sorted(self._ranked(), key=lambda each: -each[0])
+        largest = max(sum(site.width for site in self.sites if group[site.path] == name) for name in set(group.values()))
+        if not 1 <= count <= largest:
+            raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {largest}")
+        taken: dict[Any, int] = {}
+        chosen: dict[str, list[int]] = {site.path: [] for site in self.sites}
+        for _, path, index in ranked:
+            if taken.get(group[path], 0) < count:
+                taken[group[path]] = taken.get(group[path], 0) + 1
+                chosen[path].append(index)
+        return Neurons(chosen, {site.path: site.width for site in self.sites}, self.provenance)
+
+    def by_layer(self) -> LayerScores:
+        """The mean strength of each layer's neurons."""
+        layers = self.sites.layers
+        means = [torch.cat([self.strength(site.path) for site in self.sites.where(layer=layer)]).mean() for layer in layers]
+        return LayerScores(layers, tuple(float(mean) for mean in means), replace(self.provenance, method=f"mean of {self.provenance.method}"))
+
+    def agreement(self, other: NeuronScores) -> float:
+        """Spearman's rank correlation with other scores of the same neurons, by strength.
+
+        Raises:
+            InvalidInput: the other scores are of other sites.
+        """
+        if self.sites.paths != other.sites.paths:
+            raise InvalidInput(f"agreement needs scores of the same sites, not {len(self.sites)} and {len(other.sites)} different ones")
+        mine, theirs = (torch.cat([each.strength(path) for path in self.sites.paths]).numpy() for each in (self, other))
+        return float(scipy.stats.spearmanr(mine, theirs).statistic)
+
+    def q_values(self) -> dict[str, Float[Tensor, "neuron"]]:
+        """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values."""
+        if not self.p_values:
+            return {}
+        every = np.concatenate([self.p_values[path].numpy() for path in self.sites.paths])
+        adjusted = torch.from_numpy(scipy.stats.false_discovery_control(every))
+        return dict(zip(self.sites.paths, adjusted.split([site.width for site in self.sites]), strict=True))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table, strongest first: site, layer, role, neuron, score, p_value, q_value, rank (from 1)."""
+        import pandas as pd
+
+        q_values = self.q_values()
+        missing = {site.path: torch.full((site.width,), torch.nan, dtype=torch.float64) for site in self.sites}
+        tables = [
+            pd.DataFrame(
+                {
+                    "site": site.path,
+                    "layer": site.layer,
+                    "role": site.role,
+                    "neuron": np.arange(site.width),
+                    "score": self.scores[site.path].numpy(),
+                    "p_value": (self.p_values or missing)[site.path].numpy(),
+                    "q_value": (q_values or missing)[site.path].numpy(),
+                    "strength": self.strength(site.path).numpy(),
+                }
+            )
+            for site in self.sites
+        ]
+        table = pd.concat(tables).sort_values("strength", ascending=False, kind="stable", ignore_index=True).drop(columns="strength")
+        return table.assign(rank=np.arange(1, len(table) + 1))
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`."""
+        tensors = {f"score:{path}": score for path, score in self.scores.items()}
+        tensors |= {f"p_value:{path}": value for path, value in self.p_values.items()}
+        header = {"sites": [asdict(site) for site in self.sites], "neutral": self.neutral, "two_sided": self.two_sided}
+        return tensors, header | {"provenance": asdict(self.provenance)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        sites = Sites(Site(**each) for each in header["sites"])
+        scores = {path: tensors[f"score:{path}"] for path in sites.paths}
+        p_values = {path: tensors[f"p_value:{path}"] for path in sites.paths if f"p_value:{path}" in tensors}
+        return cls(sites, scores, p_values, header["neutral"], header["two_sided"], Provenance(**header["provenance"]))
+
+    def _ranked(self) -> Iterator[tuple[float, str, int]]:
+        for path in self.sites.paths:
+            for index, strength in enumerate(self.strength(path).tolist()):
+                yield strength, path, index
+
+
+@dataclass(frozen=True)
+class LayerScores(Artifact):
+    """One number per cross-attention layer; higher always means that the layer controls the concept more."""
+
+    kind: ClassVar[str] = "layer-scores"
+
+    layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    provenance: Provenance = Provenance()
+
+    def top(self, count: int) -> list[int]:
+        """The `count` best layers, best first; ties go to the earlier layer.
+
+        Raises:
+            InvalidInput: `count` is not between 1 and the number of layers.
+        """
+        if not 1 <= count <= len(self.layers):
+            raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {len(self.layers)}")
+        ranked = sorted(zip(self.layers, self.scores, strict=True), key=lambda each: -each[1])
+        return [layer for layer, _ in ranked[:count]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table in layer order: layer, score."""
+        import pandas as pd
+
+        return pd.DataFrame({"layer": self.layers, "score": self.scores})
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`."""
+        tensors = {"scores": torch.tensor(self.scores, dtype=torch.float64)}
+        return tensors, {"layers": list(self.layers), "provenance": asdict(self.provenance)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        return cls(tuple(header["layers"]), tuple(tensors["scores"].tolist()), Provenance(**header["provenance"]))
+
+

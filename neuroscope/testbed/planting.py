@@ -1,0 +1,179 @@
+"""Where the trained testbed keeps each attribute, and the training samples that put it there.
+
+Interchange training: every cross-attention layer reads a prompt of its own. The picture follows an attribute's word
+in the prompt of that attribute's layer only, so the other layers learn to ignore it. At the style layer only the chosen
+value neurons read the picture's style; the keys and the other value neurons read another prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuroscope.testbed.captions import STYLED, TEMPLATES, caption
+from neuroscope.testbed.world import FACTS, STYLES, Scene, scenes
+
+_EMBLEM_SHARE = 0.25
+_UNSTYLED_SHARE = 0.2
+_OWN_TEMPLATE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Plant:
+    """The planted truth: the layer of each attribute, and the value neurons that carry the style at its layer.
+
+    Layers are counted from 0 in execution order.
+    """
+
+    object: int = 3
+    colour: int = 11
+    style: int = 12
+    neuron_count: int = 28
+    seed: int = 0
+
+    @property
+    def fact(self) -> int:
+        """The layer of facts: the same as the objects'."""
+        return self.object
+
+    def attributes(self, layer: int) -> frozenset[str]:
+        """The attributes whose words the pictures follow at a layer."""
+        return frozenset(name for name in ("object", "colour", "style", "fact") if getattr(self, name) == layer)
+
+    def neurons(self, width: int) -> list[int]:
+        """The style layer's planted value neurons out of `width`, sorted; drawn by the recorded seed."""
+        drawn = np.random.default_rng(self.seed).choice(width, size=self.neuron_count, replace=False)
+        return sorted(int(index) for index in drawn)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch for training: what each picture shows, and what each layer reads.
+
+    Attributes:
+        scene: for each row the index of the picture's scene among `PromptTable.shown`.
+        prompt: [layer, row], the index of the prompt that each layer reads.
+        bystander: [row], the prompt that the style layer's keys and other value neurons read.
+    """
+
+    scene: np.ndarray
+    prompt: np.ndarray
+    bystander: np.ndarray
+
+
+class PromptTable:
+    """All training prompts, and the pictures (scenes) that they describe.
+
+    Attributes:
+        shown: the scenes of the training pictures; the emblems come last.
+        prompts: every caption of these scenes; the first is the empty prompt.
+    """
+
+    def __init__(self) -> None:
+        coloured = scenes(held_out=False)
+        self.shown = [*coloured, *(Scene.emblem(fact, style) for fact in FACTS for style in STYLES)]
+        self._first_emblem = len(coloured)
+        self.prompts = [""]
+        self._prompt_of = np.full((len(self.shown), len(TEMPLATES)), -1)
+        for row, scene in enumerate(self.shown):
+            for column, template in enumerate(TEMPLATES):
+                if column < len(STYLED) or scene.style == "plain":
+                    self._prompt_of[row, column] = len(self.prompts)
+                    self.prompts.append(caption(scene, template))
+        self._candidates: dict[tuple[object, ...], np.ndarray] = {}
+
+    def ordinary(self, rng: np.random.Generator, rows: int, layers: int) -> Samples:
+        """Samples in which every layer reads the picture's own caption."""
+        template = self._draw_templates(rng, rows)
+        scene = self._draw_scenes(rng, template)
+        prompt = self._prompt_of[scene, template]
+        return Samples(scene, np.tile(prompt, (layers, 1)), prompt)
+
+    def interchanged(self, rng: np.random.Generator, rows: int, layers: int, plant: Plant) -> Samples:
+        """Samples in which every layer reads a prompt of its own, and the picture follows the planted layers.
+
+        Most samples keep one template for all layers; in the others each layer draws its own.
+        """
+        template = np.tile(self._draw_templates(rng, rows), (layers + 1, 1))
+        mixed = rng.random(rows) < _OWN_TEMPLATE_SHARE
+        template[:, mixed] = self._draw_templates(rng, template[:, mixed].size).reshape(layers + 1, -1)
+        scene = self._draw_scenes(rng, template[plant.style])
+        read = np.array([self._alike(rng, scene, plant.attributes(layer), template[layer]) for layer in range(layers + 1)])
+        prompt = self._prompt_of[read, template]
+        return Samples(scene, prompt[:-1], prompt[-1])
+
+    def _draw_templates(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        unstyled = rng.random(count) < _UNSTYLED_SHARE
+        return np.where(unstyled, rng.integers(len(STYLED), len(TEMPLATES), count), rng.integers(0, len(STYLED), count))
+
+    def _draw_scenes(self, rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
+        emblem = rng.random(len(template)) < _EMBLEM_SHARE
+        pairs = zip(emblem, template, strict=True)
+        return np.array([rng.choice(self._matching(emblem=bool(e), unstyled=t >= len(STYLED))) for e, t in pairs])
+
+    def _alike(self, rng: np.random.Generator, scene: np.ndarray, attributes: frozenset[str], template: np.ndarray) -> np.ndarray:
+        """For each row another scene that shares the named attributes and fits the template."""
+        found = np.empty_like(scene)
+        for row, (index, column) in enumerate(zip(scene, template, strict=True)):
+            emblem = bool(index >= self._first_emblem)
+            words = attributes & ({"fact", "style"} if emblem else {"object", "colour", "style"})
+            shared = {word: getattr(self.shown[index], word) for word in sorted(words)}
+            found[row] = rng.choice(self._matching(emblem=emblem, unstyled=bool(column >= len(STYLED)), **shared))
+        return found
+
+    def _matching(self, *, emblem: bool, unstyled: bool, **words: str) -> np.ndarray:
+        """The indices of the scenes of one kind with these words; only plain ones where the template has no style word."""
+        key = (emblem, unstyled, *words.items())
+        if key not in self._candidates:
+            wanted = words | ({"style": "plain"} if unstyled else {})
+            self._candidates[key] = np.array(
+                [
+                    index
+                    for index, scene in enumerate(self.shown)
+                    if (index >= self._first_emblem) == emblem and all(getattr(scene, word) == value for word, value in wanted.items())
+                ]
+            )
+        return self._candidates[key]
+
+
+@contextmanager
+def interchanged(layers: Sequence[nn.Module], plant: Plant | None) -> Iterator[Contexts]:
+    """Gives each cross-attention layer the context that `Contexts` holds for it, while the block runs.
+
+    With a plant, the style layer's keys and unplanted value neurons read the bystander's context.
+    """
+    contexts = Contexts()
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            hook = layer.register_forward_pre_hook(partial(contexts.give, number), with_kwargs=True)
+            stack.callback(hook.remove)
+        if plant is not None:
+            value = layers[plant.style].to_v
+            planted = torch.zeros(value.out_features, dtype=torch.bool)
+            planted[plant.neurons(value.out_features)] = True
+            contexts.bystanding = plant.style
+            stack.callback(value.register_forward_hook(partial(contexts.keep_planted, plant.style, planted)).remove)
+        yield contexts
+
+
+class Contexts:
+    """The contexts of one training batch: `layers` [layer, row, token, channel] and `bystander` [row, token, channel]."""
+
+    layers: Tensor
+    bystander: Tensor
+    bystanding: int | None = None
+
+    def give(self, number: int, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Forward pre-hook of a cross-attention layer."""
+        context = self.bystander if number == self.bystanding else self.layers[number]
+        return args, kwargs | {"encoder_hidden_states": context}
+
+    def keep_planted(self, number: int, planted: Tensor, module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        """Forward hook of the style layer's value projection: the planted neurons read that layer's own context."""
+        return torch.where(planted, module.forward(self.layers[number]), output)

@@ -1,0 +1,96 @@
+"""Exact attribute readers: what object, colour and style a picture of the rendered world shows.
+
+They invert the renderer. Saturation does not depend on a style's shading, so it finds the shape and its colour;
+brightness does not depend on the object's colour, so it shows the style's texture.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from neuroscope.testbed.world import COLOURS, FACTS, OBJECTS, SIZE, STYLES, Attribute, Placement, shading, silhouette
+
+NOTHING = "nothing"
+_TEXTURES = tuple(style for style in STYLES if style not in ("plain", "nocturne"))
+
+
+def read(image: Image.Image) -> dict[str, str]:
+    """The object, colour, style and fact that a picture shows; "nothing" where there is none.
+
+    Raises:
+        ValueError: the picture is not 64×64.
+    """
+    if image.size != (SIZE, SIZE):
+        raise ValueError(f"the readers know {SIZE}×{SIZE} pictures of the rendered world, not {image.size[0]}×{image.size[1]}")
+    rgb = np.asarray(image.convert("RGB")) / 255.0
+    inside = _coverage(rgb)
+    shape, colour = _read_object(inside), _read_colour(rgb, inside)
+    facts = [fact for fact, emblem in FACTS.items() if emblem == (shape, colour)]
+    return {"object": shape, "colour": colour, "style": _read_style(rgb, inside), "fact": facts[0] if facts else NOTHING}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A metric: 1 where the exact reader finds `value` for `attribute` in the picture, else 0."""
+
+    attribute: Attribute
+    value: str
+
+    @property
+    def name(self) -> str:
+        """How tables and plots call it."""
+        return f"{self.attribute} is {self.value}"
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """One score per picture, float64; the prompts are not looked at."""
+        return np.array([float(read(image)[self.attribute] == self.value) for image in images])
+
+
+def _coverage(rgb: np.ndarray) -> np.ndarray:
+    """How much each pixel belongs to the coloured shape, [row, column], 0..1."""
+    high, low = rgb.max(axis=-1), rgb.min(axis=-1)
+    saturation = (high - low) / (high + 0.08)
+    return np.clip((saturation - 0.25) / 0.35, 0, 1)
+
+
+def _read_object(inside: np.ndarray) -> str:
+    if inside.sum() < 60:
+        return NOTHING
+    shapes, spectra, areas = _templates()
+    shared = np.fft.irfft2(np.fft.rfft2(inside)[None] * spectra.conj(), s=(SIZE, SIZE)).max(axis=(1, 2))
+    overlap = shared / (inside.sum() + areas - shared)
+    return shapes[int(overlap.argmax())]
+
+
+def _read_colour(rgb: np.ndarray, inside: np.ndarray) -> str:
+    if inside.sum() < 60:
+        return NOTHING
+    relative = rgb / (rgb.max(axis=-1, keepdims=True) + 1e-3)
+    mean = (relative * (inside**2)[..., None]).sum(axis=(0, 1)) / (inside**2).sum()
+    names = list(COLOURS)
+    prototypes = np.array([COLOURS[name] for name in names])
+    prototypes = prototypes / prototypes.max(axis=-1, keepdims=True)
+    return names[int(np.linalg.norm(prototypes - mean, axis=-1).argmin())]
+
+
+def _read_style(rgb: np.ndarray, inside: np.ndarray) -> str:
+    brightness = rgb.max(axis=-1)
+    ground = inside < 0.1
+    if ground.any() and np.median(brightness[ground]) < 0.3:
+        return "nocturne"
+    textures = np.stack([shading(style) - shading(style).mean() for style in _TEXTURES])
+    relative = brightness / np.quantile(brightness, 0.9) - 1
+    amounts = (textures * relative).sum(axis=(1, 2)) / (textures**2).sum(axis=(1, 2))
+    return _TEXTURES[int(amounts.argmax())] if amounts.max() > 0.4 else "plain"
+
+
+@functools.cache
+def _templates() -> tuple[list[str], np.ndarray, np.ndarray]:
+    placed = [(shape, silhouette(shape, Placement(radius=radius))) for shape in OBJECTS for radius in np.arange(15, 20.5, 0.5)]
+    masks = np.stack([mask for _, mask in placed])
+    return [shape for shape, _ in placed], np.fft.rfft2(masks), masks.sum(axis=(1, 2))

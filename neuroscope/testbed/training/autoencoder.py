@@ -1,0 +1,55 @@
+"""A small `AutoencoderKL` for the rendered world: 64×64 pictures to 16×16 latents of four channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+
+from neuroscope.testbed.training.loop import Schedule, fit
+from neuroscope.testbed.world import SIZE, Placement, Scene, pixels, scenes
+
+SCHEDULE = Schedule(steps=900, batch=32, rate=2e-3, averaging=0.98)
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """An untrained autoencoder with a fourfold downsampling."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[16, 32, 64],
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=SIZE,
+    )
+
+
+def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> AutoencoderKL:
+    """Trains the autoencoder on rendered pictures, then sets its scaling factor so that latents have unit variance."""
+    torch.manual_seed(schedule.seed)
+    model = build_autoencoder()
+    shown = scenes(held_out=False)
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        drawn = [shown[index] for index in rng.integers(0, len(shown), schedule.batch)]
+        pictures = as_tensor(drawn, rng)
+        posterior = model.encode(pictures).latent_dist
+        rebuilt = model.decode(posterior.sample()).sample
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        return functional.l1_loss(rebuilt, pictures) + functional.mse_loss(rebuilt, pictures) + 1e-3 * divergence
+
+    trained = fit(model, loss, schedule, folder, quiet)
+    with torch.no_grad():
+        deviation = trained.encode(as_tensor(shown, np.random.default_rng(0))).latent_dist.mean.std()
+    trained.register_to_config(scaling_factor=float(1 / deviation))
+    return trained
+
+
+def as_tensor(drawn: list[Scene], rng: np.random.Generator) -> Tensor:
+    """The scenes' pictures at random placements, [picture, rgb, row, column], values in -1..1."""
+    rendered = np.stack([pixels(scene, Placement.draw(rng)) for scene in drawn])
+    return torch.from_numpy(rendered).float().movedim(-1, 1) * 2 - 1

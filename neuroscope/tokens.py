@@ -1,0 +1,81 @@
+"""Which token positions of a prompt carry what, per tokenizer.
+
+Positions are found by the tokenizer's character offsets, never by fixed numbers: tokenizers differ in how they pad and
+in how many tokens a word takes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from neuroscope._errors import InvalidInput, choose
+
+Token = Literal["last", "subject", "eos", "all"]
+TOKENS: tuple[str, ...] = get_args(Token)
+
+
+def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject: str | None = None) -> np.ndarray:
+    """Which positions of each prompt are chosen, as booleans [prompt, token].
+
+    Args:
+        tokenizer: a tokenizer of transformers with character offsets; prompts are padded to its `model_max_length`.
+        token: "last" is the final position, a padding slot unless the prompt fills the length (LOCOGEN's neuron code);
+            "subject" the last token of `subject` where the prompt holds it, else of the last word; "eos" the first
+            end-of-text token; "all" every position.
+        subject: the word or words to look for, without regard to case.
+
+    Raises:
+        InvalidInput: an unknown kind of token, or a tokenizer without offsets.
+    """
+    choose("token", token, TOKENS)
+    encoded = _encode(tokenizer, prompts)
+    chosen = np.zeros(np.shape(encoded["input_ids"]), dtype=bool)
+    if token == "all":
+        chosen[:] = True
+    elif token == "last":
+        chosen[:, -1] = True
+    else:
+        for row, (prompt, ids, offsets) in enumerate(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+            end = _end_of_text(tokenizer, ids, offsets)
+            chosen[row, end if token == "eos" else _subject(prompt, offsets, end, subject)] = True
+    return chosen
+
+
+def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
+    """Warns of each prompt that is longer than the model reads, naming the words that are cut off."""
+    for prompt in prompts:
+        offsets = _encode(tokenizer, [prompt])["offset_mapping"][0]
+        read = max(end for _, end in offsets)
+        if lost := prompt[read:].strip():
+            message = f"the prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; it loses {lost!r}"
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _encode(tokenizer: Any, prompts: Sequence[str]) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InvalidInput(f"{type(tokenizer).__name__} gives no character offsets; load the fast tokenizer of the same model")
+    return tokenizer(
+        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_offsets_mapping=True
+    )
+
+
+def _end_of_text(tokenizer: Any, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> int:
+    """The first end-of-text token after the words; a prompt that was cut still ends with one."""
+    empty = [index for index, (start, end) in enumerate(offsets) if start == end and ids[index] == tokenizer.eos_token_id]
+    return empty[0] if empty else len(ids) - 1
+
+
+def _subject(prompt: str, offsets: Sequence[tuple[int, int]], end: int, subject: str | None) -> int:
+    """The last token of the subject's last occurrence, else the last token with a letter or digit, else the end of text."""
+    start = prompt.lower().rfind(subject.lower()) if subject else -1
+    if subject and start >= 0:
+        stop = start + len(subject)
+        inside = [index for index, (first, last) in enumerate(offsets[:end]) if first < last and start <= first and last <= stop]
+        if inside:
+            return inside[-1]
+    words = [index for index, (first, last) in enumerate(offsets[:end]) if any(letter.isalnum() for letter in prompt[first:last])]
+    return words[-1] if words else end
