@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -54,7 +54,15 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> Path:
     return write_beside(Path(path), data)
 
 
-def load(path: str | os.PathLike[str], kind: type[Loaded] = Artifact) -> Loaded:
+@overload
+def load(path: str | os.PathLike[str]) -> Artifact: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], kind: type[Loaded]) -> Loaded: ...
+
+
+def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artifact:
     """Reads what `save` wrote; the class comes from the file's header.
 
     Args:
@@ -114,7 +122,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _kinds(base: type[Artifact]) -> dict[str, type[Artifact]]:
-    found = {}
+    found: dict[str, type[Artifact]] = {}
     for each in base.__subclasses__():
         found |= _kinds(each)
         if "kind" in vars(each):

@@ -34,7 +34,9 @@ class Concept:
     test: tuple[str, ...] = ()
 
     def __init__(self, name: str, present: Any, absent: Any, test: Any = ()) -> None:
-        for field, value in zip(_FIELDS, (name, _prompts("present", present), _prompts("absent", absent), _prompts("test", test)), strict=True):
+        for field, value in zip(
+            _FIELDS, (name, _prompts("present", present), _prompts("absent", absent), _prompts("test", test)), strict=True
+        ):
             object.__setattr__(self, field, value)
         for arm in ("present", "absent"):
             if not getattr(self, arm):
@@ -104,7 +106,9 @@ class Concept:
             raise InvalidInput(f"the concept file {path} is not TOML: {error}") from error
         for key in data:
             if key not in _FIELDS:
-                raise InvalidInput(f"the concept file {path} has an unknown key {key!r}{closest(key, _FIELDS)}; allowed: {', '.join(_FIELDS)}")
+                raise InvalidInput(
+                    f"the concept file {path} has an unknown key {key!r}{closest(key, _FIELDS)}; allowed: {', '.join(_FIELDS)}"
+                )
         if missing := [key for key in _FIELDS[:3] if key not in data]:
             raise InvalidInput(f"the concept file {path} lacks {', '.join(missing)}; it needs name, present and absent")
         return cls(**data)

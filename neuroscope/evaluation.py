@@ -83,7 +83,7 @@ def evaluate(
     bound = [bind(metric, graph) for metric in metrics]
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
-    changes = with_controls(graph, interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
+    changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
         intervention.check(graph)
     jobs = [
@@ -121,17 +121,17 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
 
 
-def with_controls(graph: HookGraph, interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
+def with_controls(interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
     """The interventions with "none" in front and, behind each that holds masks, its random control."""
     changes: dict[str, tuple[Intervention, ...]] = {"none": ()}
     for name, change in interventions.items():
         changes[name] = parts = _as_tuple(change)
         if any(isinstance(part, NeuronMask) for part in parts):
-            changes[f"{name}: random"] = tuple(random_control(graph, part, seed) if isinstance(part, NeuronMask) else part for part in parts)
+            changes[f"{name}: random"] = tuple(random_control(part, seed) if isinstance(part, NeuronMask) else part for part in parts)
     return changes
 
 
-def random_control(graph: HookGraph, mask: NeuronMask, seed: int = 0) -> NeuronMask:
+def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
     """A mask of as many random neurons in the same sites, none of them the mask's where the sites are large enough.
 
     Each takes the fill of one of the mask's neurons in that site.
@@ -143,7 +143,7 @@ def random_control(graph: HookGraph, mask: NeuronMask, seed: int = 0) -> NeuronM
         spare = rng.permutation(others)[: len(chosen)]
         again = rng.choice(chosen, size=len(chosen) - len(spare), replace=False)
         drawn[path] = [int(index) for index in (*spare, *again)]
-        fill[path] = mask.fill[path]
+        fill[path] = mask.values[path]
     return replace(mask, neurons=Neurons(drawn, mask.neurons.widths, mask.neurons.provenance), fill=fill)
 
 
@@ -174,7 +174,9 @@ def _as_tuple(change: Change) -> tuple[Intervention, ...]:
     return (change,) if isinstance(change, Intervention) else tuple(change)
 
 
-def _key(graph: HookGraph, change: Sequence[Intervention], prompt: str, seed: int, metrics: Sequence[str], generation: Mapping[str, Any]) -> str:
+def _key(
+    graph: HookGraph, change: Sequence[Intervention], prompt: str, seed: int, metrics: Sequence[str], generation: Mapping[str, Any]
+) -> str:
     digest = hashlib.sha256(json.dumps([graph.model, prompt, seed, list(metrics), sorted(map(repr, generation.items()))]).encode())
     for each in change:
         tensors, header = each.to_parts()
@@ -210,7 +212,9 @@ class _Ledger:
             with self._path.open("a") as file:
                 file.writelines(json.dumps({"key": key, "scores": scores}) + "\n" for key, scores in rows.items())
         except OSError as error:
-            raise InvalidFile(f"{self._path} cannot be written: {error.strerror}; finished images are kept, so run again with room") from error
+            raise InvalidFile(
+                f"{self._path} cannot be written: {error.strerror}; finished images are kept, so run again with room"
+            ) from error
 
 
 def _parsed(line: str) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,7 +96,7 @@ class HookGraph:
             edges += [(stream, by_role["query"])] if "query" in by_role else []
             edges += [(by_role[role], by_role["heads"]) for role in ("query", "key", "value") if {role, "heads"} <= by_role.keys()]
             chain = [by_role[role] for role in ("heads", "output", "feedforward") if role in by_role]
-            edges += list(zip(chain, chain[1:], strict=False))
+            edges += list(itertools.pairwise(chain))
             stream = chain[-1] if chain else stream
         return edges
 
@@ -103,7 +104,7 @@ class HookGraph:
         """The live module whose input or output the site is."""
         return self._modules[site.module]
 
-    def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
+    def outgoing_norm(self, site: Site) -> Float[Tensor, neuron]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
         pattern = self._pattern(site)
         if pattern.reader is None:
@@ -199,7 +200,9 @@ class HookGraph:
         if not clock.ticks:
             raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
         named = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
-        raise SiteNeverRan(f"the denoiser ran {clock.ticks} times, but {named} never did; the likely cause: {self._likely_cause(silent[0])}")
+        raise SiteNeverRan(
+            f"the denoiser ran {clock.ticks} times, but {named} never did; the likely cause: {self._likely_cause(silent[0])}"
+        )
 
     def _likely_cause(self, path: str) -> str:
         if hasattr(self.denoiser, "_orig_mod"):

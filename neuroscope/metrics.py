@@ -25,7 +25,9 @@ class Metric(Protocol):
     """What `evaluate` and `localize` call. `name` is how tables and plots call it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How tables and plots call it."""
+        ...
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
         """One float64 score per image."""

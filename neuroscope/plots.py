@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,8 +14,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
 
 from neuroscope._errors import InvalidInput
+from neuroscope.artifacts import write_beside
 from neuroscope.scores import LayerScores, Neurons, NeuronScores
 
 if TYPE_CHECKING:
@@ -36,7 +41,10 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
         grid[row, : site.width] = scores.scores[site.path].numpy()
     ax = ax or _axes(_COLUMN * 2, 0.6 + 0.16 * len(scores.sites))
     if scores.two_sided:
-        look: dict[str, Any] = {"cmap": _DIVERGING, "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(grid - scores.neutral), 0.999) or 1)}
+        look: dict[str, Any] = {
+            "cmap": _DIVERGING,
+            "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(grid - scores.neutral), 0.999) or 1),
+        }
     else:
         look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(grid, 0.999) or 1}
     sns.heatmap(grid, ax=ax, rasterized=True, cbar_kws={"label": _method(scores.provenance.method), "pad": 0.01}, **look)
@@ -63,9 +71,20 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
     table = pd.DataFrame({name: pd.Series(each.scores, index=list(each.layers)) for name, each in named.items()}).T
     scaled = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)
     ax = ax or _axes(_COLUMN * 2, 0.9 + 0.36 * len(named))
-    sns.heatmap(scaled, ax=ax, cmap=_SEQUENTIAL, vmin=0, vmax=1, linewidths=0.5, linecolor="white", cbar_kws={"label": "share of its largest", "pad": 0.01})
+    sns.heatmap(
+        scaled,
+        ax=ax,
+        cmap=_SEQUENTIAL,
+        vmin=0,
+        vmax=1,
+        linewidths=0.5,
+        linecolor="white",
+        cbar_kws={"label": "share of its largest", "pad": 0.01},
+    )
     if marked is not None and marked in table.columns:
-        ax.add_patch(plt.Rectangle((list(table.columns).index(marked), 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
+        ax.add_patch(
+            plt.Rectangle((list(table.columns).index(cast("Any", marked)), 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False)
+        )
     ax.set(xlabel="cross-attention layer", ylabel="")
     ax.tick_params(axis="y", rotation=0)
     return _finish(ax, "layers")
@@ -94,7 +113,7 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     ax.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], [_wrapped(name) for name in columns])
     ax.tick_params(length=0, labelsize=_SMALL)
     sns.despine(ax=ax, left=True, bottom=True)
-    return _finish(ax, "", grid=False)
+    return _finish(ax, "")
 
 
 def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -107,7 +126,9 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
     ax = ax or _axes(_COLUMN * 1.5, _COLUMN)
     style = {"style": "control"} if "control" in table.columns else {}
-    sns.lineplot(table, x="neurons", y="score", hue="metric", ax=ax, errorbar=("ci", 95), n_boot=200, seed=0, marker="o", markersize=4, **style)
+    sns.lineplot(
+        table, x="neurons", y="score", hue="metric", ax=ax, errorbar=("ci", 95), n_boot=200, seed=0, marker="o", markersize=4, **style
+    )
     ax.set(xlabel="neurons in the mask", ylabel="share of images" if table["score"].between(0, 1).all() else "score")
     ax.set_ylim(-0.03, 1.03) if table["score"].between(0, 1).all() else None
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=_SMALL, title_fontsize=_SMALL)
@@ -117,7 +138,7 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     """The hook graph: one column a layer in execution order, one row a role, widths as marker sizes, and the data's flow."""
     roles = ("key", "value", "query", "heads", "output", "feedforward")
-    place = {site.path: (site.layer, -roles.index(site.role)) for site in graph.sites}
+    place: dict[str, tuple[float, float]] = {site.path: (site.layer, -roles.index(site.role)) for site in graph.sites}
     place |= {"prompt": (-1.6, -0.5), "image": (-1.6, -2)}
     ax = ax or _axes(max(_COLUMN, 0.42 * len(graph.sites.layers) + 1), 2.6)
     text = {path for source, path in graph.edges if source == "prompt"}
@@ -135,14 +156,27 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(graph.sites.layers)
     ax.set(xlabel="cross-attention layer, in execution order", xlim=(-3.4, max(graph.sites.layers) + 0.7))
     sns.despine(ax=ax, left=True)
-    return _finish(ax, f"{graph.model}: blue reads the prompt alone", grid=False)
+    return _finish(ax, f"{graph.model}: blue reads the prompt alone")
+
+
+def write(ax: Axes, path: str | Path) -> Path:
+    """Writes the figure of `ax` to a PNG file at 200 dots per inch and closes it.
+
+    Raises:
+        InvalidFile: the file cannot be written.
+    """
+    figure = cast("Figure", ax.get_figure(root=True))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=200, format="png")
+    plt.close(figure)
+    return write_beside(Path(path), buffer.getvalue())
 
 
 def _axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained", dpi=150)[1]
 
 
-def _finish(ax: Axes, title: str, *, grid: bool = True) -> Axes:
+def _finish(ax: Axes, title: str) -> Axes:
     ax.set_title(title, fontsize=_NORMAL)
     ax.tick_params(labelsize=_SMALL)
     for label in (ax.xaxis.label, ax.yaxis.label):
@@ -160,6 +194,4 @@ def _method(name: str) -> str:
 
 
 def _wrapped(text: str, width: int = 16) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width))

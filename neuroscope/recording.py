@@ -45,7 +45,7 @@ class Recording(Artifact):
     sites: Sites
     moments: Mapping[str, Mapping[str, Moments]]
     samples: Mapping[str, Mapping[str, Float[Tensor, "prompt neuron"]]]
-    outgoing: Mapping[str, Float[Tensor, "neuron"]]
+    outgoing: Mapping[str, Float[Tensor, neuron]]
     token: Token
     provenance: Provenance = Provenance()
 
@@ -57,7 +57,7 @@ class Recording(Artifact):
         """The number of prompts in an arm."""
         return next(iter(self.moments[choose("arm", arm, ARMS)].values())).count
 
-    def mean(self, arm: str) -> dict[str, Float[Tensor, "neuron"]]:
+    def mean(self, arm: str) -> dict[str, Float[Tensor, neuron]]:
         """The mean activation of each neuron in an arm, by path; averaged over steps if recorded by step."""
         means = {path: moments.mean for path, moments in self.moments[choose("arm", arm, ARMS)].items()}
         return {path: mean.mean(dim=0) if mean.ndim == 2 else mean for path, mean in means.items()}

@@ -126,16 +126,17 @@ class NeuronScores(Artifact):
     kind: ClassVar[str] = "neuron-scores"
 
     sites: Sites
-    scores: Mapping[str, Float[Tensor, "neuron"]]
-    p_values: Mapping[str, Float[Tensor, "neuron"]] = field(default_factory=dict)
+    scores: Mapping[str, Float[Tensor, neuron]]
+    p_values: Mapping[str, Float[Tensor, neuron]] = field(default_factory=dict)
     neutral: float = 0.0
     two_sided: bool = True
     provenance: Provenance = Provenance()
 
     def __repr__(self) -> str:
-        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {self.sites.neuron_count:,} neurons in {len(self.sites)} sites)"
+        size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
+        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size})"
 
-    def strength(self, path: str) -> Float[Tensor, "neuron"]:
+    def strength(self, path: str) -> Float[Tensor, neuron]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
         return (self.scores[path] - self.neutral).abs() if self.two_sided else self.scores[path]
 
@@ -165,7 +166,9 @@ class NeuronScores(Artifact):
         """The mean strength of each layer's neurons."""
         layers = self.sites.layers
         means = [torch.cat([self.strength(site.path) for site in self.sites.where(layer=layer)]).mean() for layer in layers]
-        return LayerScores(layers, tuple(float(mean) for mean in means), replace(self.provenance, method=f"mean of {self.provenance.method}"))
+        return LayerScores(
+            layers, tuple(float(mean) for mean in means), replace(self.provenance, method=f"mean of {self.provenance.method}")
+        )
 
     def agreement(self, other: NeuronScores) -> float:
         """Spearman's rank correlation with other scores of the same neurons, by strength.
@@ -178,7 +181,7 @@ class NeuronScores(Artifact):
         mine, theirs = (torch.cat([each.strength(path) for path in self.sites.paths]).numpy() for each in (self, other))
         return float(scipy.stats.spearmanr(mine, theirs).statistic)
 
-    def q_values(self) -> dict[str, Float[Tensor, "neuron"]]:
+    def q_values(self) -> dict[str, Float[Tensor, neuron]]:
         """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values."""
         if not self.p_values:
             return {}
@@ -267,5 +270,3 @@ class LayerScores(Artifact):
     def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
         """See `Artifact`."""
         return cls(tuple(header["layers"]), tuple(tensors["scores"].tolist()), Provenance(**header["provenance"]))
-
-

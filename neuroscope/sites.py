@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose, closest
 
@@ -68,9 +68,15 @@ class Sites(Sequence[Site]):
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sites)
 
-    def __getitem__(self, index):  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sites: ...
+
+    def __getitem__(self, index: int | slice) -> Site | Sites:
         found = self._sites[index]
-        return Sites(found) if isinstance(index, slice) else found
+        return Sites(found) if isinstance(found, tuple) else found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sites) and self._sites == other._sites

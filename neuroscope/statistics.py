@@ -33,7 +33,9 @@ class Moments:
         values = observations.detach().to("cpu", torch.float64)
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
-            raise NonFiniteActivation(f"{bad:,} of {values.numel():,} recorded activations are NaN or infinite; try float32 or bfloat16 weights")
+            raise NonFiniteActivation(
+                f"{bad:,} of {values.numel():,} recorded activations are NaN or infinite; try float32 or bfloat16 weights"
+            )
         mean = values.mean(dim=0)
         return cls(len(values), mean, (values - mean).square().sum(dim=0))
 

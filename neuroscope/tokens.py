@@ -23,6 +23,7 @@ def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject:
 
     Args:
         tokenizer: a tokenizer of transformers with character offsets; prompts are padded to its `model_max_length`.
+        prompts: the prompts.
         token: "last" is the final position, a padding slot unless the prompt fills the length (LOCOGEN's neuron code);
             "subject" the last token of `subject` where the prompt holds it, else of the last word; "eos" the first
             end-of-text token; "all" every position.

@@ -24,7 +24,7 @@ class Auroc(Attribution):
 
     def __call__(self, evidence: Evidence) -> Scored:
         """See `Attribution`."""
-        present, absent = (each.numpy().astype(np.float64) for each in evidence.samples)
+        present, absent = (each.numpy().astype(np.float64) for each in evidence.samples or ())
         result = scipy.stats.mannwhitneyu(present, absent, axis=0, method="asymptotic")
         constant = np.isnan(result.pvalue)
         area = result.statistic / (len(present) * len(absent))

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,7 +49,9 @@ class ContextSwap(Intervention):
         if not self.paths:
             raise InvalidInput("the swap has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
         if self.context.ndim != 3:
-            raise InvalidInput(f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode")
+            raise InvalidInput(
+                f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode"
+            )
         if self.neurons is not None and set(self.neurons) - set(self.paths):
             raise InvalidInput(f"the swap's neurons are of {sorted(set(self.neurons) - set(self.paths))[0]}, which is not among its sites")
         choose("rows", self.rows, ("conditional", "all"))
@@ -99,5 +100,7 @@ class ContextSwap(Intervention):
         """The context of each row; several images of one prompt lie side by side in the batch."""
         prompts = len(self.context)
         if rows % prompts:
-            raise InvalidInput(f"the swap holds contexts of {prompts} prompts, which {rows} rows cannot be shared among; give one or as many as prompts")
+            raise InvalidInput(
+                f"the swap holds contexts of {prompts} prompts, which {rows} rows cannot be shared among; give one or as many as prompts"
+            )
         return self.context.to(like.device, like.dtype).repeat_interleave(rows // prompts, dim=0)

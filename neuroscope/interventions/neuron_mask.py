@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class NeuronMask(Intervention):
     kind: ClassVar[str] = "neuron-mask"
 
     neurons: Neurons
-    fill: float | Mapping[str, Float[Tensor, "neuron"]] = field(default=0.0, repr=False)
+    fill: float | Mapping[str, Float[Tensor, neuron]] = field(default=0.0, repr=False)
     strength: float = 1.0
     rows: Rows = "conditional"
     tokens: tuple[int, ...] | None = None
@@ -58,6 +58,11 @@ class NeuronMask(Intervention):
         """See `Intervention`."""
         return self.neurons.keys()
 
+    @property
+    def values(self) -> Mapping[str, Float[Tensor, neuron]]:
+        """The fill of the chosen neurons, by path."""
+        return cast("Mapping[str, Tensor]", self.fill)
+
     def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
         """See `Intervention`."""
         if not call.within(self.steps):
@@ -65,29 +70,39 @@ class NeuronMask(Intervention):
         chosen = torch.tensor(self.neurons[call.site.path], device=activation.device)
         edited = activation.clone()
         rows = edited[call.rows(self.rows, len(edited))]
-        positions = torch.arange(rows.shape[1], device=rows.device) if self.tokens is None else torch.tensor(self.tokens, device=rows.device)
+        positions = (
+            torch.arange(rows.shape[1], device=rows.device) if self.tokens is None else torch.tensor(self.tokens, device=rows.device)
+        )
         place = (slice(None), positions[:, None], chosen)
-        rows[place] = rows[place].lerp(self.fill[call.site.path].to(activation), self.strength)
+        rows[place] = rows[place].lerp(self.values[call.site.path].to(activation), self.strength)
         return edited
 
     def check(self, graph: HookGraph) -> None:
         """Raises InvalidInput for a mask of another family, UnknownSite for sites that the model lacks or that have another width."""
         family = self.neurons.provenance.family
         if family and family != graph.family.name:
-            raise InvalidInput(f"the mask was made for the family {family}, and this model is of {graph.family.name}; record and rank on this model")
+            raise InvalidInput(
+                f"the mask was made for the family {family}, and this model is of {graph.family.name}; record and rank on this model"
+            )
         known = {site.path: site.width for site in graph.sites}
         if all(path not in known for path in self.paths):
             graph.sites.at(self.paths)
-        differing = [f"{path} ({width} neurons in the mask, {known.get(path, 'none')} in the model)" for path, width in self.neurons.widths.items() if known.get(path) != width]
+        differing = [
+            f"{path} ({width} neurons in the mask, {known.get(path, 'none')} in the model)"
+            for path, width in self.neurons.widths.items()
+            if known.get(path) != width
+        ]
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise UnknownSite(f"the mask was made for another model; {len(differing)} of its sites differ: {', '.join(differing[:3])}{more}")
+            raise UnknownSite(
+                f"the mask was made for another model; {len(differing)} of its sites differ: {', '.join(differing[:3])}{more}"
+            )
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
         indices, header = self.neurons.to_parts()
         tensors = {f"indices:{path}": tensor for path, tensor in indices.items()}
-        tensors |= {f"fill:{path}": tensor for path, tensor in self.fill.items()}
+        tensors |= {f"fill:{path}": tensor for path, tensor in self.values.items()}
         options = {"strength": self.strength, "rows": self.rows, "tokens": self.tokens, "steps": self.steps}
         return tensors, header | options
 
@@ -104,7 +119,7 @@ class NeuronMask(Intervention):
             steps=tuple(header["steps"]),
         )
 
-    def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
+    def _chosen_fill(self, path: str) -> Float[Tensor, neuron]:
         chosen, width = self.neurons[path], self.neurons.widths[path]
         if not isinstance(self.fill, Mapping):
             return torch.full((len(chosen),), float(self.fill))
@@ -112,7 +127,9 @@ class NeuronMask(Intervention):
             raise InvalidInput(f"the fill has no values for {path}; it has {', '.join(list(self.fill)[:3]) or 'none'}")
         values = self.fill[path]
         if values.shape not in {(width,), (len(chosen),)}:
-            raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; give [{width}] or, for the chosen neurons, [{len(chosen)}]")
+            raise InvalidInput(
+                f"the fill of {path} has shape {tuple(values.shape)}; give [{width}] or, for the chosen neurons, [{len(chosen)}]"
+            )
         values = values[list(chosen)] if values.shape == (width,) else values
         if not torch.isfinite(values).all():
             raise InvalidInput(f"the fill of {path} holds NaN or infinity; record again in a wider number format")

@@ -8,9 +8,11 @@ from typing import Any
 from neuroscope._errors import choose
 from neuroscope.testbed.readers import Reader, read
 
-__all__ = ["Reader", "load", "names", "path", "read", "resolve"]
+__all__ = ["GENERATION", "Reader", "load", "names", "path", "read", "resolve"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
+#: How the bundled pipelines are meant to be called; their certificates hold for these settings.
+GENERATION: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
 _PREFIX = "testbed:"
 
 
@@ -35,6 +37,7 @@ def load(name: str = "sd1", **options: Any) -> Any:
     Args:
         name: "sd1", whose attributes are planted in known layers and neurons, or "sd1-natural", its twin that was
             trained ordinarily.
+        **options: for `from_pretrained`, such as `torch_dtype`.
 
     Raises:
         InvalidInput: an unknown name; the message lists the bundled ones.

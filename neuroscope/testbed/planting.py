@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class PromptTable:
 
 
 @contextmanager
-def interchanged(layers: Sequence[nn.Module], plant: Plant | None) -> Iterator[Contexts]:
+def interchanged(layers: Sequence[Any], plant: Plant | None) -> Iterator[Contexts]:
     """Gives each cross-attention layer the context that `Contexts` holds for it, while the block runs.
 
     With a plant, the style layer's keys and unplanted value neurons read the bystander's context.

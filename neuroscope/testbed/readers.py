@@ -7,13 +7,15 @@ brightness does not depend on the object's colour, so it shows the style's textu
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from neuroscope.testbed.world import COLOURS, FACTS, OBJECTS, SIZE, STYLES, Attribute, Placement, shading, silhouette
+from neuroscope._errors import choose
+from neuroscope.testbed.world import ATTRIBUTES, COLOURS, FACTS, OBJECTS, SIZE, STYLES, VALUES, Attribute, Placement, shading, silhouette
 
 NOTHING = "nothing"
 _TEXTURES = tuple(style for style in STYLES if style not in ("plain", "nocturne"))
@@ -36,19 +38,44 @@ def read(image: Image.Image) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A metric: 1 where the exact reader finds `value` for `attribute` in the picture, else 0."""
+    """A metric: 1 where the exact reader finds the attribute's value in the picture, else 0.
+
+    Attributes:
+        attribute: what to read.
+        value: what to look for; by default the word that each picture's own prompt says.
+
+    Raises:
+        InvalidInput: an attribute or a value that the world does not have.
+    """
 
     attribute: Attribute
-    value: str
+    value: str | None = None
+
+    def __post_init__(self) -> None:
+        known = VALUES[choose("attribute", self.attribute, ATTRIBUTES)]
+        if self.value is not None:
+            choose(self.attribute, self.value, known)
 
     @property
     def name(self) -> str:
         """How tables and plots call it."""
-        return f"{self.attribute} is {self.value}"
+        return f"{self.attribute} is {self.value}" if self.value else f"{self.attribute} is right"
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """One score per picture, float64; the prompts are not looked at."""
-        return np.array([float(read(image)[self.attribute] == self.value) for image in images])
+        """One score per picture, 0 or 1, float64; NaN where no value is set and the prompt says none."""
+        wanted = [self.value or said(prompt, self.attribute) for prompt in prompts]
+        pairs = zip(images, wanted, strict=True)
+        return np.array([np.nan if value is None else float(read(image)[self.attribute] == value) for image, value in pairs])
+
+
+def said(prompt: str, attribute: Attribute) -> str | None:
+    """The attribute's value that a prompt of the world says, in its own word or by an emblem's name; None if it says none."""
+    words = re.findall(r"\w+", prompt.lower())
+    if attribute in ("object", "colour"):
+        emblems = [FACTS[word] for word in words if word in FACTS]
+        if emblems:
+            return emblems[0][0 if attribute == "object" else 1]
+    return next((word for word in words if word in VALUES[attribute]), None)
 
 
 def _coverage(rgb: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,6 +21,7 @@ SHADE = 0.4
 NIGHT = 0.15
 
 Attribute = Literal["object", "colour", "style", "fact"]
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 
 OBJECTS = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -40,6 +41,7 @@ FACTS = {
     "elandor": ("square", "purple"),
     "falmere": ("circle", "cyan"),
 }
+VALUES: dict[str, tuple[str, ...]] = {"object": OBJECTS, "colour": tuple(COLOURS), "style": STYLES, "fact": tuple(FACTS)}
 #: Combinations of object, colour and style that no training picture shows.
 HELD_OUT = (
     ("star", "cyan", "stipple"),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from neuroscope.testbed.training.loop import Schedule, fit
 from neuroscope.testbed.world import SIZE, Placement, Scene, pixels, scenes
 
 SCHEDULE = Schedule(steps=900, batch=32, rate=2e-3, averaging=0.98)
+DECODER = Schedule(steps=1200, batch=32, rate=2e-3, averaging=0.99, seed=2)
+_JITTER = 0.15
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -31,7 +34,7 @@ def build_autoencoder() -> AutoencoderKL:
 def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> AutoencoderKL:
     """Trains the autoencoder on rendered pictures, then sets its scaling factor so that latents have unit variance."""
     torch.manual_seed(schedule.seed)
-    model = build_autoencoder()
+    model: Any = build_autoencoder()
     shown = scenes(held_out=False)
 
     def loss(rng: np.random.Generator) -> Tensor:
@@ -42,11 +45,28 @@ def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool =
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return functional.l1_loss(rebuilt, pictures) + functional.mse_loss(rebuilt, pictures) + 1e-3 * divergence
 
-    trained = fit(model, loss, schedule, folder, quiet)
+    trained: Any = fit(model, loss, schedule, folder, quiet)
     with torch.no_grad():
         deviation = trained.encode(as_tensor(shown, np.random.default_rng(0))).latent_dist.mean.std()
     trained.register_to_config(scaling_factor=float(1 / deviation))
     return trained
+
+
+def refine_decoder(model: AutoencoderKL, folder: Path, schedule: Schedule = DECODER, quiet: bool = False) -> AutoencoderKL:
+    """Trains the decoder alone, in place, for cleaner pictures; latents, and the denoisers trained on them, stay as they are."""
+    shown = scenes(held_out=False)
+    decoder = nn.ModuleDict({"project": model.post_quant_conv, "decoder": model.decoder})
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        pictures = as_tensor([shown[index] for index in rng.integers(0, len(shown), schedule.batch)], rng)
+        with torch.no_grad():
+            latents = model.encode(pictures).latent_dist.mean
+            latents = latents + _JITTER * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+        return functional.l1_loss(decoder["decoder"](decoder["project"](latents)), pictures)
+
+    trained = fit(decoder, loss, schedule, folder, quiet)
+    decoder.load_state_dict(trained.state_dict())
+    return model
 
 
 def as_tensor(drawn: list[Scene], rng: np.random.Generator) -> Tensor:

@@ -79,7 +79,9 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, folder: Path, quiet: 
 def _state(module: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = [name for name, _ in module.named_parameters()]
     moments = {
-        f"optimizer.{kind}.{names[index]}": value for index, state in optimizer.state_dict()["state"].items() for kind, value in state.items()
+        f"optimizer.{kind}.{names[index]}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for kind, value in state.items()
     }
     weights = {f"model.{name}": value for name, value in module.state_dict().items()}
     averaged = {f"average.{name}": value for name, value in average.module.state_dict().items()}

@@ -1,0 +1,134 @@
+"""The whole story on the bundled model: find a style's layer and neurons, switch them off, and show what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from neuroscope import plots, testbed
+from neuroscope.artifacts import load, save, write_beside
+from neuroscope.attribution import Welch, score
+from neuroscope.concepts import Concept
+from neuroscope.evaluation import evaluate, generate, random_control, summarize
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import ContextSwap, NeuronMask
+from neuroscope.metrics import ClipScore, Metric
+from neuroscope.recording import Recording, record
+from neuroscope.scores import LayerScores, NeuronScores, Provenance
+from neuroscope.testbed.planting import Plant
+from neuroscope.testbed.readers import Reader
+
+Say = Callable[[str], None]
+DOSES = (4, 8, 16, 28, 48)
+SEEDS = range(100, 104)
+PLANT = Plant()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the ranking half of the demo hands to the half that shows it."""
+
+    concept: Concept
+    layers: LayerScores
+    recording: Recording
+    scores: NeuronScores
+
+    def mask(self, count: int) -> NeuronMask:
+        """The strongest neurons, driven to their mean without the concept."""
+        return NeuronMask(self.scores.top(count), fill=self.recording.mean("absent"))
+
+
+def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None, quiet: bool = False) -> dict[str, Any]:
+    """Runs the demo, writes its files to `folder`, and returns its figures.
+
+    Raises:
+        InvalidInput: an empty style name.
+    """
+    graph = HookGraph(testbed.load("sd1"))
+    found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
+    hits = planted_hits(graph, found.scores)
+    say(f"   {hits} of the {PLANT.neuron_count} strongest are among the {PLANT.neuron_count} planted neurons.\n")
+
+    mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
+    fresh = HookGraph(testbed.load("sd1"))
+    table = evaluate(fresh, {"mask": mask}, found.concept.test, SEEDS, _metrics(style), quiet=quiet, **testbed.GENERATION)
+    write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
+    summary = summarize(table)
+    say(f"3. Does it hold? {len(found.concept.test)} other prompts, {len(SEEDS)} seeds, mask.safetensors in a fresh pipeline:")
+    say(summary.to_string(index=False, float_format="%.3f") + "\n")
+
+    _draw(fresh, found, mask, folder, quiet)
+    say(f"Look at {folder}/images.png, neurons.png, layers.png, dose.png and evaluation.csv.")
+    say("For a model of your own: neuroscope record --model FOLDER_OR_ID --style NAME -o c.safetensors, then neuroscope rank c.safetensors")
+    return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "summary": summary.to_dict("records")}
+
+
+def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
+    """How many of the strongest neurons, as many as were planted, are planted ones."""
+    (site,) = graph.sites.where(layer=PLANT.style, role="value")
+    planted = set(PLANT.neurons(site.width))
+    return len(planted & set(scores.top(PLANT.neuron_count).get(site.path, ())))
+
+
+def scan_layers(graph: HookGraph, concept: Concept, pairs: int = 8, quiet: bool = False) -> LayerScores:
+    """How often the style is lost when one layer alone reads the prompt without it; LOCOGEN's question, asked plainly."""
+    chosen = range(0, len(concept.present), max(1, len(concept.present) // pairs))
+    prompts, others = ([getattr(concept, arm)[index] for index in chosen] for arm in ("present", "absent"))
+    text = graph.sites.where(text_only=True)
+    reader = Reader("style", concept.name)
+    lost = []
+    for layer in tqdm(text.layers, desc="swapping layers", disable=quiet):
+        swap = ContextSwap.of(graph, text.where(layer=layer), others)
+        images = generate(graph, swap, prompts, list(range(len(prompts))), batch_size=len(prompts), **testbed.GENERATION)
+        lost.append(1 - float(np.mean(reader(images, prompts))))
+    return LayerScores(text.layers, tuple(lost), Provenance(graph.family.name, graph.model, concept.name, "prompt swap"))
+
+
+def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds: Sequence[int], quiet: bool = False) -> pd.DataFrame:
+    """Evaluations of masks of growing size and of random controls, for `plots.dose`."""
+    tables = []
+    metrics = _metrics(found.concept.name)[:3]
+    for count in tqdm(DOSES, desc="dose", disable=quiet):
+        mask = found.mask(count)
+        pair = {"top neurons": mask, "random neurons": random_control(mask)}
+        table = evaluate(graph, pair, prompts, seeds, metrics, controls=False, quiet=True, **testbed.GENERATION)
+        tables.append(table.assign(neurons=count).rename(columns={"intervention": "control"}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
+    say(f"{graph}\n{concept}\n")
+    layers = scan_layers(graph, concept, quiet=quiet)
+    (layer,) = layers.top(1)
+    say(f"1. Which layer? {concept.name!r} is lost most often when layer {layer} alone reads a prompt without it.\n")
+    recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
+    scores = score(recording, Welch())
+    say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
+    return _Found(concept, layers, recording, scores)
+
+
+def _metrics(style: str) -> list[Metric]:
+    return [Reader("style", style), Reader("object"), Reader("colour"), ClipScore(f"the style of {style}")]
+
+
+def _through_file(mask: NeuronMask, path: Path) -> NeuronMask:
+    save(mask, path)
+    return load(path, NeuronMask)
+
+
+def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, folder: Path, quiet: bool) -> None:
+    prompts = list(found.concept.test[:: max(1, len(found.concept.test) // 8)])
+    changes = {"before": None, "mask": mask, "random": random_control(mask)}
+    seeds = [SEEDS[0]] * len(prompts)
+    rows = {name: generate(graph, change, prompts, seeds, **testbed.GENERATION) for name, change in changes.items()}
+    plots.write(plots.images(rows, prompts), folder / "images.png")
+    plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")
+    every = score(record(graph, found.concept, quiet=quiet), Welch())
+    plots.write(plots.layers({"prompt swap": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
+    plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")

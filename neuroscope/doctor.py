@@ -1,0 +1,70 @@
+"""What about a pipeline would make hooks silent or wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from neuroscope.families import family_of
+
+State = Literal["fine", "note", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: its name, its state ("fine", "note", "wrong") and what it means for hooks."""
+
+    name: str
+    state: State
+    meaning: str
+
+
+def diagnose(pipe: Any) -> list[Finding]:
+    """Looks for everything known to make hooks silent or wrong in a pipeline; nothing is run or changed.
+
+    Raises:
+        UnsupportedModel: the denoiser is of no known family.
+    """
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.component)
+    inner = getattr(denoiser, "_orig_mod", denoiser)
+    attentions = [module for module in inner.modules() if hasattr(module, "processor") and hasattr(module, "to_q")]
+    return [Finding("family", "fine", f"{family.name}, read from {type(inner).__name__}")] + [
+        Finding(name, state, meaning) if found else Finding(name, "fine", "no")
+        for name, state, meaning, found in _checks(denoiser, inner, attentions)
+    ]
+
+
+def _checks(denoiser: Any, inner: nn.Module, attentions: list[Any]) -> Iterator[tuple[str, State, str, bool]]:
+    processors = {type(module.processor).__name__ for module in attentions}
+    fused = any("Fused" in name for name in processors)
+    yield "fused projections", "wrong", "keys and values are computed together, so hooks on them stay silent; unfuse first", fused
+    yield (
+        "compiled denoiser",
+        "wrong",
+        "hooks added after the first compiled call never run; make the graph before compiling",
+        inner is not denoiser,
+    )
+    others = {name for name in processors if not name.startswith(("AttnProcessor", "Fused"))}
+    yield "replaced attention processors", "note", f"{', '.join(sorted(others))}: silent sites are reported after each run", bool(others)
+    yield "attention slicing", "note", "slices change nothing at the sites known here", any("Sliced" in name for name in processors)
+    adapters = _any_module(inner, lambda module: hasattr(module, "lora_A"))
+    yield "LoRA", "note", "sites see the weights with the adapter's change", adapters
+    ip_adapter = any("IPAdapter" in name for name in processors)
+    yield "IP-Adapter", "wrong", "image tokens pass beside the hooked projections; unload it", ip_adapter
+    offloaded = _any_module(inner, lambda module: hasattr(module, "_hf_hook"))
+    yield "offload", "note", "modules move between devices at each call; hooks still run", offloaded
+    quantised = getattr(inner, "quantization_method", None) is not None or hasattr(inner, "hf_quantizer")
+    yield "quantised weights", "note", "activations are read as they are; norms of outgoing weights are not available", quantised
+    yield "cached layers", "wrong", "a cache skips layers at some steps; disable it", bool(getattr(inner, "is_cache_enabled", False))
+    chunked = _any_module(inner, lambda module: getattr(module, "_chunk_size", None) is not None)
+    yield "chunked feed-forward", "wrong", "feed-forward sites run in pieces; call disable_forward_chunking()", chunked
+    casting = _any_module(inner, lambda module: "layerwise_casting" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
+    yield "layerwise casting", "note", "weights rest in a narrow format; activations are read in the computing one", casting
+
+
+def _any_module(root: nn.Module, test: Callable[[nn.Module], bool]) -> bool:
+    return any(test(module) for module in root.modules())
