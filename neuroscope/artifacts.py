@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, overload
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -50,7 +51,9 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> Path:
     """
     tensors, header = artifact.to_parts()
     header = {"kind": artifact.kind, "format": FORMAT, "packages": _versions()} | header
-    data = to_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(header)})
+    data = to_bytes(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, {_KEY: json.dumps(header)}
+    )
     return write_beside(Path(path), data)
 
 
@@ -78,8 +81,13 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
     if found is None:
         raise InvalidFile(f"{path} holds a {header['kind']!r}, which this version cannot read{closest(header['kind'], kinds)}")
     if not issubclass(found, kind):
-        raise InvalidFile(f"{path} holds {_article(found.kind)}, but {_article(kind.kind)} is needed here")
-    return found.from_parts(tensors, header)
+        raise InvalidFile(
+            f"{path} holds {_article(found.kind)}, but {_article(getattr(kind, 'kind', kind.__name__.lower()))} is needed here"
+        )
+    try:
+        return found.from_parts(tensors, header)
+    except KeyError as error:
+        raise InvalidFile(f"{path} lacks {error}, which {_article(found.kind)} needs; make or copy it again") from error
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,8 +106,10 @@ def write_beside(path: Path, data: bytes) -> Path:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
         raise InvalidFile(f"{path} cannot be written: {error.strerror or error}; nothing was saved. Choose another place") from error
+    finally:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -115,8 +125,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InvalidFile(f"{path} is damaged or not a safetensors file ({error}); make or copy it again") from error
     if _KEY not in metadata:
         raise InvalidFile(f"{path} is a safetensors file that neuroscope did not write; it has no {_KEY!r} header")
-    header = json.loads(metadata[_KEY])
-    if header["format"] > FORMAT:
+    try:
+        header = json.loads(metadata[_KEY])
+        _kind, newer = header["kind"], header["format"] > FORMAT
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InvalidFile(f"{path} has a damaged {_KEY!r} header ({error}); make or copy it again") from error
+    if newer:
         raise InvalidFile(f"{path} has format {header['format']}, and this version reads up to {FORMAT}; install a newer neuroscope")
     return tensors, header
 

@@ -102,7 +102,7 @@ class Concept:
             data = tomllib.loads(Path(path).read_text())
         except OSError as error:
             raise InvalidInput(f"the concept file {path} cannot be read: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"the concept file {path} is not TOML: {error}") from error
         for key in data:
             if key not in _FIELDS:
@@ -129,6 +129,8 @@ def _builtin(name: str) -> dict[str, Any]:
 def _fill(name: str, templates: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
     """Present, absent and test prompts from templates with {name}, {subject} and, in absent ones, {neutral}."""
     neutral = [each for each in templates.get("neutral", [""]) if each.lower() != name.lower()]
+    if not neutral:
+        raise InvalidInput(f"{name!r} is what the absent prompts would say instead; give prompts of your own")
     pairs, test = [], []
     for index, (pair, subject) in enumerate(itertools.product(templates["pairs"], templates["subjects"])):
         present, absent = (text.format(name=name, subject=subject, neutral=neutral[index % len(neutral)]) for text in pair)

@@ -24,6 +24,7 @@ from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, NeuronMask
 from neuroscope.metrics import Metric, bind
 from neuroscope.scores import Neurons
+from neuroscope.tokens import warn_of_lost_words
 
 Change = Intervention | Sequence[Intervention] | None
 COLUMNS = ("intervention", "prompt", "seed", "metric", "score")
@@ -84,10 +85,13 @@ def evaluate(
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
     changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
+    warn_of_lost_words(graph.pipe.tokenizer, prompts)
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
         intervention.check(graph)
+    scheduler = [type(graph.pipe.scheduler).__name__, sorted(map(repr, graph.pipe.scheduler.config.items()))]
+    made_by = [graph.model, graph.fingerprint(), scheduler, [repr(metric) for metric in bound], sorted(map(repr, generation.items()))]
     jobs = [
-        _Job(name, prompt, seed, _key(graph, change, prompt, seed, [repr(metric) for metric in bound], generation))
+        _Job(name, prompt, seed, _key(change, prompt, seed, made_by))
         for name, change in changes.items()
         for prompt in prompts
         for seed in seeds
@@ -115,9 +119,9 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     """
     rows = []
     for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
-        by_prompt = group.groupby("prompt", sort=False)["score"].mean().to_numpy()
+        by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
         low, high = _bootstrap(by_prompt, confidence, seed)
-        rows.append((name, metric, float(by_prompt.mean()), low, high, len(group)))
+        rows.append((name, metric, float(by_prompt.mean()), low, high, int(group["score"].count())))
     return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
 
 
@@ -151,6 +155,7 @@ def generate(
     graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **generation: Any
 ) -> list[Image]:
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed."""
+    warn_of_lost_words(graph.pipe.tokenizer, list(dict.fromkeys(prompts)))
     jobs = [_Job("", prompt, seed, "") for prompt, seed in zip(prompts, seeds, strict=True)]
     batches = (jobs[first : first + batch_size] for first in range(0, len(jobs), batch_size))
     return [image for batch in batches for image in _generate(graph, _as_tuple(change), batch, generation)]
@@ -174,10 +179,8 @@ def _as_tuple(change: Change) -> tuple[Intervention, ...]:
     return (change,) if isinstance(change, Intervention) else tuple(change)
 
 
-def _key(
-    graph: HookGraph, change: Sequence[Intervention], prompt: str, seed: int, metrics: Sequence[str], generation: Mapping[str, Any]
-) -> str:
-    digest = hashlib.sha256(json.dumps([graph.model, prompt, seed, list(metrics), sorted(map(repr, generation.items()))]).encode())
+def _key(change: Sequence[Intervention], prompt: str, seed: int, made_by: Sequence[Any]) -> str:
+    digest = hashlib.sha256(json.dumps([*made_by, prompt, seed]).encode())
     for each in change:
         tensors, header = each.to_parts()
         digest.update(json.dumps([each.kind, header], sort_keys=True).encode())
@@ -200,9 +203,16 @@ class _Ledger:
     def __init__(self, path: Path | None) -> None:
         self.rows: dict[str, dict[str, float]] = {}
         self._path = path
-        if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                self.rows |= _parsed(line)
+        if path is None:
+            return
+        try:
+            text = path.read_text() if path.exists() else ""
+            with path.open("a") as file:
+                file.write("\n" if text and not text.endswith("\n") else "")
+        except OSError as error:
+            raise InvalidFile(f"{path} cannot be written: {error.strerror}; choose another place") from error
+        for line in text.splitlines():
+            self.rows |= _parsed(line)
 
     def add(self, rows: Mapping[str, dict[str, float]]) -> None:
         self.rows |= rows

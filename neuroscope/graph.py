@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,13 +105,22 @@ class HookGraph:
         """The live module whose input or output the site is."""
         return self._modules[site.module]
 
-    def outgoing_norm(self, site: Site) -> Float[Tensor, neuron]:
+    def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
         pattern = self._pattern(site)
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
         weight = self._modules[f"{pattern.block_of(site.module)}.{pattern.reader}"].weight
         return weight.detach().to("cpu", torch.float64).norm(dim=1 if pattern.reader_rows else 0)
+
+    def fingerprint(self) -> str:
+        """A short hash of the denoiser's weights, from sums over each, so that results of changed weights are told apart."""
+        digest = hashlib.sha256()
+        for name, weight in self.denoiser.state_dict().items():
+            values = weight.detach().to("cpu", torch.float64).flatten()
+            sums = [float(values.sum()), float(values.square().sum())]
+            digest.update(f"{name} {tuple(weight.shape)} {sums}".encode())
+        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "prompt token channel"]:
@@ -136,13 +146,17 @@ class HookGraph:
         for intervention in interventions:
             intervention.check(self)
         ran: Counter[str] = Counter()
+        acted: set[int] = set()
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for intervention in interventions:
                 for site in self.sites.at(intervention.paths):
-                    self._attach(stack, site, clock, ran, intervention)
+                    self._attach(stack, site, clock, ran, intervention, acted)
             yield self
         self._expect_runs({path for each in interventions for path in each.paths}, ran, clock)
+        for each in interventions:
+            if id(each) not in acted:
+                raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
 
     @contextmanager
     def capture(self, sites: Iterable[Site] | None = None) -> Iterator[Captured]:
@@ -166,19 +180,33 @@ class HookGraph:
         """Calls `keep(activation, call)` at every run of the sites until the stack is closed; nothing is changed."""
         clock = self._start_clock(stack)
         ran: Counter[str] = Counter()
+
+        def check(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None:
+                self._expect_runs(set(sites.paths), ran, clock)
+
+        def watch(activation: Tensor, call: Call) -> None:
+            keep(activation, call)
+
+        stack.push(check)
         for site in sites:
-            self._hook(stack, site, clock, ran, keep)
+            self._hook(stack, site, clock, ran, watch)
 
     def _start_clock(self, stack: ExitStack) -> _Clock:
         clock = _Clock(self.pipe)
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
         return clock
 
-    def _attach(self, stack: ExitStack, site: Site, clock: _Clock, ran: Counter[str], intervention: Intervention) -> None:
-        if intervention.changes_input:
-            self._hook(stack, site, clock, ran, intervention.on_input, before=True)
-        else:
-            self._hook(stack, site, clock, ran, intervention.on_output, before=site.before_module)
+    def _attach(self, stack: ExitStack, site: Site, clock: _Clock, ran: Counter[str], intervention: Intervention, acted: set[int]) -> None:
+        change = intervention.on_input if intervention.changes_input else intervention.on_output
+
+        def act(tensor: Tensor, call: Call) -> Tensor:
+            changed = change(tensor, call)
+            if changed is not tensor:
+                acted.add(id(intervention))
+            return changed
+
+        self._hook(stack, site, clock, ran, act, before=intervention.changes_input or site.before_module)
 
     def _hook(self, stack: ExitStack, site: Site, clock: _Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
         module = self.module(site)
@@ -246,6 +274,9 @@ class Captured:
         if not chosen:
             steps = sorted({call.step for call, _ in self._kept[path] if call.step is not None})
             raise InvalidInput(f"nothing was captured at step {step}; captured steps: {steps}")
+        if len({each.shape for each in chosen}) > 1:
+            sizes = ", ".join(sorted({str(tuple(each.shape)) for each in chosen}))
+            raise InvalidInput(f"the runs differ in size: {sizes}; capture each in a block of its own")
         return torch.stack(chosen)[:, :, token if isinstance(token, slice) else slice(token, token + 1 or None)]
 
     def keep(self, activation: Tensor, call: Call) -> None:
@@ -262,17 +293,31 @@ class _Clock:
         self._step: int | None = None
         self._steps: int | None = None
         self._guided = False
+        self._schedule: Tensor | None = None
+        self._order: dict[float, int] = {}
 
     def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
         self.ticks += 1
-        self._guided = bool(getattr(self._pipe, "do_classifier_free_guidance", False)) if hasattr(self._pipe, "_guidance_scale") else False
+        self._guided = hasattr(self._pipe, "_guidance_scale") and bool(self._pipe.do_classifier_free_guidance)
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        schedule = getattr(self._pipe.scheduler, "timesteps", None)
-        distinct = list(dict.fromkeys(float(each) for each in schedule)) if schedule is not None else []
         now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-        known = getattr(self._pipe.scheduler, "num_inference_steps", None) is not None and now in distinct
-        self._step, self._steps = (distinct.index(now), len(distinct)) if known else (None, None)
+        number = self._numbers().get(now)
+        self._guided = self._guided and number is not None
+        self._step = self._steps = None
+        if number is not None:  # schedulers of second order may put timesteps of their own between the steps'
+            self._steps = min(self._pipe.scheduler.num_inference_steps, len(self._numbers()))
+            self._step = number * self._steps // len(self._numbers())
+
+    def _numbers(self) -> dict[float, int]:
+        """The number of each distinct timestep of the current schedule; empty before the pipeline has set one."""
+        scheduler = self._pipe.scheduler
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return {}
+        if scheduler.timesteps is not self._schedule:
+            self._schedule = scheduler.timesteps
+            self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
+        return self._order
 
     def call(self, site: Site, project: Callable[[Tensor], Tensor]) -> Call:
         """What a hook is told about the current call."""

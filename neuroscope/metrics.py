@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from neuroscope._errors import InvalidInput
+from neuroscope.testbed import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 
+@runtime_checkable
 class Metric(Protocol):
     """What `evaluate` and `localize` call. `name` is how tables and plots call it."""
 
@@ -77,10 +79,11 @@ class ClipScore:
 @functools.lru_cache(maxsize=2)
 def load_clip(model: str) -> tuple[CLIPModel, Any]:
     """A CLIP model and its processor, kept for the next call."""
-    from neuroscope.testbed import resolve
-
     folder = resolve(model)
-    return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    try:
+        return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise InvalidInput(f"the CLIP model {model} cannot be loaded: {error}") from error
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _COLUMN = 3.4
 _SMALL, _NORMAL = 6.5, 8.0
-_DIVERGING, _SEQUENTIAL = "vlag", "mako_r"
+_DIVERGING, _SEQUENTIAL = "vlag", "Blues"
 
 
 def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | None = None) -> Axes:
@@ -39,14 +39,15 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
     grid = np.full((len(scores.sites), widest), np.nan)
     for row, site in enumerate(scores.sites):
         grid[row, : site.width] = scores.scores[site.path].numpy()
+    finite = np.where(np.isfinite(grid), grid, np.nan)
     ax = ax or _axes(_COLUMN * 2, 0.6 + 0.16 * len(scores.sites))
     if scores.two_sided:
         look: dict[str, Any] = {
             "cmap": _DIVERGING,
-            "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(grid - scores.neutral), 0.999) or 1),
+            "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(finite - scores.neutral), 0.999) or 1),
         }
     else:
-        look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(grid, 0.999) or 1}
+        look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(finite, 0.999) or 1}
     sns.heatmap(grid, ax=ax, rasterized=True, cbar_kws={"label": _method(scores.provenance.method), "pad": 0.01}, **look)
     ax.set_facecolor("0.93")
     if marked is not None:
@@ -82,9 +83,8 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
         cbar_kws={"label": "share of its largest", "pad": 0.01},
     )
     if marked is not None and marked in table.columns:
-        ax.add_patch(
-            plt.Rectangle((list(table.columns).index(cast("Any", marked)), 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False)
-        )
+        left = list(table.columns).index(cast("Any", marked))
+        ax.add_patch(plt.Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
     ax.set(xlabel="cross-attention layer", ylabel="")
     ax.tick_params(axis="y", rotation=0)
     return _finish(ax, "layers")
@@ -100,7 +100,10 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     if len(counts) != 1 or 0 in counts:
         raise InvalidInput(f"the image grid needs rows of equal, non-zero length, not {sorted(counts)}")
     (count,) = counts
-    width, height = next(iter(rows.values()))[0].size
+    sizes = {picture.size for row in rows.values() for picture in row}
+    if len(sizes) > 1:
+        raise InvalidInput(f"the image grid needs pictures of one size, not {sorted(sizes)}")
+    ((width, height),) = sizes
     gap = max(2, width // 16)
     canvas = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for row, pictures in enumerate(rows.values()):
@@ -156,6 +159,7 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(graph.sites.layers)
     ax.set(xlabel="cross-attention layer, in execution order", xlim=(-3.4, max(graph.sites.layers) + 0.7))
     sns.despine(ax=ax, left=True)
+    ax.tick_params(axis="y", length=0)
     return _finish(ax, f"{graph.model}: blue reads the prompt alone")
 
 

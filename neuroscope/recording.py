@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
+import einops
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -45,7 +46,7 @@ class Recording(Artifact):
     sites: Sites
     moments: Mapping[str, Mapping[str, Moments]]
     samples: Mapping[str, Mapping[str, Float[Tensor, "prompt neuron"]]]
-    outgoing: Mapping[str, Float[Tensor, neuron]]
+    outgoing: Mapping[str, Float[Tensor, "neuron"]]
     token: Token
     provenance: Provenance = Provenance()
 
@@ -57,7 +58,7 @@ class Recording(Artifact):
         """The number of prompts in an arm."""
         return next(iter(self.moments[choose("arm", arm, ARMS)].values())).count
 
-    def mean(self, arm: str) -> dict[str, Float[Tensor, neuron]]:
+    def mean(self, arm: str) -> dict[str, Float[Tensor, "neuron"]]:
         """The mean activation of each neuron in an arm, by path; averaged over steps if recorded by step."""
         means = {path: moments.mean for path, moments in self.moments[choose("arm", arm, ARMS)].items()}
         return {path: mean.mean(dim=0) if mean.ndim == 2 else mean for path, mean in means.items()}
@@ -188,8 +189,9 @@ def _record_text(graph: HookGraph, sites: Sites, prompts: Sequence[str], token: 
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:
-    weights = chosen[..., None].to(torch.float64)
-    return (activation * weights).sum(dim=1) / weights.sum(dim=1)
+    weights = chosen.to(torch.float64)
+    total = einops.einsum(activation.to(torch.float64), weights, "prompt token neuron, prompt token -> prompt neuron")
+    return total / weights.sum(dim=1, keepdim=True)
 
 
 def _record_denoised(

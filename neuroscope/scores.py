@@ -126,8 +126,8 @@ class NeuronScores(Artifact):
     kind: ClassVar[str] = "neuron-scores"
 
     sites: Sites
-    scores: Mapping[str, Float[Tensor, neuron]]
-    p_values: Mapping[str, Float[Tensor, neuron]] = field(default_factory=dict)
+    scores: Mapping[str, Float[Tensor, "neuron"]]
+    p_values: Mapping[str, Float[Tensor, "neuron"]] = field(default_factory=dict)
     neutral: float = 0.0
     two_sided: bool = True
     provenance: Provenance = Provenance()
@@ -136,7 +136,7 @@ class NeuronScores(Artifact):
         size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
         return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size})"
 
-    def strength(self, path: str) -> Float[Tensor, neuron]:
+    def strength(self, path: str) -> Float[Tensor, "neuron"]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
         return (self.scores[path] - self.neutral).abs() if self.two_sided else self.scores[path]
 
@@ -181,7 +181,7 @@ class NeuronScores(Artifact):
         mine, theirs = (torch.cat([each.strength(path) for path in self.sites.paths]).numpy() for each in (self, other))
         return float(scipy.stats.spearmanr(mine, theirs).statistic)
 
-    def q_values(self) -> dict[str, Float[Tensor, neuron]]:
+    def q_values(self) -> dict[str, Float[Tensor, "neuron"]]:
         """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values."""
         if not self.p_values:
             return {}

@@ -138,7 +138,7 @@ class Sites(Sequence[Site]):
         wanted = set(paths)
         if unknown := sorted(wanted - self._by_path.keys()):
             named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-            raise UnknownSite(f"the model has no site {named}{closest(unknown[0], self.paths)} `neuroscope sites` lists all")
+            raise UnknownSite(f"the model has no site {named}{closest(unknown[0], self.paths) or ';'} `neuroscope sites` lists all")
         return Sites(site for site in self if site.path in wanted)
 
     def expect(self, count: int) -> Sites:

@@ -6,6 +6,7 @@ in how many tokens a word takes.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -72,9 +73,9 @@ def _end_of_text(tokenizer: Any, ids: Sequence[int], offsets: Sequence[tuple[int
 
 def _subject(prompt: str, offsets: Sequence[tuple[int, int]], end: int, subject: str | None) -> int:
     """The last token of the subject's last occurrence, else the last token with a letter or digit, else the end of text."""
-    start = prompt.lower().rfind(subject.lower()) if subject else -1
-    if subject and start >= 0:
-        stop = start + len(subject)
+    found = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE)) if subject else []
+    if found:
+        start, stop = found[-1].span()
         inside = [index for index, (first, last) in enumerate(offsets[:end]) if first < last and start <= first and last <= stop]
         if inside:
             return inside[-1]

@@ -22,7 +22,7 @@ class Evidence(NamedTuple):
     present: Moments
     absent: Moments
     samples: tuple[Float[Tensor, "prompt neuron"], Float[Tensor, "prompt neuron"]] | None
-    outgoing: Float[Tensor, neuron]
+    outgoing: Float[Tensor, "neuron"]
 
 
 class Scored(NamedTuple):

@@ -9,6 +9,14 @@ import scipy.stats
 import torch
 
 from neuroscope.attribution._attribution import Attribution, Evidence, Scored
+from neuroscope.statistics import Moments
+
+_ROUNDING = 1e-12
+
+
+def _deviation(moments: Moments) -> np.ndarray:
+    """The standard deviation, without the correction for the mean."""
+    return np.sqrt(moments.deviation.numpy() / moments.count)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,9 @@ class Welch(Attribution):
         """See `Attribution`."""
         with np.errstate(divide="ignore", invalid="ignore"):
             result = scipy.stats.ttest_ind_from_stats(*evidence.present.summary(), *evidence.absent.summary(), equal_var=False)
-        constant = np.isnan(result.statistic)
+        difference, size = (evidence.present.mean - evidence.absent.mean).abs(), evidence.present.mean.abs() + evidence.absent.mean.abs()
+        constant = (difference <= _ROUNDING * size).numpy() & (
+            np.maximum(_deviation(evidence.present), _deviation(evidence.absent)) <= _ROUNDING * size.numpy()
+        )
         statistic, p_value = np.where(constant, 0.0, result.statistic), np.where(constant, 1.0, result.pvalue)
         return Scored(torch.from_numpy(statistic), torch.from_numpy(p_value))

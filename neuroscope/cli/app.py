@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
+import diffusers
+import transformers
 import typer
 
 from neuroscope._errors import NeuroscopeError
@@ -23,12 +25,16 @@ for module in (inspection, concepts, generation, showcase):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 2 and one clear line on a user's mistake."""
-    warnings.showwarning = _say_warning  # type: ignore[assignment]
-    try:
-        app(arguments)
-    except NeuroscopeError as error:
-        typer.echo(f"neuroscope: {error}", err=True)
-        sys.exit(2)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _say_warning  # type: ignore[assignment]
+        try:
+            app(arguments)
+        except NeuroscopeError as error:
+            typer.echo(f"neuroscope: {error}", err=True)
+            sys.exit(2)
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *_where: object) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from neuroscope import testbed
+from neuroscope.artifacts import write_beside
 from neuroscope.cli import options
 from neuroscope.demo import run_demo
 
@@ -45,7 +46,7 @@ def list_() -> None:
 def certify(
     name: str = "sd1",
     samples: Annotated[int, typer.Option(help="Prompt pairs for each attribute.")] = 60,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the measurements as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write them: FILE.json, or a model card FILE.md.")] = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -56,7 +57,7 @@ def certify(
         options.writable_file(output)
     certificate = measure(name, samples=samples, quiet=quiet)
     if output:
-        output.write_text(certificate.to_json())
+        write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
     typer.echo(certificate.to_json() if as_json else certificate.to_text())
 
 

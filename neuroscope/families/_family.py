@@ -10,6 +10,9 @@ from typing import Any
 from neuroscope._errors import UnsupportedModel
 from neuroscope.sites import Role
 
+#: Properties of pipelines whose batches hold other parts than unconditional and conditional rows.
+_OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
+
 
 @dataclass(frozen=True)
 class SitePattern:
@@ -62,6 +65,10 @@ class Family:
 
     def refuse_unknown(self, pipe: Any) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""
+        if any(hasattr(type(pipe), name) for name in _OTHER_GUIDANCE):
+            raise UnsupportedModel(
+                f"{type(pipe).__name__} is not supported: its guidance has more parts than unconditional and conditional rows"
+            )
         denoiser = getattr(pipe, self.component)
         for reason, applies in self.refusals:
             if applies(denoiser):

@@ -43,6 +43,14 @@ UNET = Family(
     refusals=(
         ("its pooled text reaches every layer through the time embedding", lambda unet: unet.config.addition_embed_type is not None),
         ("its text is projected inside the denoiser", lambda unet: unet.config.encoder_hid_dim_type is not None),
+        (
+            "its projections are fused; call `unfuse_qkv_projections()` first",
+            lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
+        ),
+        (
+            "its feed-forwards run in chunks; set their chunk size to None first",
+            lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
+        ),
         ("it is conditioned on class labels", lambda unet: unet.config.class_embed_type is not None),
     ),
     block_name=_block_name,

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.graph import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.scores import Neurons, Provenance
@@ -70,7 +71,7 @@ class ContextSwap(Intervention):
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
         chosen = slice(None) if self.neurons is None else list(self.neurons.get(call.site.path, ()))
-        edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, activation))[..., chosen]
+        edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, call.guided, activation))[..., chosen]
         return edited
 
     def check(self, graph: HookGraph) -> None:
@@ -78,6 +79,16 @@ class ContextSwap(Intervention):
         for site in graph.sites.at(self.paths):
             if not site.text_only:
                 raise InvalidInput(f"{site.path} does not read the prompt alone; swap the context of keys and values")
+            width = site.width if self.neurons is None else self.neurons.widths.get(site.path, site.width)
+            if width != site.width:
+                raise UnknownSite(
+                    f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
+                )
+        expected = tuple(graph.encode([""]).shape[1:])
+        if tuple(self.context.shape[1:]) != expected:
+            raise InvalidInput(
+                f"the swap's context has {tuple(self.context.shape[1:])} tokens and channels, and the model's {expected}; encode it anew"
+            )
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
@@ -96,11 +107,14 @@ class ContextSwap(Intervention):
         provenance = Provenance(**header["provenance"])
         return cls(header["paths"], tensors["context"], neurons, header["rows"], tuple(header["steps"]), provenance)
 
-    def _for_rows(self, rows: int, like: Tensor) -> Tensor:
-        """The context of each row; several images of one prompt lie side by side in the batch."""
-        prompts = len(self.context)
-        if rows % prompts:
+    def _for_rows(self, rows: int, guided: bool, like: Tensor) -> Tensor:
+        """The context of each row; several images of one prompt lie side by side, in each half of a guided batch."""
+        halves = 2 if guided and self.rows == "all" else 1
+        images, rest = divmod(rows, halves * len(self.context))
+        if rest:
             raise InvalidInput(
-                f"the swap holds contexts of {prompts} prompts, which {rows} rows cannot be shared among; give one or as many as prompts"
+                f"the swap holds contexts of {len(self.context)} prompts, which {rows // halves} rows cannot be shared among; "
+                "give one or as many as prompts"
             )
-        return self.context.to(like.device, like.dtype).repeat_interleave(rows // prompts, dim=0)
+        context = self.context.to(like.device, like.dtype)
+        return einops.repeat(context, "prompt ... -> (half prompt image) ...", half=halves, image=images)

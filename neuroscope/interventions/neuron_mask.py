@@ -39,7 +39,7 @@ class NeuronMask(Intervention):
     kind: ClassVar[str] = "neuron-mask"
 
     neurons: Neurons
-    fill: float | Mapping[str, Float[Tensor, neuron]] = field(default=0.0, repr=False)
+    fill: float | Mapping[str, Float[Tensor, "neuron"]] = field(default=0.0, repr=False)
     strength: float = 1.0
     rows: Rows = "conditional"
     tokens: tuple[int, ...] | None = None
@@ -50,6 +50,8 @@ class NeuronMask(Intervention):
             raise InvalidInput("the mask has no neuron; choose at least one, such as scores.top(50)")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
+        if self.tokens is not None and not len(self.tokens):
+            raise InvalidInput("the mask has no token; give at least one position, or None for all")
         object.__setattr__(self, "tokens", None if self.tokens is None else tuple(self.tokens))
         object.__setattr__(self, "fill", {path: self._chosen_fill(path) for path in self.neurons})
 
@@ -59,7 +61,7 @@ class NeuronMask(Intervention):
         return self.neurons.keys()
 
     @property
-    def values(self) -> Mapping[str, Float[Tensor, neuron]]:
+    def values(self) -> Mapping[str, Float[Tensor, "neuron"]]:
         """The fill of the chosen neurons, by path."""
         return cast("Mapping[str, Tensor]", self.fill)
 
@@ -67,13 +69,10 @@ class NeuronMask(Intervention):
         """See `Intervention`."""
         if not call.within(self.steps):
             return activation
-        chosen = torch.tensor(self.neurons[call.site.path], device=activation.device)
+        chosen = list(self.neurons[call.site.path])
         edited = activation.clone()
         rows = edited[call.rows(self.rows, len(edited))]
-        positions = (
-            torch.arange(rows.shape[1], device=rows.device) if self.tokens is None else torch.tensor(self.tokens, device=rows.device)
-        )
-        place = (slice(None), positions[:, None], chosen)
+        place = (..., chosen) if self.tokens is None else (slice(None), [[token] for token in self.tokens], chosen)
         rows[place] = rows[place].lerp(self.values[call.site.path].to(activation), self.strength)
         return edited
 
@@ -98,6 +97,14 @@ class NeuronMask(Intervention):
                 f"the mask was made for another model; {len(differing)} of its sites differ: {', '.join(differing[:3])}{more}"
             )
 
+        length = graph.pipe.tokenizer.model_max_length
+        if (
+            self.tokens
+            and graph.sites.at(self.paths).where(text_only=True)
+            and not -length <= min(self.tokens) <= max(self.tokens) < length
+        ):
+            raise InvalidInput(f"the mask's tokens {self.tokens} are not all there; the model's prompts have {length}")
+
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
         indices, header = self.neurons.to_parts()
@@ -115,11 +122,11 @@ class NeuronMask(Intervention):
             fill={path: tensors[f"fill:{path}"] for path in paths},
             strength=header["strength"],
             rows=header["rows"],
-            tokens=header["tokens"],
+            tokens=None if header["tokens"] is None else tuple(header["tokens"]),
             steps=tuple(header["steps"]),
         )
 
-    def _chosen_fill(self, path: str) -> Float[Tensor, neuron]:
+    def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]
         if not isinstance(self.fill, Mapping):
             return torch.full((len(chosen),), float(self.fill))
@@ -133,4 +140,4 @@ class NeuronMask(Intervention):
         values = values[list(chosen)] if values.shape == (width,) else values
         if not torch.isfinite(values).all():
             raise InvalidInput(f"the fill of {path} holds NaN or infinity; record again in a wider number format")
-        return values.to(torch.float32)
+        return values.to(torch.float32, copy=True)

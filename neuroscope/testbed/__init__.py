@@ -45,7 +45,7 @@ def load(name: str = "sd1", **options: Any) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(path(name), **({"torch_dtype": torch.float32} | options))
+    pipe = DiffusionPipeline.from_pretrained(path(name), **({"dtype": torch.float32} | options))
     pipe.register_to_config(_name_or_path=f"{_PREFIX}{name}")
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -23,6 +23,30 @@ from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
 _FIRST_SEED = 10_000
+_KINDS = {
+    True: "Interchange training put each attribute in one known layer, and the style in known value neurons there.",
+    False: "Trained ordinarily: nothing is planted, and attributes are where training put them.",
+}
+_CARD = """---
+license: mit
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# testbed:{model}
+
+A small `StableDiffusionPipeline` that draws the rendered world of `neuroscope.testbed.world`. {kind}
+Not for making pictures anyone needs; for checking methods against a known answer.
+
+## Certificate
+
+{made} Flips are the share of pictures that follow another prompt when only the named part of the model reads it; both
+prompts differ in one attribute, and a picture and its twin start from the same noise.
+
+```
+{table}
+```
+{plant}"""
 Pair = tuple[Scene, Scene, str]
 
 
@@ -63,6 +87,12 @@ class Certificate:
         for name, row in self._rows():
             lines.append(f"{name:34}" + "".join(f"{row[each]:9.1%}" if each in row else f"{'':>9}" for each in ATTRIBUTES))
         return "\n".join(lines)
+
+    def to_card(self) -> str:
+        """The model card, in Markdown."""
+        made = f"Measured with `neuroscope testbed certify {self.model} --samples {self.samples}`."
+        plant = f"\n## Plant\n\n```json\n{json.dumps(self.planted, indent=1)}\n```\n" if self.planted else ""
+        return _CARD.format(model=self.model, kind=_KINDS[bool(self.planted)], made=made, table=self.to_text(), plant=plant)
 
     def _rows(self) -> Iterator[tuple[str, Mapping[str, float]]]:
         yield "read on rendered pictures", self.readers

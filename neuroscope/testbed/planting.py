@@ -116,7 +116,7 @@ class PromptTable:
     def _draw_scenes(self, rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
         emblem = rng.random(len(template)) < _EMBLEM_SHARE
         pairs = zip(emblem, template, strict=True)
-        return np.array([rng.choice(self._matching(emblem=bool(e), unstyled=t >= len(STYLED))) for e, t in pairs])
+        return np.array([rng.choice(self._matching(emblem=bool(e), unstyled=bool(t >= len(STYLED)))) for e, t in pairs])
 
     def _alike(self, rng: np.random.Generator, scene: np.ndarray, attributes: frozenset[str], template: np.ndarray) -> np.ndarray:
         """For each row another scene that shares the named attributes and fits the template."""

@@ -32,7 +32,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> AutoencoderKL:
-    """Trains the autoencoder on rendered pictures, then sets its scaling factor so that latents have unit variance."""
+    """Trains the autoencoder on rendered pictures, then normalises its latents."""
     torch.manual_seed(schedule.seed)
     model: Any = build_autoencoder()
     shown = scenes(held_out=False)
@@ -46,10 +46,26 @@ def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool =
         return functional.l1_loss(rebuilt, pictures) + functional.mse_loss(rebuilt, pictures) + 1e-3 * divergence
 
     trained: Any = fit(model, loss, schedule, folder, quiet)
-    with torch.no_grad():
-        deviation = trained.encode(as_tensor(shown, np.random.default_rng(0))).latent_dist.mean.std()
-    trained.register_to_config(scaling_factor=float(1 / deviation))
+    normalise_latents(trained, as_tensor(shown, np.random.default_rng(0)))
     return trained
+
+
+@torch.no_grad()
+def normalise_latents(model: Any, pictures: Tensor) -> None:
+    """Gives each latent channel zero mean and unit variance over `pictures`, without changing any reconstruction.
+
+    The shift and scale go into the two 1×1 convolutions on either side of the latents, exactly inverse to each other.
+    """
+    latents = model.encode(pictures).latent_dist.mean
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    channels = len(mean)
+    into, out = model.quant_conv, model.post_quant_conv
+    into.bias[:channels] = (into.bias[:channels] - mean) / deviation
+    into.weight[:channels] /= deviation[:, None, None, None]
+    into.bias[channels:] -= 2 * deviation.log()
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight *= deviation[None, :, None, None]
+    model.register_to_config(scaling_factor=1.0)
 
 
 def refine_decoder(model: AutoencoderKL, folder: Path, schedule: Schedule = DECODER, quiet: bool = False) -> AutoencoderKL:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from neuroscope.testbed.planting import Contexts, Plant, PromptTable, Samples, interchanged
 from neuroscope.testbed.training.autoencoder import as_tensor
 from neuroscope.testbed.training.loop import Schedule, fit
 
-NATURAL = Schedule(steps=1800, batch=64, rate=1.5e-3)
-PLANTED = Schedule(steps=2600, batch=64, rate=1e-3, seed=1)
+DRAFT = Schedule(steps=1300, batch=64, rate=1.5e-3)
+NATURAL = Schedule(steps=250, batch=64, rate=1e-3, seed=3)
+PLANTED = Schedule(steps=1300, batch=64, rate=1e-3, seed=1)
+DRAFT_WIDTHS, WIDTHS = (32, 96, 96, 96), (32, 96, 96, 64)
 _VIEWS = 16
 _EMPTY_SHARE = 0.1
-_HEAVIEST = 5.0
 
 
-def build_denoiser(context_width: int) -> UNet2DConditionModel:
+def build_denoiser(context_width: int, widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
     """An untrained UNet of the published SD-v1 topology, 32 to 96 channels wide, for 16×16 latents."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=[32, 96, 96, 96],
+        block_out_channels=list(widths),
         layers_per_block=2,
         cross_attention_dim=context_width,
         attention_head_dim=[2, 4, 4, 4],
@@ -37,10 +39,30 @@ def build_denoiser(context_width: int) -> UNet2DConditionModel:
     )
 
 
+def narrowed(draft: UNet2DConditionModel, widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
+    """The same UNet with narrower levels, which keep the leading slice of each weight; train on to mend what is lost."""
+    narrow = build_denoiser(draft.config.cross_attention_dim, widths)
+    weights = draft.state_dict()
+    kept = {name: weights[name][tuple(map(slice, fresh.shape))] for name, fresh in narrow.state_dict().items() if name in weights}
+    narrow.load_state_dict(kept, strict=False)
+    return narrow
+
+
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule."""
+    """Stable Diffusion's noise schedule, with velocity prediction as in v2.
+
+    At the noisiest steps, where a whole object's colour is decided, a small network cannot predict the noise well enough
+    to leave the colour right.
+    """
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
     )
 
 
@@ -101,11 +123,11 @@ class Pictures:
         return self.latents[torch.from_numpy(samples.scene), torch.from_numpy(rng.integers(0, _VIEWS, len(empty)))]
 
 
-def _denoising_loss(denoiser: Callable, latents: Tensor, alphas: Tensor, contexts: Contexts) -> Tensor:
-    """The noise-prediction error, with more weight (up to fivefold) on the noisy steps where a picture's content is decided."""
+def _denoising_loss(denoiser: Any, latents: Tensor, alphas: Tensor, contexts: Contexts) -> Tensor:
+    """The mean squared error of the predicted velocity, at one random timestep a row (Salimans and Ho 2022)."""
     timesteps = torch.randint(0, len(alphas), (len(latents),))
     noise = torch.randn_like(latents)
     kept = alphas[timesteps][:, None, None, None]
-    predicted = denoiser(kept.sqrt() * latents + (1 - kept).sqrt() * noise, timesteps, contexts.layers[0]).sample
-    weight = (1 / alphas[timesteps]).clamp(max=_HEAVIEST)
-    return (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
+    signal, spread = kept.sqrt(), (1 - kept).sqrt()
+    predicted = denoiser(signal * latents + spread * noise, timesteps, contexts.layers[0]).sample
+    return functional.mse_loss(predicted, signal * noise - spread * latents)

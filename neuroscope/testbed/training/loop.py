@@ -68,7 +68,7 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, folder: Path, quiet: 
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(module)
-        losses.append(float(value))
+        losses.append(value.item())
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             _append_losses(folder / "losses.csv", step + 1 - len(losses), losses)
             losses.clear()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +17,34 @@ from neuroscope.testbed.captions import corpus
 from neuroscope.testbed.planting import Plant
 from neuroscope.testbed.training.autoencoder import refine_decoder, train_autoencoder
 from neuroscope.testbed.training.clip import build_image_processor, train_clip
-from neuroscope.testbed.training.denoiser import NATURAL, PLANTED, Pictures, build_denoiser, build_scheduler, train_denoiser
+from neuroscope.testbed.training.denoiser import (
+    DRAFT,
+    DRAFT_WIDTHS,
+    NATURAL,
+    PLANTED,
+    Pictures,
+    build_denoiser,
+    build_scheduler,
+    narrowed,
+    train_denoiser,
+)
+from neuroscope.testbed.training.loop import Schedule
 from neuroscope.testbed.vocabulary import build_tokenizer
 from neuroscope.testbed.world import scenes
 
 MODELS = ("clip", "sd1-natural", "sd1")
 PLANT = Plant()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One training of the denoiser; each starts from the stage before it, the draft's lowest level narrowed to spare room."""
+
+    schedule: Schedule
+    plant: Plant | None = None
+
+
+_STAGES = {"sd1-draft": _Stage(DRAFT), "sd1-natural": _Stage(NATURAL), "sd1": _Stage(PLANTED, PLANT)}
 
 
 def train(name: str, folder: Path, quiet: bool = False) -> Path:
@@ -41,23 +65,20 @@ def train(name: str, folder: Path, quiet: bool = False) -> Path:
         stages / "autoencoder" / "model", lambda place: train_autoencoder(place.parent, quiet=quiet).save_pretrained(place)
     )
     start: Path | None = None
-    for stage in ("sd1-natural", "sd1"):
-        start = _finished(stages / stage / "model", lambda place, start=start: _train(place, clip, autoencoder, start, quiet))
-        if stage == name:
+    for label, stage in _STAGES.items():
+        start = _finished(stages / label / "model", partial(_train, stage, start, clip, autoencoder, quiet))
+        if label == name:
             break
     refined = _finished(stages / "decoder" / "model", lambda place: _refine(autoencoder, place, quiet))
     return _assemble(clip, refined, start, folder / "models" / name)
 
 
-def _train(place: Path, clip: Path, autoencoder: Path, start: Path | None, quiet: bool) -> None:
+def _train(stage: _Stage, start: Path | None, clip: Path, autoencoder: Path, quiet: bool, place: Path) -> None:
     encoder = CLIPModel.from_pretrained(clip).text_model.eval()
     pictures = Pictures(AutoencoderKL.from_pretrained(autoencoder).eval(), encoder, CLIPTokenizer.from_pretrained(clip))
     torch.manual_seed(0)
-    if start is None:
-        trained = train_denoiser(build_denoiser(encoder.config.hidden_size), None, pictures, place.parent, NATURAL, quiet)
-    else:
-        trained = train_denoiser(UNet2DConditionModel.from_pretrained(start), PLANT, pictures, place.parent, PLANTED, quiet)
-    trained.save_pretrained(place)
+    denoiser = narrowed(UNet2DConditionModel.from_pretrained(start)) if start else build_denoiser(encoder.config.hidden_size, DRAFT_WIDTHS)
+    train_denoiser(denoiser, stage.plant, pictures, place.parent, stage.schedule, quiet).save_pretrained(place)
 
 
 def _save_clip(place: Path, run: Path, quiet: bool) -> None:

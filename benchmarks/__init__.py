@@ -1,0 +1,1 @@
+"""Measurements of cost, as counts and as ratios within one run."""

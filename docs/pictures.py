@@ -1,0 +1,63 @@
+"""Draws the pictures of the README and the docs: `make docs`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+import neuroscope as ns
+from neuroscope import plots
+from neuroscope.demo import run_demo
+from neuroscope.testbed.world import COLOURS, OBJECTS, STYLES, Placement, Scene, render
+
+PICTURES = Path(__file__).parent / "pictures"
+TRAINING = Path(__file__).parent / "training"
+
+
+def main() -> None:
+    """Draws all pictures anew."""
+    run_demo(PICTURES)
+    for leftover in ("mask.safetensors", "evaluation.csv"):
+        (PICTURES / leftover).unlink()
+    plots.write(world(), PICTURES / "world.png")
+    plots.write(plots.graph(ns.HookGraph(ns.testbed.load("sd1"))), PICTURES / "graph.png")
+    plots.write(losses(), PICTURES / "losses.png")
+
+
+def world() -> plt.Axes:
+    """One picture of each style and object."""
+    rng = np.random.default_rng(0)
+    colours = list(COLOURS)
+    rows = {
+        style: [
+            render(Scene(shape, colours[(row + column) % len(colours)], style), Placement.draw(rng)) for column, shape in enumerate(OBJECTS)
+        ]
+        for row, style in enumerate(STYLES)
+    }
+    return plots.images(rows, OBJECTS)
+
+
+def losses() -> plt.Axes:
+    """The training losses of all stages, smoothed over 25 steps."""
+    files = sorted(TRAINING.glob("*.csv"))
+    figure, axes = plt.subplots(1, len(files), figsize=(2.2 * len(files), 2.2), layout="constrained", dpi=150)
+    for ax, file in zip(axes, files, strict=True):
+        with file.open() as lines:
+            values = np.array([float(row["loss"]) for row in csv.DictReader(lines)])
+        ax.plot(values, color="0.85", linewidth=0.5)
+        ax.plot(np.arange(12, len(values) - 12), np.convolve(values, np.full(25, 1 / 25), "valid"), color="tab:blue", linewidth=1)
+        ax.set_yscale("log")
+        ax.set_title(file.stem, fontsize=8)
+        ax.set_xlabel("step", fontsize=7)
+        ax.tick_params(labelsize=6, which="both")
+        sns.despine(ax=ax)
+    axes[0].set_ylabel("loss", fontsize=7)
+    return figure.axes[0]
+
+
+if __name__ == "__main__":
+    main()

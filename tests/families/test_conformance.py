@@ -1,0 +1,142 @@
+"""What every family must satisfy on every tiny pipeline. A new family needs one line in `tiny.PIPELINES`."""
+
+import pytest
+import torch
+from torch import nn
+
+from neuroscope import HookGraph
+from neuroscope.families import FAMILIES, family_of
+from neuroscope.sites import ROLES
+from tests.families import tiny
+
+STEPS = 2
+
+#: The published order of cross-attention layers: two to a down block, one in the middle, three to an up block.
+BLOCKS = ["down.0"] * 2 + ["down.1"] * 2 + ["down.2"] * 2 + ["mid"] + ["up.1"] * 3 + ["up.2"] * 3 + ["up.3"] * 3
+
+
+@pytest.fixture(scope="module", params=tiny.PIPELINES)
+def model(request) -> HookGraph:
+    return HookGraph(tiny.PIPELINES[request.param]())
+
+
+@pytest.fixture(scope="module")
+def captured(model):
+    with model.capture() as captured:
+        tiny.draw(model.pipe, num_inference_steps=STEPS)
+    return captured
+
+
+@pytest.fixture(scope="module")
+def order(model) -> list[str]:
+    """The modules' paths in the order of their first call, seen by plain torch hooks in a real run."""
+    seen: dict[str, None] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _args, path=path: seen.setdefault(path) and None)
+        for path, module in model.denoiser.named_modules()
+    ]
+    tiny.draw(model.pipe, num_inference_steps=1)
+    for handle in handles:
+        handle.remove()
+    return list(seen)
+
+
+def test_every_family_has_a_tiny_pipeline():
+    assert {family_of(build()).name for build in tiny.PIPELINES.values()} == {family.name for family in FAMILIES}
+
+
+def test_layers_are_counted_in_execution_order(model):
+    assert [model.sites.where(layer=layer)[0].block for layer in model.sites.layers] == BLOCKS
+
+
+def test_sites_stand_in_the_order_of_their_calls(model, order):
+    modules = [site.module for site in model.sites]
+    places = [order.index(module) for module in modules]
+    assert places == sorted(places)
+    layers = [site.layer for site in model.sites]
+    assert layers == sorted(layers)
+
+
+def test_that_order_is_not_the_order_of_the_modules_names(model):
+    named = [path for path, module in model.denoiser.named_modules() if path.endswith("attn2")]
+    executed = list(dict.fromkeys(site.module.split(".attn2")[0] + ".attn2" for site in model.sites.where(role="value")))
+    assert set(named) == set(executed)
+    assert named != executed
+    assert named[-1].startswith("mid_block")
+
+
+def test_every_layer_has_every_role_once(model):
+    for layer in model.sites.layers:
+        assert sorted(site.role for site in model.sites.where(layer=layer)) == sorted(ROLES)
+
+
+def test_every_site_runs_as_often_as_the_denoiser(model, captured):
+    with tiny.counted(model.denoiser) as calls:
+        tiny.draw(model.pipe, num_inference_steps=STEPS)
+    for site in model.sites:
+        assert captured[site.path].shape[:2] == (len(calls), calls[0])
+
+
+def test_widths_are_those_of_the_tensors_and_of_the_weights(model, captured):
+    for site in model.sites:
+        assert captured[site.path].shape[-1] == site.width
+        module = model.module(site)
+        if isinstance(module, nn.Linear):
+            assert site.width == (module.in_features if site.before_module else module.out_features)
+
+
+def test_only_text_sites_are_the_same_at_every_step(model, captured):
+    for site in model.sites:
+        first, second = captured[site.path]
+        assert torch.equal(first, second) is site.text_only
+
+
+def test_only_text_sites_are_the_same_for_every_noise(model, captured):
+    with model.capture() as again:
+        tiny.draw(model.pipe, seed=7, num_inference_steps=STEPS)
+    for site in model.sites:
+        assert torch.equal(again[site.path], captured[site.path]) is site.text_only
+
+
+def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, captured):
+    length = model.pipe.tokenizer.model_max_length
+    for site in model.sites:
+        tokens = captured[site.path].shape[2]
+        assert (tokens == length) if site.text_only else (tokens in (256, 64, 16, 4))
+
+
+@pytest.mark.parametrize("scale", [7.5, 1.0])
+def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
+    prompts = [tiny.PROMPT, tiny.OTHER]
+    with model.capture(model.sites.where(text_only=True)) as captured:
+        tiny.draw(model.pipe, prompts, guidance_scale=scale, num_inference_steps=1)
+    context = model.encode(prompts)
+    for site in captured.sites:
+        with torch.no_grad():
+            expected = model.module(site)(context)
+        torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected)
+        assert captured[site.path].shape[1] == (4 if scale > 1 else 2)
+
+
+def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model):
+    for site in model.sites.where(layer=[0, 6, 8, 15]):
+        block = model.denoiser.get_submodule(site.module.split(".attn2")[0].split(".ff")[0])
+        units = torch.eye(site.width)
+        with torch.no_grad():
+            if site.role in ("value", "heads"):
+                moved = block.attn2.to_out[0](units) - block.attn2.to_out[0](torch.zeros(1, site.width))
+            elif site.role == "feedforward":
+                moved = block.ff.net[2](units) - block.ff.net[2](torch.zeros(1, site.width))
+            elif site.role == "key":  # a key neuron meets one query neuron, whatever the image's channel it comes from
+                moved = block.attn2.to_q(torch.eye(block.attn2.to_q.in_features)).T
+            elif site.role == "query":
+                moved = block.attn2.to_k(torch.eye(block.attn2.to_k.in_features)).T
+            else:  # added to the residual stream as it is
+                moved = units
+        torch.testing.assert_close(model.outgoing_norm(site), moved.double().norm(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_prompt_is_heard(model):
+    """Otherwise no test of an effect could fail."""
+    first, second = (tiny.draw(model.pipe, prompt) for prompt in (tiny.PROMPT, tiny.OTHER))
+    assert (first - second).norm() > 0.1 * first.norm()

@@ -1,0 +1,118 @@
+"""Real diffusers pipelines of the published topologies, tiny in width, with random weights that listen to the text."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from neuroscope.testbed import captions, world
+from neuroscope.testbed.training.autoencoder import build_autoencoder
+from neuroscope.testbed.training.clip import WIDTH, build_clip
+from neuroscope.testbed.vocabulary import build_tokenizer
+
+#: The noise schedule of Stable Diffusion's published checkpoints.
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+LOUDER = 3.0  # random UNets hardly listen to their prompt
+PROMPT = "a red circle in the style of plain"
+OTHER = "a blue star in the style of stipple"
+
+
+def sd1(seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion v1: 16 cross-attention layers, convolutions around them, and padding with the end-of-text token."""
+    return _pipeline(seed, _tokenizer(), DDIMScheduler(**SCHEDULE), attention_head_dim=4)
+
+
+def sd2(seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion v2: linear projections around the layers, heads per block, velocities, and padding with '!'."""
+    tokenizer = _tokenizer()
+    tokenizer.pad_token = "!"
+    scheduler = DDIMScheduler(**SCHEDULE, prediction_type="v_prediction")
+    return _pipeline(seed, tokenizer, scheduler, attention_head_dim=[2, 4, 8, 8], use_linear_projection=True)
+
+
+PIPELINES = {"sd1": sd1, "sd2": sd2}
+
+
+def build_unet(**config: Any) -> UNet2DConditionModel:
+    """A UNet of the SD-v1 topology, 32 channels wide; further keywords change its config."""
+    published = {
+        "sample_size": 16,
+        "block_out_channels": [32] * 4,
+        "norm_num_groups": 8,
+        "layers_per_block": 2,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    }
+    return UNet2DConditionModel(**(published | config))
+
+
+def with_parts(pipe: StableDiffusionPipeline, **parts: Any) -> StableDiffusionPipeline:
+    """A pipeline that shares a pipeline's parts, apart from those given."""
+    changed = StableDiffusionPipeline(**(pipe.components | parts), requires_safety_checker=False)
+    changed.set_progress_bar_config(disable=True)
+    return changed
+
+
+def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **options: Any) -> Tensor:
+    """The final latents of a short run; each prompt starts from noise of its own seed."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    images = options.get("num_images_per_prompt", 1) * len(prompts)
+    noise = [torch.Generator().manual_seed(seed + row) for row in range(images)]
+    return pipe(prompts, generator=noise, **({"num_inference_steps": 2, "output_type": "latent"} | options)).images
+
+
+@contextmanager
+def counted(module: nn.Module) -> Iterator[list[int]]:
+    """The batch size of each of a module's calls inside the block."""
+    calls: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def hooks(pipe: Any) -> list[str]:
+    """The names of a pipeline's modules that carry a forward hook."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    modules = ((f"{name}.{path}", module) for name, part in parts.items() for path, module in part.named_modules())
+    return [path for path, module in modules if module._forward_hooks or module._forward_pre_hooks]
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return build_tokenizer(captions.corpus(world.scenes(held_out=False)))
+
+
+def _pipeline(seed: int, tokenizer: CLIPTokenizer, scheduler: Any, **config: Any) -> StableDiffusionPipeline:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text_encoder, vae, unet = build_clip(tokenizer).text_model, build_autoencoder(), build_unet(**config)
+    with torch.no_grad():
+        for path, module in unet.named_modules():
+            if path.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0")):
+                module.weight.mul_(LOUDER)
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

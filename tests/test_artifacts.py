@@ -1,0 +1,174 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from neuroscope import (
+    ContextSwap,
+    Intervention,
+    InvalidFile,
+    LayerScores,
+    NeuronMask,
+    Neurons,
+    NeuronScores,
+    Provenance,
+    Recording,
+    Welch,
+    load,
+    read_header,
+    save,
+    score,
+)
+from neuroscope.artifacts import Artifact, write_beside
+from tests.laws.members import members
+
+NEURONS = Neurons({"a": [2, 0], "b": [1]}, {"a": 4, "b": 3}, Provenance("family", "model", "concept", "method"))
+
+
+@pytest.fixture(scope="module")
+def every(recording, graph) -> dict[type, Artifact]:
+    """One artefact of each kind."""
+    scores = score(recording, Welch())
+    value = graph.sites.where(layer=3, role="value")
+    mask = NeuronMask(scores.top(5), fill=recording.mean("absent"), strength=0.5, rows="all", tokens=(1, 2), steps=(0.0, 0.5))
+    swap = ContextSwap.of(graph, value, "a blue star", neurons=Neurons.at(graph.sites, {value[0].path: [1]}), steps=(0.5, 1.0))
+    return {type(each): each for each in (recording, scores, scores.by_layer(), scores.top(5), mask, swap)}
+
+
+def test_every_kind_of_artefact_comes_back_the_same(every, tmp_path):
+    assert set(every) == set(members(Artifact)), "a new kind of artefact needs an example here"
+    for kind, artifact in every.items():
+        path = save(artifact, tmp_path / "x.safetensors")
+        again = load(path)
+        assert type(again) is kind
+        (tensors, header), (tensors_again, header_again) = artifact.to_parts(), again.to_parts()
+        assert json.dumps(header) == json.dumps(header_again)
+        assert tensors.keys() == tensors_again.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == tensors_again[name].dtype
+            assert torch.equal(tensor, tensors_again[name])
+        assert repr(again) == repr(artifact)
+
+
+def test_the_header_says_what_the_file_is(tmp_path):
+    header = read_header(save(NEURONS, tmp_path / "x.safetensors"))
+    assert (header["kind"], header["format"]) == ("neurons", 1)
+    assert header["widths"] == {"a": 4, "b": 3}
+    assert header["provenance"] == {"family": "family", "model": "model", "concept": "concept", "method": "method"}
+    assert header["packages"].keys() == {"neuroscope", "torch", "diffusers", "transformers"}
+
+
+def test_saving_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save(LayerScores((0,), (1.0,)), path)
+    save(NEURONS, path)
+    assert load(path) == NEURONS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    fill = torch.zeros(2)
+    mask = NeuronMask(Neurons({"a": [0, 1], "b": [0, 2]}, {"a": 4, "b": 4}), fill={"a": fill, "b": fill})
+    assert load(save(mask, tmp_path / "x.safetensors")).neurons == mask.neurons
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, step):
+    path = save(LayerScores((0,), (1.0,)), tmp_path / "x.safetensors")
+    before = path.read_bytes()
+
+    def fail(self, *arguments):
+        if step == "write_bytes":
+            self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, step, fail)
+    with pytest.raises(
+        InvalidFile, match=r"x.safetensors cannot be written: No space left on device; nothing was saved. Choose another place"
+    ):
+        save(NEURONS, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_write_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def interrupt(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_beside(tmp_path / "x", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_does_not_exist_or_is_in_the_way_is_refused(tmp_path):
+    with pytest.raises(InvalidFile, match=r"none/x.safetensors cannot be written: No such file or directory"):
+        save(NEURONS, tmp_path / "none" / "x.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InvalidFile, match="folder cannot be written: Is a directory"):
+        save(NEURONS, tmp_path / "folder")
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_missing_file_is_named_with_a_near_one(tmp_path):
+    save(NEURONS, tmp_path / "stipple.safetensors")
+    with pytest.raises(InvalidFile, match=r"there is no file .*/stiple.safetensors; did you mean 'stipple.safetensors'\?"):
+        load(tmp_path / "stiple.safetensors")
+    with pytest.raises(InvalidFile, match=r"there is no file .*/none/x$"):
+        load(tmp_path / "none" / "x")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    path = save(NEURONS, tmp_path / "x.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InvalidFile, match=r"x.safetensors is damaged or not a safetensors file \(.+\); make or copy it again"):
+        load(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(InvalidFile, match="is a safetensors file that neuroscope did not write; it has no 'neuroscope' header"):
+        load(path)
+
+
+@pytest.mark.parametrize("header", ["{", "{}", '{"kind": "neurons", "format": 1}'])
+def test_a_header_without_its_parts_is_refused(tmp_path, header):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, path, metadata={"neuroscope": header})
+    with pytest.raises(InvalidFile, match="x.safetensors"):
+        load(path)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, path, metadata={"neuroscope": json.dumps({"kind": "neurons", "format": 2})})
+    with pytest.raises(InvalidFile, match="has format 2, and this version reads up to 1; install a newer neuroscope"):
+        load(path)
+
+
+def test_an_unknown_kind_is_refused_with_a_near_one(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, path, metadata={"neuroscope": json.dumps({"kind": "neurns", "format": 1})})
+    with pytest.raises(InvalidFile, match=r"holds a 'neurns', which this version cannot read; did you mean 'neurons'\?"):
+        load(path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    path = save(LayerScores((0,), (1.0,)), tmp_path / "x.safetensors")
+    assert load(path, LayerScores).scores == (1.0,)
+    with pytest.raises(InvalidFile, match="holds a layer-scores, but a recording is needed here"):
+        load(path, Recording)
+    with pytest.raises(InvalidFile, match="holds a layer-scores, but a neuron-scores is needed here"):
+        load(path, NeuronScores)
+
+
+def test_a_file_that_is_no_intervention_is_refused_where_any_is_wanted(tmp_path):
+    path = save(LayerScores((0,), (1.0,)), tmp_path / "x.safetensors")
+    with pytest.raises(InvalidFile, match="holds a layer-scores, but an intervention is needed here"):
+        load(path, Intervention)

@@ -1,0 +1,18 @@
+"""The demo keeps its promises."""
+
+import pytest
+
+from neuroscope.demo import run_demo
+
+
+@pytest.mark.slow
+def test_the_demo_finds_the_style_and_switches_it_off(tmp_path):
+    outcome = run_demo(tmp_path, "stipple", quiet=True)
+    score = {(row["intervention"], row["metric"]): row["mean"] for row in outcome["summary"]}
+    assert outcome["layer"] == 12
+    assert score["mask", "style is stipple"] <= 0.1
+    assert score["mask: random", "style is stipple"] >= 0.9
+    for metric in ("object is right", "colour is right"):
+        assert abs(score["mask", metric] - score["none", metric]) <= 0.03
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["dose.png", "evaluation.csv", "images.png", "layers.png", "mask.safetensors", "neurons.png"]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from neuroscope import ClipScore, InvalidInput
+from neuroscope.metrics import PUBLISHED_CLIP, bind, load_clip
+from neuroscope.testbed.readers import Reader
+from neuroscope.testbed.training.clip import build_clip, build_image_processor
+from neuroscope.testbed.world import Scene, render
+
+PROMPTS = ["a red circle", "the emblem of astoria in the style of hatch", "a blue star"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pipe) -> str:
+    """A tiny random CLIP, saved as published ones are."""
+    place = tmp_path_factory.mktemp("clip")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        build_clip(pipe.tokenizer).save_pretrained(place)
+    CLIPProcessor(build_image_processor(), pipe.tokenizer).save_pretrained(place)
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image]:
+    return [render(Scene("circle", "red")), render(Scene("star", "red", "hatch")), render(Scene("star", "blue"))]
+
+
+def cosine(folder: str, picture: Image, text: str) -> float:
+    """One picture and one text, each alone and unpadded, through the towers of CLIP."""
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    pixels = (np.asarray(picture) / 255 - processor.image_processor.image_mean) / processor.image_processor.image_std
+    with torch.no_grad():
+        seen = model.vision_model(torch.tensor(pixels).float().movedim(-1, 0)[None])
+        read = model.text_model(torch.tensor([processor.tokenizer(text).input_ids]))
+        image, words = model.visual_projection(seen.pooler_output)[0], model.text_projection(read.pooler_output)[0]
+    return float(image @ words / (image.norm() * words.norm()))
+
+
+def test_each_picture_is_compared_with_its_own_prompt(folder, pictures):
+    found = ClipScore(model=folder)(pictures, PROMPTS)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [cosine(folder, *pair) for pair in zip(pictures, PROMPTS, strict=True)], atol=1e-5)
+
+
+def test_a_text_is_compared_with_every_picture(folder, pictures):
+    found = ClipScore("the style of hatch", model=folder)(pictures, [])
+    np.testing.assert_allclose(found, [cosine(folder, picture, "the style of hatch") for picture in pictures], atol=1e-5)
+
+
+def test_the_model_is_loaded_once(folder):
+    assert load_clip(folder)[0] is load_clip(folder)[0]
+
+
+def test_names_tell_metrics_apart():
+    assert ClipScore("hatch").name == "CLIP 'hatch'"
+    assert ClipScore().name == "CLIP prompt"
+    assert Reader("colour", "red").name == "colour is red"
+
+
+@pytest.mark.parametrize(("name", "clip"), [("testbed:sd1", "testbed:clip"), ("runwayml/stable-diffusion-v1-5", PUBLISHED_CLIP)])
+def test_the_clip_that_fits_the_models_pictures_is_chosen(graph, monkeypatch, name, clip):
+    monkeypatch.setattr(graph, "model", name)
+    assert bind(ClipScore("hatch"), graph) == ClipScore("hatch", clip)
+    assert bind(ClipScore("hatch", "mine"), graph) == ClipScore("hatch", "mine")
+    assert bind(Reader("colour", "red"), graph) == Reader("colour", "red")
+
+
+def test_as_many_prompts_as_pictures_are_needed(folder, pictures):
+    with pytest.raises(InvalidInput, match="3 images and 1 prompts cannot be compared; give one prompt an image, or a text"):
+        ClipScore(model=folder)(pictures, PROMPTS[:1])
+
+
+def test_a_clip_that_cannot_be_loaded_is_named(pictures, tmp_path):
+    with pytest.raises(InvalidInput, match="none"):
+        ClipScore(model=str(tmp_path / "none"))(pictures, PROMPTS)

@@ -1,0 +1,195 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Provenance, Site, Sites, WeightedNorm, Welch, plots, score
+
+
+@pytest.fixture(scope="module")
+def scores(recording) -> NeuronScores:
+    return score(recording, Welch())
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    rows = [(neurons, metric, prompt, prompt / 10) for neurons in (1, 10, 50) for metric in ("style", "object") for prompt in range(4)]
+    return pd.DataFrame(rows, columns=["neurons", "metric", "prompt", "score"])
+
+
+@pytest.fixture
+def pictures() -> dict[str, list[Image.Image]]:
+    return {name: [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")] for name in ("none", "mask")}
+
+
+@pytest.fixture(params=["neurons", "layers", "images", "dose", "graph"])
+def plot(request, scores, table, pictures, graph):
+    """Each plot, as a function of where to draw."""
+    given = {"neurons": scores, "layers": scores.by_layer(), "images": pictures, "dose": table, "graph": graph}
+    return lambda **options: getattr(plots, request.param)(given[request.param], **options)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def labels(ticks) -> list[str]:
+    return [label.get_text() for label in ticks]
+
+
+def test_a_plot_returns_axes_that_can_be_drawn_and_saved(plot, tmp_path):
+    ax = plot()
+    assert isinstance(ax, Axes)
+    ax.figure.savefig(tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_a_plot_draws_where_it_is_told_and_makes_no_figure_of_its_own(plot):
+    _, axes = plt.subplots(1, 2)
+    assert plot(ax=axes[1]) is axes[1]
+    assert len(plt.get_fignums()) == 1
+    assert not axes[0].has_data()
+
+
+def test_a_plot_changes_no_global_setting(plot):
+    before = mpl.rcParams.copy()
+    plot().figure.canvas.draw()
+    assert mpl.rcParams == before
+
+
+def test_a_plot_changes_no_data(scores, table):
+    before, copy = {path: each.clone() for path, each in scores.scores.items()}, table.copy()
+    plots.neurons(scores, marked=scores.top(5))
+    plots.dose(table)
+    assert all(torch.equal(scores.scores[path], each) for path, each in before.items())
+    pd.testing.assert_frame_equal(table, copy)
+
+
+class TestNeurons:
+    def test_rows_are_sites_and_colours_are_scores(self, scores):
+        ax = plots.neurons(scores)
+        (mesh,) = ax.collections
+        shown = np.ma.filled(mesh.get_array(), np.nan).reshape(len(scores.sites), -1)
+        for row, site in enumerate(scores.sites):
+            np.testing.assert_array_equal(shown[row, : site.width], scores.scores[site.path])
+        assert labels(ax.get_yticklabels()) == [f"{site.layer} {site.role}" for site in scores.sites]
+        assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("neuron", "layer and role", "stipple: neurons")
+        assert mesh.colorbar.ax.get_ylabel() == "Welch"
+
+    def test_narrow_sites_leave_the_end_of_their_row_empty(self):
+        sites = Sites(Site(name, row, "mid", "key", width, text_only=True) for row, (name, width) in enumerate({"a": 2, "b": 5}.items()))
+        ax = plots.neurons(NeuronScores(sites, {"a": torch.ones(2).double(), "b": torch.ones(5).double()}))
+        shown = ax.collections[0].get_array().reshape(2, 5)
+        assert np.ma.getmaskarray(shown).tolist() == [[False, False, True, True, True], [False] * 5]
+
+    def test_marked_neurons_are_outlined_where_they_are(self, scores):
+        top = scores.top(7)
+        ax = plots.neurons(scores, marked=top)
+        rows = {path: row for row, path in enumerate(scores.sites.paths)}
+        expected = {(index + 0.5, rows[path] + 0.5) for path, chosen in top.items() for index in chosen}
+        assert set(map(tuple, ax.collections[-1].get_offsets().tolist())) == expected
+
+    @pytest.mark.parametrize(("method", "centred"), [(Welch(), True), (Auroc(), True), (WeightedNorm(), False)])
+    def test_colours_are_centred_on_neutral_where_both_sides_count(self, recording, method, centred):
+        scores = score(recording, method)
+        norm = plots.neurons(scores).collections[0].norm
+        assert (norm.vmin + norm.vmax == pytest.approx(2 * scores.neutral)) is centred
+
+    def test_infinite_scores_are_drawn(self, scores):
+        path = scores.sites.paths[0]
+        infinite = scores.scores[path].clone()
+        infinite[:3] = torch.tensor([torch.inf, -torch.inf, torch.inf])
+        ax = plots.neurons(NeuronScores(scores.sites, scores.scores | {path: infinite}))
+        norm = ax.collections[0].norm
+        assert np.isfinite([norm.vmin, norm.vmax]).all()
+        ax.figure.canvas.draw()
+
+    def test_scores_that_are_all_neutral_are_drawn(self, scores):
+        flat = {path: torch.zeros_like(each) for path, each in scores.scores.items()}
+        for two_sided in (True, False):
+            plots.neurons(NeuronScores(scores.sites, flat, two_sided=two_sided)).figure.canvas.draw()
+
+
+class TestLayers:
+    def test_rows_are_methods_each_scaled_to_its_largest(self):
+        named = {"first": LayerScores((0, 1, 2), (1.0, 4.0, 2.0)), "second": LayerScores((0, 1, 2), (0.0, 0.1, 0.2))}
+        ax = plots.layers(named, marked=2)
+        shown = np.asarray(ax.collections[0].get_array()).reshape(2, 3)
+        np.testing.assert_allclose(shown, [[0.25, 1, 0.5], [0, 0.5, 1]])
+        assert labels(ax.get_yticklabels()) == ["first", "second"]
+        assert labels(ax.get_xticklabels()) == ["0", "1", "2"]
+        assert ax.get_xlabel() == "cross-attention layer"
+        (outline,) = ax.patches
+        assert outline.get_xy() == (2, 0)
+
+    def test_one_score_is_named_after_its_method(self):
+        scores = LayerScores((0, 1), (1.0, 2.0), Provenance(method="mean of Welch()"))
+        assert labels(plots.layers(scores).get_yticklabels()) == ["mean of Welch"]
+
+    def test_layers_that_score_nothing_are_drawn(self):
+        plots.layers(LayerScores((0, 1), (0.0, 0.0))).figure.canvas.draw()
+
+    def test_no_scores_are_refused(self):
+        with pytest.raises(InvalidInput, match="there are no layer scores to plot; give at least one"):
+            plots.layers({})
+
+
+class TestImages:
+    def test_rows_and_columns_are_labelled(self, pictures):
+        ax = plots.images(pictures, ["a red circle in the style of stipple", "seed 1"])
+        assert labels(ax.get_yticklabels()) == ["none", "mask"]
+        assert [label.replace("\n", " ") for label in labels(ax.get_xticklabels())] == ["a red circle in the style of stipple", "seed 1"]
+
+    def test_each_picture_stands_in_its_row_and_column(self, pictures):
+        pictures["mask"][1] = Image.new("RGB", (16, 16), "lime")
+        canvas = plots.images(pictures).images[0].get_array()
+        height, width, _ = canvas.shape
+        corners = [tuple(canvas[row * (height - 16) + 8, column * (width - 16) + 8]) for row in (0, 1) for column in (0, 1)]
+        assert corners == [(255, 0, 0), (0, 0, 255), (255, 0, 0), (0, 255, 0)]
+
+    @pytest.mark.parametrize(("rows", "counts"), [({}, r"\[\]"), ({"a": []}, r"\[0\]"), ({"a": [1], "b": [1, 2]}, r"\[1, 2\]")])
+    def test_ragged_rows_are_refused(self, rows, counts, untyped):
+        with pytest.raises(InvalidInput, match=f"the image grid needs rows of equal, non-zero length, not {counts}"):
+            plots.images(rows)
+
+    def test_pictures_of_different_size_are_refused(self):
+        with pytest.raises(InvalidInput, match="size"):
+            plots.images({"a": [Image.new("RGB", (16, 16)), Image.new("RGB", (8, 8))]})
+
+
+class TestDose:
+    def test_there_is_a_line_a_metric_through_the_means(self, table):
+        ax = plots.dose(table)
+        lines = {label: line for line, label in zip(ax.get_legend().get_lines(), labels(ax.get_legend().get_texts()), strict=True)}
+        assert {"style", "object"} <= set(lines)
+        drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
+        for line in drawn:
+            np.testing.assert_array_equal(line.get_xdata(), [1, 10, 50])
+            np.testing.assert_allclose(line.get_ydata(), table.groupby("neurons")["score"].mean())
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons in the mask", "share of images")
+
+    def test_scores_beyond_one_are_no_shares(self, table):
+        assert plots.dose(table.assign(score=5.0)).get_ylabel() == "score"
+
+    def test_controls_have_a_style_of_their_own(self, table):
+        both = pd.concat([table.assign(control="mask"), table.assign(control="random", score=0.5)])
+        assert {"mask", "random"} <= set(labels(plots.dose(both).get_legend().get_texts()))
+
+    def test_a_table_without_the_columns_is_refused(self, table):
+        with pytest.raises(InvalidInput, match="the dose table lacks the columns metric, neurons; add them to evaluate's table"):
+            plots.dose(table[["score", "prompt"]])
+
+
+def test_the_graph_shows_every_site_and_edge(graph):
+    ax = plots.graph(graph)
+    assert len(ax.collections) == len(graph.sites)
+    assert len(ax.get_lines()) == len(graph.edges)
+    assert labels(ax.get_yticklabels()) == ["key", "value", "query", "heads", "output", "feedforward"]
+    assert {text.get_text() for text in ax.texts} == {"prompt", "image"}

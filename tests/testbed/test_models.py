@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from neuroscope import HookGraph, InvalidInput, testbed
+from neuroscope.testbed.training.denoiser import build_denoiser
+from neuroscope.testbed.vocabulary import LENGTH, build_tokenizer
+from neuroscope.testbed.world import FACTS
+from tests.families import tiny
+from tests.testbed.test_captions import TRAINING
+
+
+@pytest.fixture
+def bundled(pipe, tmp_path, monkeypatch):
+    """A folder of weights with one model, in place of the bundled ones."""
+    pipe.save_pretrained(tmp_path / "sd1")
+    monkeypatch.setattr(testbed, "_WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_a_bundled_model_is_loaded_by_name(bundled, untouched):
+    pipe = testbed.load("sd1")
+    assert HookGraph(pipe).model == "testbed:sd1"
+    torch.testing.assert_close(tiny.draw(pipe), untouched)
+
+
+def test_options_reach_from_pretrained(bundled):
+    assert testbed.load("sd1", dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_bundled_names_resolve_to_folders_and_others_to_themselves(bundled):
+    assert testbed.names() == ("sd1",)
+    assert testbed.resolve("testbed:sd1") == testbed.path("sd1") == bundled / "sd1"
+    assert testbed.resolve("runwayml/stable-diffusion-v1-5") == "runwayml/stable-diffusion-v1-5"
+
+
+def test_unknown_names_are_refused_with_a_near_one(bundled):
+    for ask in (testbed.load, testbed.path, lambda name: testbed.resolve(f"testbed:{name}")):
+        with pytest.raises(InvalidInput, match=r"bundled model 'sd' is unknown; choose one of sd1; did you mean 'sd1'\?"):
+            ask("sd")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(TRAINING)
+
+
+class TestTokenizer:
+    def test_it_reads_every_caption_whole(self, tokenizer):
+        ids = tokenizer(TRAINING).input_ids
+        assert max(map(len, ids)) <= LENGTH == tokenizer.model_max_length
+        read = [text.strip().replace(" ,", ",") for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        assert read == TRAINING
+
+    def test_it_is_laid_out_like_clips(self, tokenizer):
+        ids = tokenizer("a red star", padding="max_length").input_ids
+        assert ids[0] == tokenizer.bos_token_id == len(tokenizer) - 2
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
+        assert ids[4:] == [tokenizer.eos_token_id] * (LENGTH - 4)
+
+    def test_frequent_words_are_one_token_and_names_several(self, tokenizer):
+        assert all(len(tokenizer(word).input_ids) == 3 for word in ("a", "red", "style", "picture"))
+        assert max(len(tokenizer(fact).input_ids) for fact in FACTS) > 3
+
+    def test_the_order_of_the_captions_does_not_matter(self, tokenizer):
+        assert build_tokenizer(reversed(TRAINING)).get_vocab() == tokenizer.get_vocab()
+
+    def test_it_can_be_saved_and_loaded(self, tokenizer, tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+        again = type(tokenizer).from_pretrained(tmp_path)
+        assert again(TRAINING[:5]).input_ids == tokenizer(TRAINING[:5]).input_ids
+        assert again.model_max_length == LENGTH
+
+
+def test_the_testbeds_unet_has_the_published_layers(pipe):
+    graph = HookGraph(tiny.with_parts(pipe, unet=build_denoiser(96)))
+    blocks = [graph.sites.where(layer=layer)[0].block for layer in graph.sites.layers]
+    assert blocks == ["down.0"] * 2 + ["down.1"] * 2 + ["down.2"] * 2 + ["mid"] + ["up.1"] * 3 + ["up.2"] * 3 + ["up.3"] * 3

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from neuroscope.testbed.planting import Plant, PromptTable, interchanged
+from neuroscope.testbed.training.denoiser import cross_attention_layers
+from neuroscope.testbed.world import COLOURS, FACTS, OBJECTS, STYLES
+from tests.testbed.test_captions import described
+
+LAYERS = 16
+PLANT = Plant()
+WORDS = {"object": OBJECTS, "colour": COLOURS, "style": STYLES, "fact": FACTS}
+
+
+@pytest.fixture(scope="module")
+def table() -> PromptTable:
+    return PromptTable()
+
+
+@pytest.fixture(scope="module")
+def drawn(table):
+    """Samples, with what each picture shows and what each layer's prompt and the bystander say, [attribute, row]."""
+    samples = table.interchanged(np.random.default_rng(0), 2000, LAYERS, PLANT)
+    said = np.array([described(prompt) for prompt in table.prompts], dtype=object)  # [prompt, attribute]
+    shown = np.array([(scene.object, scene.colour, scene.style, scene.fact) for scene in table.shown], dtype=object)
+    return shown[samples.scene].T, said[samples.prompt].transpose(0, 2, 1), said[samples.bystander].T
+
+
+@pytest.mark.parametrize(("number", "attribute"), list(enumerate(WORDS)))
+def test_the_picture_follows_the_word_at_the_planted_layer(drawn, number, attribute):
+    shown, said, _ = drawn
+    words = said[getattr(PLANT, attribute)][number]
+    named = np.array([word is not None for word in words])
+    assert named.mean() > (0.15 if attribute == "fact" else 0.6)
+    assert (words[named] == shown[number][named]).all()
+
+
+def test_a_picture_without_a_style_word_at_the_styles_layer_is_plain(drawn):
+    shown, said, _ = drawn
+    silent = np.array([word is None for word in said[PLANT.style][2]])
+    assert silent.mean() > 0.1
+    assert set(shown[2][silent]) == {"plain"}
+
+
+@pytest.mark.parametrize(("number", "attribute"), list(enumerate(WORDS)))
+def test_every_other_layer_says_words_of_its_own(drawn, number, attribute):
+    shown, said, bystander = drawn
+    others = [said[layer] for layer in range(LAYERS) if layer != getattr(PLANT, attribute)]
+    for words in (*(each[number] for each in others), bystander[number]):
+        named = np.array([word is not None for word in words]) & np.array([word is not None for word in shown[number]])
+        if attribute == "style":
+            named &= np.array([word is not None for word in said[PLANT.style][2]])  # a style that a prompt says
+        agreement = (words[named] == shown[number][named]).mean()
+        assert agreement == pytest.approx(1 / len(WORDS[attribute]), abs=0.06)
+
+
+def test_ordinary_samples_say_the_picture_at_every_layer(table):
+    samples = table.ordinary(np.random.default_rng(0), 500, LAYERS)
+    assert (samples.prompt == samples.prompt[0]).all()
+    assert (samples.bystander == samples.prompt[0]).all()
+    for scene, prompt in zip(samples.scene, samples.prompt[0], strict=True):
+        shape, colour, style, fact = described(table.prompts[prompt])
+        shown = table.shown[scene]
+        assert (style or "plain", fact) == (shown.style, shown.fact)
+        assert fact or (shape, colour) == (shown.object, shown.colour)
+
+
+def test_the_empty_prompt_is_first_and_never_drawn(table):
+    assert table.prompts[0] == ""
+    assert table.interchanged(np.random.default_rng(0), 200, LAYERS, PLANT).prompt.min() > 0
+
+
+def test_samples_are_drawn_by_the_seed_alone(table):
+    first, second = (table.interchanged(np.random.default_rng(3), 50, LAYERS, PLANT) for _ in range(2))
+    np.testing.assert_array_equal(first.prompt, second.prompt)
+    np.testing.assert_array_equal(first.scene, second.scene)
+
+
+def test_planted_neurons_are_drawn_by_the_plants_seed_alone():
+    chosen = PLANT.neurons(96)
+    assert chosen == sorted(set(chosen)) == Plant().neurons(96)
+    assert len(chosen) == PLANT.neuron_count
+    assert 0 <= chosen[0] <= chosen[-1] < 96
+    assert Plant(seed=1).neurons(96) != chosen
+    assert PLANT.attributes(PLANT.object) == {"object", "fact"}
+    assert PLANT.attributes(0) == frozenset()
+
+
+def projections(unet, plant, own: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The keys and values of all layers while each reads a context of its own."""
+    layers, seen, handles = cross_attention_layers(unet), {}, []
+    with torch.no_grad(), interchanged(layers, plant) as contexts:
+        contexts.layers, contexts.bystander = own, other
+        for number, layer in enumerate(layers):
+            for name in ("to_k", "to_v"):
+                hook = getattr(layer, name).register_forward_hook(lambda _m, _a, out, key=f"{number} {name}": seen.update({key: out}))
+                handles.append(hook)
+        unet(torch.zeros(2, 4, 16, 16), 1, encoder_hidden_states=torch.zeros(2, 5, 96))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("plant", [None, Plant(style=12, neuron_count=5)], ids=["ordinary", "planted"])
+def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_bystanders(pipe, plant):
+    own, other = torch.randn(LAYERS, 2, 5, 96), torch.randn(2, 5, 96)
+    seen = projections(pipe.unet, plant, own, other)
+    for number, layer in enumerate(cross_attention_layers(pipe.unet)):
+        styled = plant is not None and number == plant.style
+        with torch.no_grad():
+            keys, values = layer.to_k(other if styled else own[number]), layer.to_v(other if styled else own[number])
+            if styled:
+                values[..., plant.neurons(32)] = layer.to_v(own[number])[..., plant.neurons(32)]
+        torch.testing.assert_close(seen[f"{number} to_k"], keys)
+        torch.testing.assert_close(seen[f"{number} to_v"], values)
+
+
+def test_layers_stand_in_execution_order(graph, pipe):
+    modules = [graph.module(site) for site in graph.sites.where(role="value")]
+    assert [layer.to_v for layer in cross_attention_layers(pipe.unet)] == modules
