@@ -12,7 +12,7 @@ __all__ = ["GENERATION", "Reader", "load", "names", "path", "read", "resolve"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 #: How the bundled pipelines are meant to be called; their certificates hold for these settings.
-GENERATION: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
+GENERATION: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 3.0}
 _PREFIX = "testbed:"
 
 

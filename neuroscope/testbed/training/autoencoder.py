@@ -15,7 +15,7 @@ from neuroscope.testbed.training.loop import Schedule, fit
 from neuroscope.testbed.world import SIZE, Placement, Scene, pixels, scenes
 
 SCHEDULE = Schedule(steps=900, batch=32, rate=2e-3, averaging=0.98)
-DECODER = Schedule(steps=1200, batch=32, rate=2e-3, averaging=0.99, seed=2)
+DECODER = Schedule(steps=700, batch=32, rate=2e-3, averaging=0.99, seed=2)
 _JITTER = 0.15
 
 
