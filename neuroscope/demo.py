@@ -25,7 +25,7 @@ from neuroscope.testbed.planting import Plant
 from neuroscope.testbed.readers import Reader
 
 Say = Callable[[str], None]
-DOSES = (4, 8, 16, 28, 48)
+DOSES = (1, 2, 4, 8, 16, 28)
 SEEDS = range(100, 104)
 PLANT = Plant()
 
@@ -123,9 +123,9 @@ def _through_file(mask: NeuronMask, path: Path) -> NeuronMask:
 
 
 def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, folder: Path, quiet: bool) -> None:
-    prompts = list(found.concept.test[:: max(1, len(found.concept.test) // 8)])
+    prompts = list(found.concept.test[:8])
     changes = {"before": None, "mask": mask, "random": random_control(mask)}
-    seeds = [SEEDS[0]] * len(prompts)
+    seeds = list(range(SEEDS[0], SEEDS[0] + len(prompts)))
     rows = {name: generate(graph, change, prompts, seeds, **testbed.GENERATION) for name, change in changes.items()}
     plots.write(plots.images(rows, prompts), folder / "images.png")
     plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")

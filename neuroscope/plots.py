@@ -128,10 +128,11 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if missing:
         raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
     ax = ax or _axes(_COLUMN * 1.5, _COLUMN)
-    style = {"style": "control"} if "control" in table.columns else {}
-    sns.lineplot(
-        table, x="neurons", y="score", hue="metric", ax=ax, errorbar=("ci", 95), n_boot=200, seed=0, marker="o", markersize=4, **style
-    )
+    look: dict[str, Any] = {"style": "control"} if "control" in table.columns else {}
+    metrics = list(table["metric"].unique())
+    look["sizes"] = dict(zip(metrics, np.linspace(3.5, 1, len(metrics)), strict=True))  # lines that coincide stay visible
+    ci = {"errorbar": ("ci", 95), "n_boot": 200, "seed": 0}
+    sns.lineplot(table, x="neurons", y="score", hue="metric", size="metric", ax=ax, marker="o", markersize=4, **look, **ci)
     ax.set(xlabel="neurons in the mask", ylabel="share of images" if table["score"].between(0, 1).all() else "score")
     ax.set_ylim(-0.03, 1.03) if table["score"].between(0, 1).all() else None
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=_SMALL, title_fontsize=_SMALL)

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 2 and one clear line on a user's mistake."""
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _say_warning  # type: ignore[assignment]

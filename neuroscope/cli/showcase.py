@@ -44,7 +44,7 @@ def list_() -> None:
 
 @bundled.command()
 def certify(
-    name: str = "sd1",
+    name: Annotated[str, typer.Argument(help="sd1 or sd1-natural.")] = "sd1",
     samples: Annotated[int, typer.Option(help="Prompt pairs for each attribute.")] = 60,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write them: FILE.json, or a model card FILE.md.")] = None,
     quiet: options.Quiet = False,
@@ -63,7 +63,7 @@ def certify(
 
 @bundled.command()
 def train(
-    name: str,
+    name: Annotated[str, typer.Argument(help="clip, sd1-natural or sd1.")],
     output_dir: options.OutputFolder = Path("runs"),
     quiet: options.Quiet = False,
 ) -> None:
