@@ -25,7 +25,7 @@ def main() -> None:
     for count in COUNTS:
         row = _in_own_process("keys and values", count)
         print(f"{'keys and values':22}{count:8}{row['rows']:15}{row['peak']:18.0f}")
-    for count in (16, 64):
+    for count in (32, 128):
         row = _in_own_process("feed-forward", count)
         print(f"{'feed-forward, 5 steps':22}{count:8}{row['rows']:15}{row['peak']:18.0f}")
 
