@@ -44,8 +44,8 @@ def world() -> plt.Axes:
 def losses() -> plt.Axes:
     """The training losses of all stages, smoothed over 25 steps."""
     files = sorted(TRAINING.glob("*.csv"))
-    figure, axes = plt.subplots(1, len(files), figsize=(2.2 * len(files), 2.2), layout="constrained", dpi=150)
-    for ax, file in zip(axes, files, strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(7, 4), layout="constrained", dpi=150)
+    for ax, file in zip(axes.flat, files, strict=True):
         with file.open() as lines:
             values = np.array([float(row["loss"]) for row in csv.DictReader(lines)])
         ax.plot(values, color="0.85", linewidth=0.5)
@@ -55,7 +55,7 @@ def losses() -> plt.Axes:
         ax.set_xlabel("step", fontsize=7)
         ax.tick_params(labelsize=6, which="both")
         sns.despine(ax=ax)
-    axes[0].set_ylabel("loss", fontsize=7)
+        ax.set_ylabel("loss", fontsize=7)
     return figure.axes[0]
 
 

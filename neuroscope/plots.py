@@ -40,7 +40,7 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
     for row, site in enumerate(scores.sites):
         grid[row, : site.width] = scores.scores[site.path].numpy()
     finite = np.where(np.isfinite(grid), grid, np.nan)
-    ax = ax or _axes(_COLUMN * 2, 0.6 + 0.16 * len(scores.sites))
+    ax = ax or _axes(_COLUMN * 2, max(1.6, 0.6 + 0.16 * len(scores.sites)))
     if scores.two_sided:
         look: dict[str, Any] = {
             "cmap": _DIVERGING,
