@@ -15,7 +15,7 @@ import torch
 import neuroscope as ns
 from benchmarks.models import stable_diffusion_v1
 
-PAIRS, STEPS, SIZE = 7, 2, 256
+PAIRS, STEPS, SIZE = 5, 2, 128
 
 
 def main() -> None:
