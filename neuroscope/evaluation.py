@@ -89,10 +89,12 @@ def evaluate(
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
         intervention.check(graph)
     scheduler = [type(graph.pipe.scheduler).__name__, sorted(map(repr, graph.pipe.scheduler.config.items()))]
-    made_by = [graph.model, graph.fingerprint(), scheduler, [repr(metric) for metric in bound], sorted(map(repr, generation.items()))]
+    weights = graph.fingerprint() if output else ""  # keys outlive this call only in a file
+    made_by = [graph.model, weights, scheduler, [repr(metric) for metric in bound], sorted(map(repr, generation.items()))]
+    digests = {name: _digest(change, made_by) for name, change in changes.items()}
     jobs = [
-        _Job(name, prompt, seed, _key(change, prompt, seed, made_by))
-        for name, change in changes.items()
+        _Job(name, prompt, seed, hashlib.sha256(json.dumps([digests[name], prompt, seed]).encode()).hexdigest()[:32])
+        for name in changes
         for prompt in prompts
         for seed in seeds
     ]
@@ -179,13 +181,14 @@ def _as_tuple(change: Change) -> tuple[Intervention, ...]:
     return (change,) if isinstance(change, Intervention) else tuple(change)
 
 
-def _key(change: Sequence[Intervention], prompt: str, seed: int, made_by: Sequence[Any]) -> str:
-    digest = hashlib.sha256(json.dumps([*made_by, prompt, seed]).encode())
+def _digest(change: Sequence[Intervention], made_by: Sequence[Any]) -> str:
+    """A hash of all that images depend on beside prompt and seed."""
+    digest = hashlib.sha256(json.dumps(made_by).encode())
     for each in change:
         tensors, header = each.to_parts()
         digest.update(json.dumps([each.kind, header], sort_keys=True).encode())
         digest.update(to_bytes({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:

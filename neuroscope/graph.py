@@ -80,7 +80,6 @@ class HookGraph:
         self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
         self.sites = _observe(self.family, self.denoiser, self._modules)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
-        self._calls = 0
 
     def __repr__(self) -> str:
         counts = f"{len(self.sites.layers)} layers, {len(self.sites)} sites, {self.sites.neuron_count:,} neurons"

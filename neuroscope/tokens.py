@@ -49,8 +49,7 @@ def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject:
 
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     """Warns of each prompt that is longer than the model reads, naming the words that are cut off."""
-    for prompt in prompts:
-        offsets = _encode(tokenizer, [prompt])["offset_mapping"][0]
+    for prompt, offsets in zip(prompts, _encode(tokenizer, prompts)["offset_mapping"] if prompts else (), strict=True):
         read = max(end for _, end in offsets)
         if lost := prompt[read:].strip():
             message = f"the prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; it loses {lost!r}"

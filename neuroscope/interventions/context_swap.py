@@ -84,11 +84,12 @@ class ContextSwap(Intervention):
                 raise UnknownSite(
                     f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
                 )
-        expected = tuple(graph.encode([""]).shape[1:])
-        if tuple(self.context.shape[1:]) != expected:
-            raise InvalidInput(
-                f"the swap's context has {tuple(self.context.shape[1:])} tokens and channels, and the model's {expected}; encode it anew"
-            )
+            expected = (graph.pipe.tokenizer.model_max_length, graph.module(site).in_features)
+            if tuple(self.context.shape[1:]) != expected:
+                raise InvalidInput(
+                    f"the swap's context has {tuple(self.context.shape[1:])} tokens and channels, "
+                    f"and the model's {expected}; encode it anew"
+                )
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

@@ -51,7 +51,7 @@ def train(name: str, folder: Path, quiet: bool = False) -> Path:
     """Trains a bundled model and all that it needs, and returns its folder under `folder/models`.
 
     Each stage keeps checkpoints in a folder of its own: a run that was stopped goes on from them, and finished stages are
-    not trained again. On two cores: CLIP 8 minutes, the autoencoder 15, the natural denoiser 30, the planted one 45.
+    not trained again. On two cores: CLIP 8 minutes, the autoencoder and its decoder 12, the natural denoiser 25, the planted one 20.
 
     Raises:
         InvalidInput: an unknown name.
