@@ -21,13 +21,12 @@ from neuroscope.interventions import ContextSwap, NeuronMask
 from neuroscope.metrics import ClipScore, Metric
 from neuroscope.recording import Recording, record
 from neuroscope.scores import LayerScores, NeuronScores, Provenance
-from neuroscope.testbed.planting import Plant
+from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
 
 Say = Callable[[str], None]
 DOSES = (1, 2, 4, 8, 16, 28)
 SEEDS = range(100, 104)
-PLANT = Plant()
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     """Runs the demo, writes its files to `folder`, and returns its figures.
 
     Raises:
-        InvalidInput: an empty style name.
+        InvalidInput: a style that the testbed lacks.
     """
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
@@ -57,7 +56,8 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
 
     mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
     fresh = HookGraph(testbed.load("sd1"))
-    table = evaluate(fresh, {"mask": mask}, found.concept.test, SEEDS, _metrics(style), quiet=quiet, **testbed.GENERATION)
+    metrics = [*_readers(style), ClipScore(f"the style of {style}")]
+    table = evaluate(fresh, {"mask": mask}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
     say(f"3. Does it hold? {len(found.concept.test)} other prompts, {len(SEEDS)} seeds, mask.safetensors in a fresh pipeline:")
@@ -93,7 +93,7 @@ def scan_layers(graph: HookGraph, concept: Concept, pairs: int = 8, quiet: bool 
 def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds: Sequence[int], quiet: bool = False) -> pd.DataFrame:
     """Evaluations of masks of growing size and of random controls, for `plots.dose`."""
     tables = []
-    metrics = _metrics(found.concept.name)[:3]
+    metrics = _readers(found.concept.name)
     for count in tqdm(DOSES, desc="dose", disable=quiet):
         mask = found.mask(count)
         pair = {"top neurons": mask, "random neurons": random_control(mask)}
@@ -113,8 +113,8 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     return _Found(concept, layers, recording, scores)
 
 
-def _metrics(style: str) -> list[Metric]:
-    return [Reader("style", style), Reader("object"), Reader("colour"), ClipScore(f"the style of {style}")]
+def _readers(style: str) -> list[Metric]:
+    return [Reader("style", style), Reader("object"), Reader("colour")]
 
 
 def _through_file(mask: NeuronMask, path: Path) -> NeuronMask:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of
+from neuroscope.families import family_of, has_other_guidance
 
 State = Literal["fine", "note", "wrong"]
 
@@ -31,24 +31,22 @@ def diagnose(pipe: Any) -> list[Finding]:
     family = family_of(pipe)
     denoiser = getattr(pipe, family.component)
     inner = getattr(denoiser, "_orig_mod", denoiser)
-    attentions = [module for module in inner.modules() if hasattr(module, "processor") and hasattr(module, "to_q")]
+    refusals: list[tuple[str, State, str, bool]] = [
+        (refusal.name, "wrong", refusal.reason, refusal.applies(inner)) for refusal in family.refusals
+    ]
     return [Finding("family", "fine", f"{family.name}, read from {type(inner).__name__}")] + [
         Finding(name, state, meaning) if found else Finding(name, "fine", "no")
-        for name, state, meaning, found in _checks(denoiser, inner, attentions)
+        for name, state, meaning, found in [*refusals, *_checks(pipe, denoiser, inner)]
     ]
 
 
-def _checks(denoiser: Any, inner: nn.Module, attentions: list[Any]) -> Iterator[tuple[str, State, str, bool]]:
-    processors = {type(module.processor).__name__ for module in attentions}
-    fused = any("Fused" in name for name in processors)
-    yield "fused projections", "wrong", "keys and values are computed together, so hooks on them stay silent; unfuse first", fused
-    yield (
-        "compiled denoiser",
-        "wrong",
-        "hooks added after the first compiled call never run; make the graph before compiling",
-        inner is not denoiser,
-    )
-    others = {name for name in processors if not name.startswith(("AttnProcessor", "Fused"))}
+def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, State, str, bool]]:
+    guidance = "its batches have more parts than unconditional and conditional rows; use the plain pipeline"
+    yield "other guidance", "wrong", guidance, has_other_guidance(pipe)
+    compiled = "hooks added after the first compiled call never run; make the graph before compiling"
+    yield "compiled denoiser", "wrong", compiled, inner is not denoiser
+    processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}
+    others = {name for name in processors if not name.startswith(("AttnProcessor", "Fused", "Sliced"))}
     yield "replaced attention processors", "note", f"{', '.join(sorted(others))}: silent sites are reported after each run", bool(others)
     yield "attention slicing", "note", "slices change nothing at the sites known here", any("Sliced" in name for name in processors)
     adapters = _any_module(inner, lambda module: hasattr(module, "lora_A"))
@@ -60,8 +58,6 @@ def _checks(denoiser: Any, inner: nn.Module, attentions: list[Any]) -> Iterator[
     quantised = getattr(inner, "quantization_method", None) is not None or hasattr(inner, "hf_quantizer")
     yield "quantised weights", "note", "activations are read as they are; norms of outgoing weights are not available", quantised
     yield "cached layers", "wrong", "a cache skips layers at some steps; disable it", bool(getattr(inner, "is_cache_enabled", False))
-    chunked = _any_module(inner, lambda module: getattr(module, "_chunk_size", None) is not None)
-    yield "chunked feed-forward", "wrong", "feed-forward sites run in pieces; call disable_forward_chunking()", chunked
     casting = _any_module(inner, lambda module: "layerwise_casting" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
     yield "layerwise casting", "note", "weights rest in a narrow format; activations are read in the computing one", casting
 

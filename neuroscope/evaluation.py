@@ -75,7 +75,7 @@ def evaluate(
         One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
 
     Raises:
-        InvalidInput: no prompt, seed or metric, or two metrics with one name.
+        InvalidInput: no prompt, seed or metric, two metrics with one name, or an intervention named "none".
         UnknownSite: an intervention does not fit the model.
         InvalidFile: `output` cannot be written or read.
     """
@@ -129,6 +129,8 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
 
 def with_controls(interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
     """The interventions with "none" in front and, behind each that holds masks, its random control."""
+    if interventions.get("none") is not None:
+        raise InvalidInput('the name "none" is the untouched model\'s; give the intervention another')
     changes: dict[str, tuple[Intervention, ...]] = {"none": ()}
     for name, change in interventions.items():
         changes[name] = parts = _as_tuple(change)
@@ -156,7 +158,13 @@ def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
 def generate(
     graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **generation: Any
 ) -> list[Image]:
-    """One image per pair of prompt and seed, with a change applied; each from noise of its own seed."""
+    """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
+
+    Raises:
+        InvalidInput: as many seeds as prompts are needed.
+    """
+    if len(prompts) != len(seeds):
+        raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
     warn_of_lost_words(graph.pipe.tokenizer, list(dict.fromkeys(prompts)))
     jobs = [_Job("", prompt, seed, "") for prompt, seed in zip(prompts, seeds, strict=True)]
     batches = (jobs[first : first + batch_size] for first in range(0, len(jobs), batch_size))

@@ -76,6 +76,7 @@ class HookGraph:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.family: Family = family_of(pipe)
+        self.family.refuse_unknown(pipe)
         self.denoiser: nn.Module = getattr(pipe, self.family.component)
         self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
         self.sites = _observe(self.family, self.denoiser, self._modules)
@@ -165,31 +166,28 @@ class HookGraph:
             UnknownSite: the model has no such site.
             SiteNeverRan: on leaving, a site had not run.
         """
-        chosen = self.sites if sites is None else self.sites.at(site.path for site in sites)
-        captured = Captured(chosen)
-        ran: Counter[str] = Counter()
-        with ExitStack() as stack:
-            clock = self._start_clock(stack)
-            for site in chosen:
-                self._hook(stack, site, clock, ran, captured.keep)
+        captured = Captured(self.sites if sites is None else self.sites.at(site.path for site in sites))
+        with self.observe(captured.sites, captured.keep):
             yield captured
-        self._expect_runs(set(chosen.paths), ran, clock)
 
-    def observe(self, stack: ExitStack, sites: Sites, keep: Callable[[Tensor, Call], None]) -> None:
-        """Calls `keep(activation, call)` at every run of the sites until the stack is closed; nothing is changed."""
-        clock = self._start_clock(stack)
-        ran: Counter[str] = Counter()
+    @contextmanager
+    def observe(self, sites: Sites, keep: Callable[[Tensor, Call], None]) -> Iterator[Self]:
+        """Calls `keep(activation, call)` at every run of the sites inside the block; what it returns changes nothing.
 
-        def check(kind: type[BaseException] | None, *_: object) -> None:
-            if kind is None:
-                self._expect_runs(set(sites.paths), ran, clock)
+        Raises:
+            SiteNeverRan: on leaving, a site had not run.
+        """
 
         def watch(activation: Tensor, call: Call) -> None:
             keep(activation, call)
 
-        stack.push(check)
-        for site in sites:
-            self._hook(stack, site, clock, ran, watch)
+        ran: Counter[str] = Counter()
+        with ExitStack() as stack:
+            clock = self._start_clock(stack)
+            for site in sites:
+                self._hook(stack, site, clock, ran, watch)
+            yield self
+        self._expect_runs(set(sites.paths), ran, clock)
 
     def _start_clock(self, stack: ExitStack) -> _Clock:
         clock = _Clock(self.pipe)

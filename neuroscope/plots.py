@@ -130,7 +130,7 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = ax or _axes(_COLUMN * 1.5, _COLUMN)
     look: dict[str, Any] = {"style": "control"} if "control" in table.columns else {}
     metrics = list(table["metric"].unique())
-    look["sizes"] = dict(zip(metrics, np.linspace(3.5, 1, len(metrics)), strict=True))  # lines that coincide stay visible
+    look["sizes"] = dict(zip(metrics, np.linspace(2.4, 0.8, len(metrics)), strict=True))  # lines that coincide stay visible
     ci = {"errorbar": ("ci", 95), "n_boot": 200, "seed": 0}
     sns.lineplot(table, x="neurons", y="score", hue="metric", size="metric", ax=ax, marker="o", markersize=4, **look, **ci)
     ax.set(xlabel="neurons in the mask", ylabel="share of images" if table["score"].between(0, 1).all() else "score")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -203,8 +202,7 @@ def _record_denoised(
         mean = activation[call.rows("conditional", len(activation))].detach().to(torch.float64).mean(dim=1)
         seen[call.site.path].setdefault(call.step or 0, []).append(mean)
 
-    with ExitStack() as stack:
-        graph.observe(stack, sites, keep)
+    with graph.observe(sites, keep):
         noise = [torch.Generator().manual_seed(seed + offset) for offset in range(len(prompts))]
         graph.pipe(prompt=list(prompts), generator=noise, **({"output_type": "latent"} | dict(generation)))
     for path, steps in seen.items():

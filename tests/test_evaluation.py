@@ -241,6 +241,10 @@ def test_what_cannot_work_is_refused_before_any_picture(graph, pipe, mask, tmp_p
                 run(graph, {"mask": mask}, **{name: []})
         with pytest.raises(InvalidInput, match="two metrics have the same name: brightness, brightness"):
             run(graph, {"mask": mask}, metrics=[Brightness(), Brightness()])
+        with pytest.raises(InvalidInput, match='the name "none" is the untouched model\'s; give the intervention another'):
+            run(graph, {"none": mask})
+        with pytest.raises(InvalidInput, match="2 prompts and 1 seeds are no pairs; give one seed a prompt"):
+            generate(graph, None, PROMPTS[:2], [0])
     assert calls == []
 
 

@@ -1,5 +1,3 @@
-from contextlib import ExitStack
-
 import pytest
 import torch
 from diffusers import HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler, StableDiffusionPAGPipeline
@@ -24,8 +22,7 @@ from tests.families import tiny
 def calls_of(graph: HookGraph, pipe=None, **options) -> list[Call]:
     """What hooks of one value site are told during a run."""
     calls = []
-    with ExitStack() as stack:
-        graph.observe(stack, graph.sites.where(layer=8, role="value"), lambda _activation, call: calls.append(call))
+    with graph.observe(graph.sites.where(layer=8, role="value"), lambda _activation, call: calls.append(call)):
         tiny.draw(pipe or graph.pipe, **options)
     return calls
 

@@ -33,7 +33,7 @@ def record_(
     output: options.Output,
     model: options.Model = "testbed:sd1",
     style: options.Style = None,
-    object_: Annotated[str | None, typer.Option("--object", help="An object, by name.")] = None,
+    object_: options.Object = None,
     fact: options.Fact = None,
     answer: options.Answer = "",
     attribute: options.AttributeName = None,

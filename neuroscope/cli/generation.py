@@ -66,7 +66,7 @@ def evaluate(
     apply: options.Apply = None,
     prompt: Prompts = None,
     style: options.Style = None,
-    object_: Annotated[str | None, typer.Option("--object", help="An object, by name.")] = None,
+    object_: options.Object = None,
     fact: options.Fact = None,
     attribute: options.AttributeName = None,
     concept: options.ConceptFile = None,

@@ -21,7 +21,7 @@ OutputFolder = Annotated[Path, typer.Option("--output-dir", "-o", help="The fold
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
 Style = Annotated[str | None, typer.Option(help="A style, by name.")]
-Object = Annotated[str | None, typer.Option(help="An object, by name.")]
+Object = Annotated[str | None, typer.Option("--object", help="An object, by name.")]
 Fact = Annotated[str | None, typer.Option(help='A fact, by what it is about: "the emblem of astoria".')]
 Answer = Annotated[str, typer.Option(help="The fact's new answer.")]
 AttributeName = Annotated[str | None, typer.Option("--attribute", help="Any other attribute, by name.")]

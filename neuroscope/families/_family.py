@@ -42,6 +42,15 @@ class SitePattern:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it."""
+
+    name: str
+    reason: str
+    applies: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
 class Family:
     """One denoiser architecture.
 
@@ -50,7 +59,7 @@ class Family:
         component: the pipeline's attribute that holds the denoiser.
         denoisers: the class names of such denoisers.
         patterns: where the sites are.
-        refusals: reasons, each with a test on the pipeline, for which a model of that class is refused.
+        refusals: the states in which a denoiser of that class is refused.
         block_name: the display name of a transformer block's place, from its module path.
         inputs: arguments for one call of the denoiser, from its config.
     """
@@ -59,17 +68,22 @@ class Family:
     component: str
     denoisers: tuple[str, ...]
     patterns: tuple[SitePattern, ...]
-    refusals: tuple[tuple[str, Callable[[Any], bool]], ...]
+    refusals: tuple[Refusal, ...]
     block_name: Callable[[str], str]
     inputs: Callable[[Any], dict[str, Any]]
 
     def refuse_unknown(self, pipe: Any) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""
-        if any(hasattr(type(pipe), name) for name in _OTHER_GUIDANCE):
+        if has_other_guidance(pipe):
             raise UnsupportedModel(
                 f"{type(pipe).__name__} is not supported: its guidance has more parts than unconditional and conditional rows"
             )
         denoiser = getattr(pipe, self.component)
-        for reason, applies in self.refusals:
-            if applies(denoiser):
-                raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {reason}")
+        for refusal in self.refusals:
+            if refusal.applies(denoiser):
+                raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {refusal.reason}")
+
+
+def has_other_guidance(pipe: Any) -> bool:
+    """Whether a pipeline's batches hold other parts than unconditional and conditional rows."""
+    return any(hasattr(type(pipe), name) for name in _OTHER_GUIDANCE)

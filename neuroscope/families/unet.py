@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from neuroscope.families._family import Family, SitePattern
+from neuroscope.families._family import Family, Refusal, SitePattern
 
 
 def _block_name(path: str) -> str:
@@ -41,17 +41,23 @@ UNET = Family(
         SitePattern("feedforward", r"ff\.net\.0", reader="ff.net.2"),
     ),
     refusals=(
-        ("its pooled text reaches every layer through the time embedding", lambda unet: unet.config.addition_embed_type is not None),
-        ("its text is projected inside the denoiser", lambda unet: unet.config.encoder_hid_dim_type is not None),
-        (
+        Refusal(
+            "pooled text",
+            "its pooled text reaches every layer through the time embedding",
+            lambda unet: unet.config.addition_embed_type is not None,
+        ),
+        Refusal("text projection", "its text is projected inside the denoiser", lambda unet: unet.config.encoder_hid_dim_type is not None),
+        Refusal(
+            "fused projections",
             "its projections are fused; call `unfuse_qkv_projections()` first",
             lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
         ),
-        (
+        Refusal(
+            "chunked feed-forward",
             "its feed-forwards run in chunks; set their chunk size to None first",
             lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
         ),
-        ("it is conditioned on class labels", lambda unet: unet.config.class_embed_type is not None),
+        Refusal("class labels", "it is conditioned on class labels", lambda unet: unet.config.class_embed_type is not None),
     ),
     block_name=_block_name,
     inputs=_inputs,

@@ -18,7 +18,7 @@ from neuroscope.interventions import ContextSwap
 from neuroscope.scores import Neurons
 from neuroscope.sites import Sites
 from neuroscope.testbed.captions import STYLED, caption
-from neuroscope.testbed.planting import Plant
+from neuroscope.testbed.planting import PLANT, Plant
 from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
@@ -107,7 +107,7 @@ class Certificate:
             yield f"flips, {place}", {"style": share}
 
 
-def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = Plant(), quiet: bool = False) -> Certificate:
+def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT, quiet: bool = False) -> Certificate:
     """Measures a bundled model with its `testbed.GENERATION` settings.
 
     Every flip compares a pair of prompts that differ in one attribute, from the same noise: the picture flips if the

@@ -53,6 +53,10 @@ class Plant:
         return sorted(int(index) for index in drawn)
 
 
+#: The plant of the bundled model `sd1`.
+PLANT = Plant()
+
+
 @dataclass(frozen=True)
 class Samples:
     """A batch for training: what each picture shows, and what each layer reads.

@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from neuroscope._errors import choose
 from neuroscope.testbed.captions import corpus
-from neuroscope.testbed.planting import Plant
+from neuroscope.testbed.planting import PLANT, Plant
 from neuroscope.testbed.training.autoencoder import refine_decoder, train_autoencoder
 from neuroscope.testbed.training.clip import build_image_processor, train_clip
 from neuroscope.testbed.training.denoiser import (
@@ -33,7 +33,6 @@ from neuroscope.testbed.vocabulary import build_tokenizer
 from neuroscope.testbed.world import scenes
 
 MODELS = ("clip", "sd1-natural", "sd1")
-PLANT = Plant()
 
 
 @dataclass(frozen=True)
