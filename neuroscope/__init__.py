@@ -20,9 +20,11 @@ from neuroscope._errors import (
 )
 from neuroscope.artifacts import Artifact, load, read_header, save
 from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
+from neuroscope.calls import Call
+from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
-from neuroscope.graph import Call, Captured, HookGraph
+from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
 from neuroscope.metrics import ClipScore, Metric
 from neuroscope.recording import Recording, record

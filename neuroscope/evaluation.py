@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.stats
-import torch
 from PIL.Image import Image
-from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 
-from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._errors import InvalidInput
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, NeuronMask
+from neuroscope.ledger import Ledger, digest, key_of, origin
 from neuroscope.metrics import Metric, bind
 from neuroscope.scores import Neurons
-from neuroscope.tokens import warn_of_lost_words
+from neuroscope.sweep import Row, Sweep
 
 Change = Intervention | Sequence[Intervention] | None
 COLUMNS = ("intervention", "prompt", "seed", "metric", "score")
@@ -48,7 +45,7 @@ def evaluate(
     metrics: Sequence[Metric] = (),
     *,
     controls: bool = True,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
     **generation: Any,
@@ -66,7 +63,7 @@ def evaluate(
         seeds: seeds of the initial noise.
         metrics: what to measure; see `Metric`.
         controls: whether to add "none" and the random controls.
-        batch_size: images at a time.
+        batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`.
@@ -85,32 +82,23 @@ def evaluate(
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
     changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
-    warn_of_lost_words(graph.pipe.tokenizer, prompts)
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
         intervention.check(graph)
-    scheduler = [type(graph.pipe.scheduler).__name__, sorted(map(repr, graph.pipe.scheduler.config.items()))]
-    weights = graph.fingerprint() if output else ""  # keys outlive this call only in a file
-    made_by = [graph.model, weights, scheduler, [repr(metric) for metric in bound], sorted(map(repr, generation.items()))]
-    digests = {name: _digest(change, made_by) for name, change in changes.items()}
-    jobs = [
-        _Job(name, prompt, seed, hashlib.sha256(json.dumps([digests[name], prompt, seed]).encode()).hexdigest()[:32])
-        for name in changes
-        for prompt in prompts
-        for seed in seeds
-    ]
-    ledger = _Ledger(Path(output) if output else None)
+    made_by = [*origin(graph, generation, fingerprint=bool(output)), [repr(metric) for metric in bound]]
+    digests = {name: digest(change, made_by) for name, change in changes.items()}
+    jobs = [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
+    ledger = Ledger(Path(output) if output else None)
     todo = [job for job in jobs if job.key not in ledger.rows]
+    sweep = Sweep(graph, prompts, generation, batch_size=batch_size) if todo else None
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
-        for name in changes:
-            mine = [job for job in todo if job.name == name]
-            for first in range(0, len(mine), batch_size):
-                batch = mine[first : first + batch_size]
-                images = _generate(graph, changes[name], batch, generation)
-                scores = {metric.name: metric(images, [job.prompt for job in batch]) for metric in bound}
-                ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
-                bar.update(len(batch))
-    rows = [(job.name, job.prompt, job.seed, metric, score) for job in jobs for metric, score in ledger.rows[job.key].items()]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        rest = iter(todo)
+        for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in todo]) if sweep else ():
+            scores = {metric.name: metric(images, [row.text for row in rows]) for metric in bound}
+            batch = itertools.islice(rest, len(rows))
+            ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
+            bar.update(len(rows))
+    table = [(job.name, job.prompt, job.seed, metric, score) for job in jobs for metric, score in ledger.rows[job.key].items()]
+    return pd.DataFrame(table, columns=list(COLUMNS))
 
 
 def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -156,7 +144,7 @@ def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
 
 
 def generate(
-    graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int = 16, **generation: Any
+    graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None = None, **generation: Any
 ) -> list[Image]:
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
 
@@ -165,16 +153,9 @@ def generate(
     """
     if len(prompts) != len(seeds):
         raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
-    warn_of_lost_words(graph.pipe.tokenizer, list(dict.fromkeys(prompts)))
-    jobs = [_Job("", prompt, seed, "") for prompt, seed in zip(prompts, seeds, strict=True)]
-    batches = (jobs[first : first + batch_size] for first in range(0, len(jobs), batch_size))
-    return [image for batch in batches for image in _generate(graph, _as_tuple(change), batch, generation)]
-
-
-def _generate(graph: HookGraph, change: tuple[Intervention, ...], jobs: Sequence[_Job], generation: Mapping[str, Any]) -> list[Image]:
-    noise = [torch.Generator().manual_seed(job.seed) for job in jobs]
-    with graph.apply(*change) if change else nullcontext():
-        return graph.pipe(prompt=[job.prompt for job in jobs], generator=noise, **generation).images
+    rows = [Row(prompt, seed, _as_tuple(change)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
+    return [image for _, images in sweep.run(rows) for image in images]
 
 
 def _check_any(**given: Sequence[Any]) -> None:
@@ -189,16 +170,6 @@ def _as_tuple(change: Change) -> tuple[Intervention, ...]:
     return (change,) if isinstance(change, Intervention) else tuple(change)
 
 
-def _digest(change: Sequence[Intervention], made_by: Sequence[Any]) -> str:
-    """A hash of all that images depend on beside prompt and seed."""
-    digest = hashlib.sha256(json.dumps(made_by).encode())
-    for each in change:
-        tensors, header = each.to_parts()
-        digest.update(json.dumps([each.kind, header], sort_keys=True).encode())
-        digest.update(to_bytes({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}))
-    return digest.hexdigest()
-
-
 def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.min()), float(values.max())
@@ -206,42 +177,3 @@ def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float,
         warnings.simplefilter("ignore")
         found = scipy.stats.bootstrap((values,), np.mean, confidence_level=confidence, method="percentile", rng=seed)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-class _Ledger:
-    """The finished images' scores by job key, appended to a file as they come."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.rows: dict[str, dict[str, float]] = {}
-        self._path = path
-        if path is None:
-            return
-        try:
-            text = path.read_text() if path.exists() else ""
-            with path.open("a") as file:
-                file.write("\n" if text and not text.endswith("\n") else "")
-        except OSError as error:
-            raise InvalidFile(f"{path} cannot be written: {error.strerror}; choose another place") from error
-        for line in text.splitlines():
-            self.rows |= _parsed(line)
-
-    def add(self, rows: Mapping[str, dict[str, float]]) -> None:
-        self.rows |= rows
-        if self._path is None:
-            return
-        try:
-            with self._path.open("a") as file:
-                file.writelines(json.dumps({"key": key, "scores": scores}) + "\n" for key, scores in rows.items())
-        except OSError as error:
-            raise InvalidFile(
-                f"{self._path} cannot be written: {error.strerror}; finished images are kept, so run again with room"
-            ) from error
-
-
-def _parsed(line: str) -> dict[str, dict[str, float]]:
-    """A finished job; nothing for a line that a kill cut short."""
-    try:
-        row = json.loads(line)
-        return {row["key"]: row["scores"]}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return {}

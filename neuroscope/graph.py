@@ -5,57 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from neuroscope._errors import InvalidInput, SiteNeverRan, UnsupportedModel
+from neuroscope._errors import InvalidInput, SiteNeverRan
+from neuroscope.calls import Call, Clock
+from neuroscope.captured import Captured
+from neuroscope.discovery import find_places, find_sites, row_bytes
 from neuroscope.families import Family, SitePattern, family_of
-from neuroscope.sites import Site, Sites
+from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from neuroscope.interventions import Intervention
-
-Rows = Literal["all", "conditional"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a site's module inside a running pipeline.
-
-    Attributes:
-        site: the site.
-        step: the denoising step, counted from 0; None outside a pipeline's schedule.
-        steps: the number of denoising steps; None outside a pipeline's schedule.
-        guided: whether the batch holds unconditional rows before the conditional ones.
-        project: the module's own computation on another input, without hooks.
-    """
-
-    site: Site
-    step: int | None
-    steps: int | None
-    guided: bool
-    project: Callable[[Tensor], Tensor] = field(repr=False)
-
-    def rows(self, rows: Rows, batch: int) -> slice:
-        """The batch rows meant: all, or only those that carry the prompt."""
-        return slice(batch // 2, batch) if rows == "conditional" and self.guided else slice(0, batch)
-
-    def within(self, steps: tuple[float, float]) -> bool:
-        """Whether this call's step lies in a part of the schedule, given as fractions from 0 (first) to 1 (end)."""
-        if steps == (0.0, 1.0):
-            return True
-        if self.step is None or self.steps is None:
-            raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser was called on its own; use (0.0, 1.0) there")
-        return steps[0] <= self.step / self.steps < steps[1]
 
 
 class HookGraph:
@@ -77,14 +47,20 @@ class HookGraph:
         self.pipe = pipe
         self.family: Family = family_of(pipe)
         self.family.refuse_unknown(pipe)
-        self.denoiser: nn.Module = getattr(pipe, self.family.component)
+        self.denoiser: Any = getattr(pipe, self.family.component)
+        self._row_bytes: dict[tuple[int, int], int] = {}
         self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
-        self.sites = _observe(self.family, self.denoiser, self._modules)
+        self.sites = find_sites(self.family, self.denoiser, self._modules)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
     def __repr__(self) -> str:
         counts = f"{len(self.sites.layers)} layers, {len(self.sites)} sites, {self.sites.neuron_count:,} neurons"
         return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts})"
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The components that causal tracing restores, in execution order."""
+        return find_places(self.family, self.denoiser, self._modules)
 
     @property
     def edges(self) -> list[tuple[str, str]]:
@@ -123,7 +99,7 @@ class HookGraph:
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "prompt token channel"]:
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Float[Tensor, "prompt token channel"]:
         """The contexts that the pipeline's own text encoder makes of the prompts.
 
         Warns of prompts that are longer than the encoder reads, naming the lost words.
@@ -133,30 +109,71 @@ class HookGraph:
         warn_of_lost_words(self.pipe.tokenizer, prompts)
         device = self.pipe._execution_device
         batches = (list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size))
-        return torch.cat([self.pipe.encode_prompt(batch, device, 1, False)[0] for batch in batches])
+        return torch.cat([self.pipe.encode_prompt(batch, device, 1, False, clip_skip=clip_skip)[0] for batch in batches])
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
+        """The pictures that the pipeline's own autoencoder makes of final latents."""
+        pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(pixels, output_type="pil")
+
+    def row_bytes(self, height: int | None = None, width: int | None = None) -> int:
+        """An upper bound of the memory that one denoiser row takes for pictures of a size in pixels, by default the model's."""
+        scale, size = self.pipe.vae_scale_factor, int(self.denoiser.config.sample_size)
+        latents = (height // scale if height else size, width // scale if width else size)
+        if latents not in self._row_bytes:
+            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, self._modules, latents)
+        return self._row_bytes[latents]
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator[Self]:
-        """Runs the pipeline changed by these interventions, in this order; it is restored on every way out.
+        """Runs the pipeline changed by these interventions; it is restored on every way out.
+
+        Changes of a site's input come before changes of its output; among each, the given order holds.
 
         Raises:
             UnknownSite: an intervention names a site that the model lacks, or that has another width.
             SiteNeverRan: on leaving, a hooked site had not run.
         """
-        for intervention in interventions:
-            intervention.check(self)
+        with self._changed([(each, None) for each in interventions]):
+            yield self
+
+    @contextmanager
+    def apply_each(self, changes: Sequence[Sequence[Intervention]]) -> Iterator[Self]:
+        """Runs one batch in which every image has interventions of its own, so that many conditions share a run.
+
+        Args:
+            changes: for each image of the batch its interventions, none or several.
+
+        Raises:
+            InvalidInput: the pipeline is called for another number of images.
+            UnknownSite, SiteNeverRan: as in `apply`.
+        """
+        images: dict[int, tuple[Intervention, list[int]]] = {}
+        for image, change in enumerate(changes):
+            for each in change:
+                images.setdefault(id(each), (each, []))[1].append(image)
+        with self._changed([(each, tuple(mine)) for each, mine in images.values()], len(changes)):
+            yield self
+
+    @contextmanager
+    def rewire(self, changes: Mapping[str, Callable[[Tensor, bool], Tensor]]) -> Iterator[Self]:
+        """Replaces the outputs of whole components (see `places`) while the block runs.
+
+        Args:
+            changes: by path, a function of the component's output and of whether the batch is guided.
+
+        Raises:
+            SiteNeverRan: on leaving, a component had not run.
+        """
         ran: Counter[str] = Counter()
-        acted: set[int] = set()
         with ExitStack() as stack:
             clock = self._start_clock(stack)
-            for intervention in interventions:
-                for site in self.sites.at(intervention.paths):
-                    self._attach(stack, site, clock, ran, intervention, acted)
+            for path, change in changes.items():
+                hook = partial(_rewire, path, change, clock, ran)
+                stack.callback(self._modules[path.split(".", 1)[1]].register_forward_hook(hook).remove)
             yield self
-        self._expect_runs({path for each in interventions for path in each.paths}, ran, clock)
-        for each in interventions:
-            if id(each) not in acted:
-                raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
+        self._expect_runs(list(changes), ran, clock)
 
     @contextmanager
     def capture(self, sites: Iterable[Site] | None = None) -> Iterator[Captured]:
@@ -189,23 +206,35 @@ class HookGraph:
             yield self
         self._expect_runs(set(sites.paths), ran, clock)
 
-    def _start_clock(self, stack: ExitStack) -> _Clock:
-        clock = _Clock(self.pipe)
+    def _start_clock(self, stack: ExitStack) -> Clock:
+        clock = Clock(self.pipe)
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
         return clock
 
-    def _attach(self, stack: ExitStack, site: Site, clock: _Clock, ran: Counter[str], intervention: Intervention, acted: set[int]) -> None:
-        change = intervention.on_input if intervention.changes_input else intervention.on_output
+    @contextmanager
+    def _changed(self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None) -> Iterator[None]:
+        for each, _ in changes:
+            each.check(self)
+        ran: Counter[str] = Counter()
+        acted: set[int] = set()
+        with ExitStack() as stack:
+            clock = self._start_clock(stack)
+            for site in self.sites.at({path for each, _ in changes for path in each.paths}):
+                for before in (True, False):
+                    here = [
+                        _Change(each, images, batch, acted)
+                        for each, images in changes
+                        if site.path in each.paths and (each.changes_input or site.before_module) == before
+                    ]
+                    if here:
+                        self._hook(stack, site, clock, ran, partial(_act, here), before)
+            yield
+        self._expect_runs({path for each, _ in changes for path in each.paths}, ran, clock)
+        for each, _ in changes:
+            if id(each) not in acted:
+                raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
 
-        def act(tensor: Tensor, call: Call) -> Tensor:
-            changed = change(tensor, call)
-            if changed is not tensor:
-                acted.add(id(intervention))
-            return changed
-
-        self._hook(stack, site, clock, ran, act, before=intervention.changes_input or site.before_module)
-
-    def _hook(self, stack: ExitStack, site: Site, clock: _Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
+    def _hook(self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
         module = self.module(site)
 
         def run(tensor: Tensor) -> Tensor | None:
@@ -218,8 +247,9 @@ class HookGraph:
             handle = module.register_forward_hook(lambda _module, _args, output: run(output))
         stack.callback(handle.remove)
 
-    def _expect_runs(self, paths: set[str], ran: Counter[str], clock: _Clock) -> None:
-        silent = [path for path in self.sites.paths if path in paths - ran.keys()]
+    def _expect_runs(self, paths: Collection[str], ran: Counter[str], clock: Clock) -> None:
+        known = (*self.sites.paths, *(path for path in paths if path not in self.sites.paths))
+        silent = [path for path in known if path in paths and not ran[path]]
         if not silent:
             return
         if not clock.ticks:
@@ -241,119 +271,51 @@ class HookGraph:
         return next(pattern for pattern in self.family.patterns if pattern.role == site.role)
 
 
-class Captured:
-    """Raw activations, kept in the order of the calls.
-
-    `captured[path]` is a tensor [call, row, token, neuron]; `select` picks steps, guidance rows and tokens.
-    """
-
-    def __init__(self, sites: Sites) -> None:
-        self.sites = sites
-        self._kept: dict[str, list[tuple[Call, Tensor]]] = {path: [] for path in sites.paths}
-
-    def __repr__(self) -> str:
-        return f"Captured({len(self.sites)} sites, {max(map(len, self._kept.values()), default=0)} calls each)"
-
-    def __getitem__(self, path: str) -> Float[Tensor, "call row token neuron"]:
-        return self.select(path)
-
-    def select(
-        self, path: str, *, step: int | None = None, rows: Rows = "all", token: int | slice = slice(None)
-    ) -> Float[Tensor, "call row token neuron"]:
-        """The activations of one site: of one step or all, of all rows or the prompt's, of some tokens or all.
-
-        Raises:
-            UnknownSite: the site was not captured.
-            InvalidInput: nothing was captured at that step.
-        """
-        self.sites.at([path])
-        chosen = [tensor[call.rows(rows, len(tensor))] for call, tensor in self._kept[path] if step is None or call.step == step]
-        if not chosen:
-            steps = sorted({call.step for call, _ in self._kept[path] if call.step is not None})
-            raise InvalidInput(f"nothing was captured at step {step}; captured steps: {steps}")
-        if len({each.shape for each in chosen}) > 1:
-            sizes = ", ".join(sorted({str(tuple(each.shape)) for each in chosen}))
-            raise InvalidInput(f"the runs differ in size: {sizes}; capture each in a block of its own")
-        return torch.stack(chosen)[:, :, token if isinstance(token, slice) else slice(token, token + 1 or None)]
-
-    def keep(self, activation: Tensor, call: Call) -> None:
-        """The hook: stores a copy on the CPU and changes nothing."""
-        self._kept[call.site.path].append((call, activation.detach().to("cpu", copy=True)))
+Images = tuple[int, ...] | None
 
 
-class _Clock:
-    """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes."""
+class _Change(NamedTuple):
+    """An intervention at one site: which images of the batch it changes (None: all), of how many, and a note that it acted."""
 
-    def __init__(self, pipe: Any) -> None:
-        self.ticks = 0
-        self._pipe = pipe
-        self._step: int | None = None
-        self._steps: int | None = None
-        self._guided = False
-        self._schedule: Tensor | None = None
-        self._order: dict[float, int] = {}
+    intervention: Intervention
+    images: Images
+    batch: int | None
+    acted: set[int]
 
-    def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the denoiser."""
-        self.ticks += 1
-        self._guided = hasattr(self._pipe, "_guidance_scale") and bool(self._pipe.do_classifier_free_guidance)
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-        number = self._numbers().get(now)
-        self._guided = self._guided and number is not None
-        self._step = self._steps = None
-        if number is not None:  # schedulers of second order may put timesteps of their own between the steps'
-            self._steps = min(self._pipe.scheduler.num_inference_steps, len(self._numbers()))
-            self._step = number * self._steps // len(self._numbers())
+    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
+        rows = self._rows(len(tensor), call)
+        part = tensor if rows is None else tensor[rows]
+        changed = change(part, call)
+        if changed is part:
+            return tensor
+        self.acted.add(id(self.intervention))
+        return changed if rows is None else tensor.index_copy(0, rows.to(tensor.device), changed)
 
-    def _numbers(self) -> dict[float, int]:
-        """The number of each distinct timestep of the current schedule; empty before the pipeline has set one."""
-        scheduler = self._pipe.scheduler
-        if getattr(scheduler, "num_inference_steps", None) is None:
-            return {}
-        if scheduler.timesteps is not self._schedule:
-            self._schedule = scheduler.timesteps
-            self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
-        return self._order
+    def _rows(self, count: int, call: Call) -> Tensor | None:
+        """The tensor's rows of the chosen images, in both halves of a guided batch; None for all."""
+        images = count // 2 if call.guided else count
+        if self.batch not in (None, images):
+            raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
+        if self.images is None or len(self.images) == images:
+            return None
+        chosen = torch.tensor(self.images)
+        return torch.cat([chosen, chosen + images]) if call.guided else chosen
 
-    def call(self, site: Site, project: Callable[[Tensor], Tensor]) -> Call:
-        """What a hook is told about the current call."""
-        return Call(site, self._step, self._steps, self._guided, project)
+
+def _act(changes: Sequence[_Change], tensor: Tensor, call: Call) -> Tensor:
+    for change in changes:
+        tensor = change(tensor, call)
+    return tensor
+
+
+def _rewire(
+    path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
+) -> Tensor:
+    ran[path] += 1
+    return change(output, clock.guided)
 
 
 def _change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     changed = run(args[0])
     return None if changed is None else ((changed, *args[1:]), kwargs)
-
-
-def _observe(family: Family, denoiser: nn.Module, modules: dict[str, nn.Module]) -> Sites:
-    """Runs the denoiser once on fake tensors and notes the sites' modules in the order of their calls."""
-    order: list[tuple[str, SitePattern, str, int]] = []
-
-    def watch(path: str, block: str, pattern: SitePattern, _module: nn.Module, args: tuple, output: Any = None) -> None:
-        order.append((path, pattern, block, (args[0] if pattern.before_module else output).shape[-1]))
-
-    with ExitStack() as stack:
-        for path, module in modules.items():
-            for pattern in family.patterns:
-                block = pattern.block_of(path)
-                if block is None:
-                    continue
-                register = module.register_forward_pre_hook if pattern.before_module else module.register_forward_hook
-                stack.callback(register(partial(watch, path, block, pattern)).remove)
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            getattr(denoiser, "_orig_mod", denoiser)(**family.inputs(denoiser))
-    if not order:
-        raise UnsupportedModel(f"this {type(denoiser).__name__} has no cross-attention site; fused projections must be unfused first")
-    blocks = list(dict.fromkeys(block for _, _, block, _ in order))
-    return Sites(
-        Site(
-            path=f"{family.component}.{path}{':input' if pattern.before_module else ''}",
-            layer=blocks.index(block),
-            block=family.block_name(block),
-            role=pattern.role,
-            width=width,
-            text_only=pattern.text_only,
-        )
-        for path, pattern, block, width in order
-    )

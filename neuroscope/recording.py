@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from neuroscope._errors import InvalidInput, NonFiniteActivation, choose
 from neuroscope.artifacts import Artifact
+from neuroscope.calls import Call
 from neuroscope.concepts import Concept
-from neuroscope.graph import Call, HookGraph
+from neuroscope.graph import HookGraph
 from neuroscope.scores import Provenance
 from neuroscope.sites import Site, Sites
 from neuroscope.statistics import Moments

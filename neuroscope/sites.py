@@ -49,6 +49,26 @@ class Site:
         return self.path.endswith(":input")
 
 
+@dataclass(frozen=True)
+class Place:
+    """A whole component of a denoiser, which causal tracing restores.
+
+    Attributes:
+        path: the pipeline component and the torch module path.
+        kind: "cross" or "self" (an attention), "ff" (a feed-forward) or "resnet".
+        number: counted from 0 among its kind, in execution order.
+        block: where it stands, such as "down.1".
+    """
+
+    path: str
+    kind: str
+    number: int
+    block: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}"
+
+
 class Sites(Sequence[Site]):
     """The ordered sites of a model, in execution order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,8 @@ class Family:
         patterns: where the sites are.
         refusals: the states in which a denoiser of that class is refused.
         block_name: the display name of a transformer block's place, from its module path.
-        inputs: arguments for one call of the denoiser, from its config.
+        inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
+        places: for each kind of component that causal tracing restores, a regular expression over module paths.
     """
 
     name: str
@@ -70,7 +71,8 @@ class Family:
     patterns: tuple[SitePattern, ...]
     refusals: tuple[Refusal, ...]
     block_name: Callable[[str], str]
-    inputs: Callable[[Any], dict[str, Any]]
+    inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
+    places: Mapping[str, re.Pattern[str]]
 
     def refuse_unknown(self, pipe: Any) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -15,14 +16,13 @@ def _block_name(path: str) -> str:
     return "mid" if parts[0] == "mid_block" else f"{parts[0].removesuffix('_blocks')}.{parts[1]}"
 
 
-def _inputs(denoiser: Any) -> dict[str, Any]:
+def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
-    size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-    size = min(size, 2 ** (len(config.block_out_channels) + 1))
+    height, width = size or (2 ** len(config.block_out_channels),) * 2
     parameter = next(denoiser.parameters())
     place = {"device": parameter.device, "dtype": parameter.dtype}
     return {
-        "sample": torch.zeros(1, config.in_channels, size, size, **place),
+        "sample": torch.zeros(1, config.in_channels, height, width, **place),
         "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
         "encoder_hidden_states": torch.zeros(1, 2, config.cross_attention_dim, **place),
     }
@@ -61,4 +61,10 @@ UNET = Family(
     ),
     block_name=_block_name,
     inputs=_inputs,
+    places={
+        "self": re.compile(r".+\.attn1"),
+        "cross": re.compile(r".+\.attn2"),
+        "ff": re.compile(r".+\.transformer_blocks\.\d+\.ff"),
+        "resnet": re.compile(r".+\.resnets\.\d+"),
+    },
 )

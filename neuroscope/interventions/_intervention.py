@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
-from neuroscope.graph import Call
+from neuroscope.calls import Call
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -21,11 +21,14 @@ class Intervention(Artifact):
 
     Attributes:
         paths: the paths of the changed sites.
-        changes_input: whether `on_input` is called before the sites' modules, rather than `on_output` on the sites.
     """
 
-    changes_input: ClassVar[bool] = False
     paths: Collection[str]
+
+    @property
+    def changes_input(self) -> bool:
+        """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""
+        return False
 
     def on_input(self, context: Tensor, call: Call) -> Tensor:
         """What a site's module reads instead of `context`."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.graph import Call, Rows
+from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.scores import Neurons, Provenance
 from neuroscope.sites import Site
@@ -64,13 +64,27 @@ class ContextSwap(Intervention):
         context = graph.encode([prompts] if isinstance(prompts, str) else prompts)
         return cls([site.path for site in sites], context, provenance=Provenance(graph.family.name, graph.model), **options)
 
+    @property
+    def changes_input(self) -> bool:
+        """See `Intervention`: whole sites read the other prompt as their input, chosen neurons are computed beside it."""
+        return self.neurons is None
+
+    def on_input(self, context: Float[Tensor, "row token channel"], call: Call) -> Float[Tensor, "row token channel"]:
+        """See `Intervention`."""
+        if not call.within(self.steps):
+            return context
+        rows = call.rows(self.rows, len(context))
+        edited = context.clone()
+        edited[rows] = self._for_rows(rows.stop - rows.start, call.guided, context)
+        return edited
+
     def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
         """See `Intervention`."""
+        chosen = list(self.neurons.get(call.site.path, ())) if self.neurons is not None else []
         if not call.within(self.steps):
             return activation
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
-        chosen = slice(None) if self.neurons is None else list(self.neurons.get(call.site.path, ()))
         edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, call.guided, activation))[..., chosen]
         return edited
 

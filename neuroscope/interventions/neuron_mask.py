@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.graph import Call, Rows
+from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.scores import Neurons
 

@@ -1,0 +1,85 @@
+"""One call of a hooked module: which step of the schedule it belongs to and which rows carry the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from neuroscope._errors import InvalidInput
+from neuroscope.sites import Site
+
+Rows = Literal["all", "conditional"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a site's module inside a running pipeline.
+
+    Attributes:
+        site: the site.
+        step: the denoising step, counted from 0; None outside a pipeline's schedule.
+        steps: the number of denoising steps; None outside a pipeline's schedule.
+        guided: whether the batch holds unconditional rows before the conditional ones.
+        project: the module's own computation on another input, without hooks.
+    """
+
+    site: Site
+    step: int | None
+    steps: int | None
+    guided: bool
+    project: Callable[[Tensor], Tensor] = field(repr=False)
+
+    def rows(self, rows: Rows, batch: int) -> slice:
+        """The batch rows meant: all, or only those that carry the prompt."""
+        return slice(batch // 2, batch) if rows == "conditional" and self.guided else slice(0, batch)
+
+    def within(self, steps: tuple[float, float]) -> bool:
+        """Whether this call's step lies in a part of the schedule, given as fractions from 0 (first) to 1 (end)."""
+        if steps == (0.0, 1.0):
+            return True
+        if self.step is None or self.steps is None:
+            raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser was called on its own; use (0.0, 1.0) there")
+        return steps[0] <= self.step / self.steps < steps[1]
+
+
+class Clock:
+    """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.ticks = 0
+        self._pipe = pipe
+        self._step: int | None = None
+        self._steps: int | None = None
+        self.guided = False
+        self._schedule: Tensor | None = None
+        self._order: dict[float, int] = {}
+
+    def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the denoiser."""
+        self.ticks += 1
+        self.guided = hasattr(self._pipe, "_guidance_scale") and bool(self._pipe.do_classifier_free_guidance)
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        number = self._numbers().get(now)
+        self.guided = self.guided and number is not None
+        self._step = self._steps = None
+        if number is not None:  # schedulers of second order may put timesteps of their own between the steps'
+            self._steps = min(self._pipe.scheduler.num_inference_steps, len(self._numbers()))
+            self._step = number * self._steps // len(self._numbers())
+
+    def _numbers(self) -> dict[float, int]:
+        """The number of each distinct timestep of the current schedule; empty before the pipeline has set one."""
+        scheduler = self._pipe.scheduler
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return {}
+        if scheduler.timesteps is not self._schedule:
+            self._schedule = scheduler.timesteps
+            self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
+        return self._order
+
+    def call(self, site: Site, project: Callable[[Tensor], Tensor]) -> Call:
+        """What a hook is told about the current call."""
+        return Call(site, self._step, self._steps, self.guided, project)
