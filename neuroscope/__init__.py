@@ -26,9 +26,11 @@ from neuroscope.concepts import Concept
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
+from neuroscope.layer_scores import LayerScores
 from neuroscope.metrics import ClipScore, Metric
+from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
-from neuroscope.scores import LayerScores, Neurons, NeuronScores, Provenance
+from neuroscope.scores import Neurons, NeuronScores
 from neuroscope.sites import Site, Sites
 from neuroscope.statistics import Moments
 

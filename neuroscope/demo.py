@@ -18,9 +18,11 @@ from neuroscope.concepts import Concept
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap, NeuronMask
+from neuroscope.layer_scores import LayerScores
 from neuroscope.metrics import ClipScore, Metric
+from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
-from neuroscope.scores import LayerScores, NeuronScores, Provenance
+from neuroscope.scores import NeuronScores
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
 

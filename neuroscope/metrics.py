@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from neuroscope.graph import HookGraph
 
+Space = Literal["image", "latent"]
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 
@@ -76,6 +77,39 @@ class ClipScore:
         return torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds).double().cpu().numpy()
 
 
+@dataclass(frozen=True)
+class LatentShare:
+    """How far a run's final latent moved along the way from the unchanged run to the full swap: a projection, 0 to 1.
+
+    Needs no scorer. `localize` gives it the three runs of each picture.
+    """
+
+    name: ClassVar[str] = "latent share"
+    space: ClassVar[Space] = "latent"
+
+    def __call__(self, run: Any, source: Any, target: Any) -> float:
+        """The share of one picture; NaN where the full swap changes nothing."""
+        return _projection(*(each.double().cpu().numpy() for each in (run, source, target)))
+
+
+@dataclass(frozen=True)
+class ImageShare:
+    """As `LatentShare`, between the pictures' pixels."""
+
+    name: ClassVar[str] = "image share"
+    space: ClassVar[Space] = "image"
+
+    def __call__(self, run: Image, source: Image, target: Image) -> float:
+        """The share of one picture; NaN where the full swap changes nothing."""
+        return _projection(*(np.asarray(each, dtype=np.float64) for each in (run, source, target)))
+
+
+def _projection(run: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
+    way = target - source
+    length = float((way**2).sum())
+    return float(((run - source) * way).sum()) / length if length else float("nan")
+
+
 @functools.lru_cache(maxsize=2)
 def load_clip(model: str) -> tuple[CLIPModel, Any]:
     """A CLIP model and its processor, kept for the next call."""
@@ -84,6 +118,9 @@ def load_clip(model: str) -> tuple[CLIPModel, Any]:
         return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     except OSError as error:
         raise InvalidInput(f"the CLIP model {model} cannot be loaded: {error}") from error
+
+
+Share = LatentShare | ImageShare
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:

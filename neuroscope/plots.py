@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import write_beside
-from neuroscope.scores import LayerScores, Neurons, NeuronScores
+from neuroscope.layer_scores import LayerScores
+from neuroscope.scores import Neurons, NeuronScores
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from neuroscope.artifacts import Artifact
 from neuroscope.calls import Call
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
-from neuroscope.scores import Provenance
+from neuroscope.provenance import Provenance
 from neuroscope.sites import Site, Sites
 from neuroscope.statistics import Moments
 from neuroscope.tokens import TOKENS, Token, select_tokens

@@ -14,22 +14,14 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.artifacts import Artifact
+from neuroscope.layer_scores import LayerScores
+from neuroscope.provenance import Provenance
 from neuroscope.sites import Site, Sites
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Per = Literal["all", "layer", "site"]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a result comes from: the model's family and name, the concept, and the repr of the method."""
-
-    family: str = ""
-    model: str = ""
-    concept: str = ""
-    method: str = ""
 
 
 class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
@@ -232,41 +224,3 @@ class NeuronScores(Artifact):
         for path in self.sites.paths:
             for index, strength in enumerate(self.strength(path).tolist()):
                 yield strength, path, index
-
-
-@dataclass(frozen=True)
-class LayerScores(Artifact):
-    """One number per cross-attention layer; higher always means that the layer controls the concept more."""
-
-    kind: ClassVar[str] = "layer-scores"
-
-    layers: tuple[int, ...]
-    scores: tuple[float, ...]
-    provenance: Provenance = Provenance()
-
-    def top(self, count: int) -> list[int]:
-        """The `count` best layers, best first; ties go to the earlier layer.
-
-        Raises:
-            InvalidInput: `count` is not between 1 and the number of layers.
-        """
-        if not 1 <= count <= len(self.layers):
-            raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {len(self.layers)}")
-        ranked = sorted(zip(self.layers, self.scores, strict=True), key=lambda each: -each[1])
-        return [layer for layer, _ in ranked[:count]]
-
-    def to_frame(self) -> pd.DataFrame:
-        """A table in layer order: layer, score."""
-        import pandas as pd
-
-        return pd.DataFrame({"layer": self.layers, "score": self.scores})
-
-    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See `Artifact`."""
-        tensors = {"scores": torch.tensor(self.scores, dtype=torch.float64)}
-        return tensors, {"layers": list(self.layers), "provenance": asdict(self.provenance)}
-
-    @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """See `Artifact`."""
-        return cls(tuple(header["layers"]), tuple(tensors["scores"].tolist()), Provenance(**header["provenance"]))

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
+from neuroscope.metrics import Space
 
-Space = Literal["image", "latent"]
 LARGEST_BATCH = 64
 _OWN_ARGUMENTS = ("prompt", "generator", "output_type", "prompt_embeds", "negative_prompt_embeds", "num_images_per_prompt", "return_dict")
 
@@ -110,6 +110,10 @@ class Sweep:
                 continue
             yield batch, made[len(lead) :]
             rows = rows[len(batch) :]
+
+    def context(self, text: str) -> Float[Tensor, "token channel"]:
+        """What the denoiser reads for a text."""
+        return self._contexts[text]
 
     def pictures(self, made: Sequence[Any]) -> list[Image]:
         """What `run` gave, as pictures."""

@@ -47,6 +47,27 @@ def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject:
     return chosen
 
 
+def kinds_of_tokens(tokenizer: Any, prompts: Sequence[str], subject: str) -> np.ndarray:
+    """What each position of each prompt is, as words [prompt, token].
+
+    "start" (before all words), "before" the subject, "subject" (all but its last token), "last subject", "after" it,
+    "eos" (the first end-of-text token) and "padding". A prompt without the subject has "before" alone.
+    """
+    encoded = _encode(tokenizer, prompts)
+    kinds = np.full(np.shape(encoded["input_ids"]), "before", dtype="<U12")
+    for row, (prompt, ids, offsets) in enumerate(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        end = _end_of_text(tokenizer, ids, offsets)
+        inside = _span(prompt, offsets, end, subject)
+        if inside:
+            kinds[row, inside] = "subject"
+            kinds[row, inside[-1]] = "last subject"
+            kinds[row, inside[-1] + 1 : end] = "after"
+        kinds[row, end + 1 :] = "padding"
+        kinds[row, end] = "eos"
+        kinds[row, : next(index for index, (first, last) in enumerate(offsets) if first < last or index == end)] = "start"
+    return kinds
+
+
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     """Warns of each prompt that is longer than the model reads, naming the words that are cut off."""
     for prompt, offsets in zip(prompts, _encode(tokenizer, prompts)["offset_mapping"] if prompts else (), strict=True):
@@ -72,11 +93,16 @@ def _end_of_text(tokenizer: Any, ids: Sequence[int], offsets: Sequence[tuple[int
 
 def _subject(prompt: str, offsets: Sequence[tuple[int, int]], end: int, subject: str | None) -> int:
     """The last token of the subject's last occurrence, else the last token with a letter or digit, else the end of text."""
-    found = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE)) if subject else []
-    if found:
-        start, stop = found[-1].span()
-        inside = [index for index, (first, last) in enumerate(offsets[:end]) if first < last and start <= first and last <= stop]
-        if inside:
-            return inside[-1]
+    if inside := _span(prompt, offsets, end, subject):
+        return inside[-1]
     words = [index for index, (first, last) in enumerate(offsets[:end]) if any(letter.isalnum() for letter in prompt[first:last])]
     return words[-1] if words else end
+
+
+def _span(prompt: str, offsets: Sequence[tuple[int, int]], end: int, subject: str | None) -> list[int]:
+    """The tokens of the subject's last occurrence; empty where the prompt does not hold it."""
+    found = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE)) if subject else []
+    if not found:
+        return []
+    start, stop = found[-1].span()
+    return [index for index, (first, last) in enumerate(offsets[:end]) if first < last and start <= first and last <= stop]

@@ -15,8 +15,9 @@ from neuroscope.attribution import score
 from neuroscope.cli import options
 from neuroscope.doctor import diagnose
 from neuroscope.interventions import NeuronMask
+from neuroscope.layer_scores import LayerScores
 from neuroscope.recording import Recording
-from neuroscope.scores import LayerScores, Neurons, NeuronScores
+from neuroscope.scores import Neurons, NeuronScores
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
-from neuroscope.scores import Neurons, Provenance
+from neuroscope.provenance import Provenance
+from neuroscope.scores import Neurons
 from neuroscope.sites import Site
 
 if TYPE_CHECKING:

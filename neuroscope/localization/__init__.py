@@ -1,1 +1,7 @@
-"""x"""
+"""Localisation: which layers control a concept, by methods that change a running model and measure what comes of it."""
+
+from neuroscope.localization._localization import Localization, localize
+from neuroscope.localization.causal_tracing import CausalTracing
+from neuroscope.localization.locogen import LocoGen
+
+__all__ = ["CausalTracing", "Localization", "LocoGen", "localize"]

@@ -1,0 +1,198 @@
+"""Scores of layers, with the effects on single prompts and seeds that they are means of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import scipy.stats
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput
+from neuroscope.artifacts import Artifact
+from neuroscope.cost import Cost
+from neuroscope.effects import Effects, Probe
+from neuroscope.provenance import Provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The share of prompts that must name one layer before the place is said not to depend on the prompt.
+_AGREEING = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores(Artifact):
+    """One number per layer; higher always means that the layer controls the concept more.
+
+    Attributes:
+        layers: cross-attention layers in execution order; for causal tracing, the numbers of the restored components.
+        scores: one per layer.
+        provenance: model, concept and method.
+        names: what the layers are called where they are not cross-attention layers, such as "resnet 3".
+        effects: what the scores are means of, where they come from generated pictures.
+        cost: what finding them cost.
+        columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
+        sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
+    """
+
+    kind: ClassVar[str] = "layer-scores"
+
+    layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    provenance: Provenance = Provenance()
+    names: tuple[str, ...] = ()
+    effects: Effects | None = None
+    cost: Cost | None = None
+    columns: tuple[str, ...] = ()
+    sheet: UInt8[Tensor, "prompt column height width rgb"] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        said = f": {self.verdict}" if self.effects else ""
+        return f"LayerScores({self.provenance.concept!r} by {self.provenance.method}, {len(self.layers)} layers{said})"
+
+    @classmethod
+    def of(cls, effects: Effects, **fields: Any) -> Self:
+        """The scores of every layer that the effects' probes cover: the mean over the probes that hold it."""
+        layers = tuple(sorted({layer for probe in effects.probes for layer in probe.layers}))
+        return cls(layers, tuple(effects.of_layers(layers).tolist()), effects=effects, **fields)
+
+    def top(self, count: int) -> list[int]:
+        """The `count` best layers, best first; ties go to the earlier layer.
+
+        Raises:
+            InvalidInput: `count` is not between 1 and the number of layers.
+        """
+        if not 1 <= count <= len(self.layers):
+            raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {len(self.layers)}")
+        ranked = sorted(zip(self.layers, self.scores, strict=True), key=lambda each: -each[1])
+        return [layer for layer, _ in ranked[:count]]
+
+    @property
+    def best(self) -> Probe:
+        """The probe (a window of layers, and a part of the schedule) with the largest mean effect."""
+        effects = self._measured("best")
+        return effects.probes[int(np.nanargmax(effects.means()))]
+
+    @property
+    def verdict(self) -> str:
+        """What the scores say, in words: the layer, and whether single prompts agree on it."""
+        effects = self._measured("verdict")
+        low, high = effects.intervals()[effects.probes.index(self.best)]
+        if low <= 0:
+            best = float(np.nanmax(effects.means()))
+            return f"no layer stands out; the best, {self.name(self.top(1)[0])}, has {best:.2f} [{low:.2f}, {high:.2f}]"
+        found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
+        counts = Counter(found).most_common()
+        of = f"{len(found)} prompts"
+        if len(counts) == 1:
+            return f"all {of} agree on {self.name(counts[0][0])}"
+        if counts[0][1] >= _AGREEING * len(found):
+            return f"{counts[0][1]} of {of} agree on {self.name(counts[0][0])}"
+        places = ", ".join(f"{self.name(layer)} ({count})" for layer, count in counts[:4])
+        return f"the {of} disagree: {places}; the place depends on the prompt"
+
+    @property
+    def images(self) -> dict[str, list[Image.Image]]:
+        """The contact sheet for `plots.images(scores.images, scores.columns)`: by prompt, one picture a column."""
+        if self.sheet is None or self.effects is None:
+            return {}
+        prompts = self.effects.prompts[: len(self.sheet)]
+        return {prompt: [Image.fromarray(each.numpy()) for each in row] for prompt, row in zip(prompts, self.sheet, strict=True)}
+
+    def name(self, layer: int) -> str:
+        """How a layer is called."""
+        return self.names[self.layers.index(layer)] if self.names else f"layer {layer}"
+
+    def agreement(self, other: LayerScores) -> float:
+        """Spearman's rank correlation with other scores of the same layers.
+
+        Raises:
+            InvalidInput: the other scores are of other layers.
+        """
+        if self.layers != other.layers or self.names != other.names:
+            raise InvalidInput(f"agreement needs scores of the same layers, not {len(self.layers)} and {len(other.layers)} different ones")
+        return float(scipy.stats.spearmanr(self.scores, other.scores).statistic)
+
+    def by_prompt(self) -> pd.DataFrame:
+        """A table with each prompt's own best layer: prompt, layer (None where no layer has an effect), effect, next_best."""
+        import pandas as pd
+
+        effects = self._measured("by_prompt")
+        rows = []
+        for prompt, each in zip(effects.prompts, effects.of_layers_by_prompt(self.layers), strict=True):
+            order = np.argsort(-each, kind="stable")
+            best = self.layers[order[0]] if each[order[0]] > 0 else None
+            rows.append((prompt, best, float(each[order[0]]), float(each[order[1]]) if len(order) > 1 else np.nan))
+        table = pd.DataFrame(rows, columns=["prompt", "layer", "effect", "next_best"])
+        return table.assign(layer=pd.Series([row[1] for row in rows], dtype=object))
+
+    def grid(self) -> pd.DataFrame:
+        """The effects as a table: one row a layer, one column a part of the schedule (or a kind of token)."""
+        import pandas as pd
+
+        effects = self._measured("grid")
+        cells = [(layer, probe.part, mean) for probe, mean in zip(effects.probes, effects.means(), strict=True) for layer in probe.layers]
+        table = pd.DataFrame(cells, columns=["layer", "part", "effect"])
+        parts = list(dict.fromkeys(probe.part for probe in effects.probes))
+        return table.pivot_table(index="layer", columns="part", values="effect", aggfunc="mean")[parts]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table in layer order: layer, name, score; with effects also its interval (low, high) and share of the full change."""
+        import pandas as pd
+
+        table = pd.DataFrame({"layer": self.layers, "name": [self.name(layer) for layer in self.layers], "score": self.scores})
+        if self.effects is None:
+            return table
+        low, high = self.effects.layer_intervals(self.layers).T
+        return table.assign(low=low, high=high, share=self.effects.shares(self.layers))
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`."""
+        tensors = {"scores": torch.tensor(self.scores, dtype=torch.float64)}
+        header: dict[str, Any] = {
+            "layers": list(self.layers),
+            "provenance": asdict(self.provenance),
+            "names": list(self.names),
+            "columns": list(self.columns),
+        }
+        header |= {"cost": asdict(self.cost) if self.cost else None, "effects": None}
+        if self.sheet is not None:
+            tensors["sheet"] = self.sheet
+        if self.effects is not None:
+            tensors |= {"effects": self.effects.values, "full": self.effects.full}
+            header["effects"] = self.effects.to_header()
+        return tensors, header
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        effects = header["effects"] and Effects.from_header(header["effects"], tensors["effects"], tensors["full"])
+        return cls(
+            tuple(header["layers"]),
+            tuple(tensors["scores"].tolist()),
+            Provenance(**header["provenance"]),
+            tuple(header["names"]),
+            effects,
+            Cost(**header["cost"]) if header["cost"] else None,
+            tuple(header["columns"]),
+            tensors.get("sheet"),
+        )
+
+    def _measured(self, what: str) -> Effects:
+        if self.effects is None:
+            raise InvalidInput(
+                f"{what} needs scores measured on generated pictures, as localize gives them, not {self.provenance.method!r}"
+            )
+        return self.effects
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> UInt8[Tensor, "prompt column height width rgb"]:
+    """Pictures of one size as one tensor."""
+    return torch.from_numpy(np.stack([np.stack([np.asarray(each.convert("RGB")) for each in row]) for row in rows]))

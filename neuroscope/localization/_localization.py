@@ -1,0 +1,93 @@
+"""What a localisation method is, and `localize`, which applies one to a model."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from neuroscope._errors import InvalidInput
+from neuroscope.concepts import Concept
+from neuroscope.graph import HookGraph
+from neuroscope.layer_scores import LayerScores
+from neuroscope.ledger import Ledger, key_of, origin
+from neuroscope.localization.study import Pair, Study
+from neuroscope.metrics import Metric, Share, bind
+
+
+class Localization(abc.ABC):
+    """A method that finds the layers that control a concept. A frozen dataclass with one `__call__`."""
+
+    @abc.abstractmethod
+    def __call__(self, study: Study) -> LayerScores:
+        """The layers' scores."""
+
+
+def localize(
+    graph: HookGraph,
+    concept: Concept,
+    method: Localization,
+    metric: Metric | Share,
+    seeds: Iterable[int] = range(4),
+    *,
+    pairs: int | None = 8,
+    keep_images: int = 4,
+    batch_size: int | None = None,
+    output: str | Path | None = None,
+    quiet: bool = False,
+    **generation: Any,
+) -> LayerScores:
+    """Scores each layer by how much it controls a concept in generated pictures.
+
+    Args:
+        graph: the model.
+        concept: pairs of prompts with the concept and without it (or, for facts, with the new answer).
+        method: such as `LocoGen()` or `CausalTracing()`.
+        metric: what to measure, such as `ClipScore("the style of Van Gogh")`, or `LatentShare()` and `ImageShare()`, which
+            need no scorer. Whether it should fall or rise is read off the full change, so that higher scores always mean
+            more control.
+        seeds: seeds of the initial noise, the same for every prompt.
+        pairs: how many of the concept's pairs to use, evenly spaced; None for all.
+        keep_images: for how many prompts the first seed's pictures go to the contact sheet, `LayerScores.images`.
+        batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
+        output: a JSON-lines file that keeps each finished picture's score; a run that was stopped goes on from it.
+        quiet: show no progress bar.
+        **generation: passed to the pipeline, such as `num_inference_steps`.
+
+    Returns:
+        Scores with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost.
+
+    Raises:
+        InvalidInput: no pair or seed, or a method's option that does not fit the model.
+        InvalidFile: `output` cannot be written.
+    """
+    seeds = tuple(seeds)
+    if not seeds:
+        raise InvalidInput("there are no seeds to localize with; give at least one, such as range(4)")
+    if len(set(seeds)) < len(seeds):
+        raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
+    bound = metric if isinstance(metric, Share) else bind(metric, graph)
+    made_by = [*origin(graph, generation, fingerprint=bool(output)), repr(bound)]
+    study = Study(
+        graph=graph,
+        name=concept.name,
+        pairs=_chosen(concept, pairs),
+        metric=bound,
+        seeds=seeds,
+        generation=generation,
+        batch_size=batch_size,
+        ledger=Ledger(Path(output) if output else None),
+        origin=key_of(made_by),
+        keep_images=keep_images,
+        quiet=quiet,
+    )
+    return method(study)
+
+
+def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:
+    every = [Pair(present, absent) for present, absent in zip(concept.present, concept.absent, strict=True)]
+    if pairs is not None and pairs < 1:
+        raise InvalidInput(f"pairs={pairs} leaves nothing to localize with; give 1 or more, or None for all {len(every)}")
+    count = len(every) if pairs is None else min(pairs, len(every))
+    return tuple(every[number * len(every) // count] for number in range(count))

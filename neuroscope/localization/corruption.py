@@ -1,0 +1,101 @@
+"""Corrupting a prompt's subject inside the text encoder, and restoring single states of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neuroscope._errors import InvalidInput
+from neuroscope.graph import HookGraph
+from neuroscope.tokens import kinds_of_tokens
+
+
+class Corruption:
+    """Gaussian noise on the token embeddings of a subject, in the pipeline's own text encoder.
+
+    Args:
+        graph: the model.
+        subject: the word or words that lose their meaning.
+        noise: its standard deviation, in units of the embedding table's.
+    """
+
+    def __init__(self, graph: HookGraph, subject: str, noise: float) -> None:
+        self._graph = graph
+        self._subject = subject
+        self._noise = noise
+
+    @property
+    def layer_count(self) -> int:
+        """The number of the text encoder's layers."""
+        return len(self._layers)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises InvalidInput for a prompt that does not hold the subject."""
+        for prompt, kinds in zip(prompts, self._kinds(prompts), strict=True):
+            if not (kinds == "last subject").any():
+                raise InvalidInput(f"the prompt {prompt!r} does not hold {self._subject!r}, so nothing in it can be corrupted; reword it")
+
+    def parts(self, prompts: Sequence[str]) -> list[str]:
+        """The kinds of tokens that these prompts have, in their order; see `kinds_of_tokens`."""
+        return list(dict.fromkeys(self._kinds(prompts).flatten().tolist()))
+
+    @torch.no_grad()
+    def encode(self, prompt: str, seed: int, restored: tuple[int, str] | None = None) -> Float[Tensor, "token channel"]:
+        """The corrupted context of a prompt.
+
+        Args:
+            prompt: it holds the subject.
+            seed: of the noise.
+            restored: a layer of the text encoder and a kind of token whose clean output is put back.
+        """
+        kinds = self._kinds([prompt])[0]
+        with ExitStack() as stack:
+            if restored is not None:
+                layer, kind = self._layers[restored[0]], restored[1]
+                clean = self._clean(prompt, layer)
+                stack.callback(layer.register_forward_hook(_putting(clean, kinds == kind)).remove)
+            embedding = self._graph.pipe.text_encoder.get_input_embeddings()
+            spread = self._noise * embedding.weight.detach().float().std()
+            noise = spread.cpu() * torch.randn(len(kinds), embedding.embedding_dim, generator=torch.Generator().manual_seed(seed))
+            noise[torch.from_numpy(~np.isin(kinds, ["subject", "last subject"]))] = 0
+            stack.callback(embedding.register_forward_hook(lambda _module, _args, output: output + noise.to(output)).remove)
+            return self._graph.encode([prompt])[0]
+
+    def _clean(self, prompt: str, layer: nn.Module) -> Tensor:
+        kept: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone()))
+        try:
+            self._graph.encode([prompt])
+        finally:
+            handle.remove()
+        return kept[0]
+
+    def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
+        return kinds_of_tokens(self._graph.pipe.tokenizer, prompts, self._subject)
+
+    @cached_property
+    def _layers(self) -> Sequence[nn.Module]:
+        stacks = [module for module in self._graph.pipe.text_encoder.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(stacks, key=lambda stack: len(stack)))
+
+
+def _state(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _putting(clean: Tensor, chosen: np.ndarray) -> Any:
+    """A forward hook that puts the clean state back at the chosen tokens."""
+    places = torch.from_numpy(chosen)
+
+    def put(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        state = torch.where(places[:, None].to(clean.device), clean, _state(output))
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    return put

@@ -1,0 +1,125 @@
+"""LOCOGEN: windows of layers read another prompt, and the picture shows whether they control the concept."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.calls import Rows
+from neuroscope.cost import metered
+from neuroscope.effects import Effects, Probe
+from neuroscope.interventions import ContextSwap
+from neuroscope.layer_scores import LayerScores
+from neuroscope.localization._localization import Localization
+from neuroscope.localization.study import Case, Group, Measured, Study
+from neuroscope.sweep import Row, Sweep
+
+ROLES = ("key", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocoGen(Localization):
+    """Localisation by giving windows of adjacent layers another prompt (Basu et al. 2024, LOCOGEN).
+
+    For each window, its layers' keys and values read the prompt without the concept and all others the prompt with it,
+    from the same noise. The score is how far the metric falls (or, for a fact with a new answer, rises), in its own units.
+    Windows share batches, so that a sweep runs as fast as the bare pipeline.
+
+    Attributes:
+        window: how many adjacent layers change together, the same at both ends of the model; or "grow", the paper's
+            procedure: 1, and wider until some window has at least `enough` of the effect of changing all layers.
+        enough: the share of the full effect at which a growing window is wide enough.
+        roles: change "key" and "value", or one of them.
+        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        rows: "conditional" (the rows that carry the prompt) or "all".
+        steps: the part of the denoising schedule in which the layers read the other prompt.
+        parts: cut `steps` into as many equal parts and probe each on its own, for a layer × part grid.
+
+    Raises:
+        InvalidInput: a value that is not allowed.
+    """
+
+    window: int | Literal["grow"] = 1
+    enough: float = 0.5
+    roles: tuple[str, ...] = ROLES
+    probe: Literal["necessity", "sufficiency"] = "necessity"
+    rows: Rows = "conditional"
+    steps: tuple[float, float] = (0.0, 1.0)
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.window != "grow" and not (isinstance(self.window, int) and self.window >= 1):
+            raise InvalidInput(f'window={self.window!r} is no number of layers; give 1 or more, or "grow"')
+        if not 0 < self.enough <= 1:
+            raise InvalidInput(f"enough={self.enough} is no share of the full effect; give more than 0 and at most 1")
+        if not self.roles:
+            raise InvalidInput("roles is empty; give key, value or both")
+        for role in self.roles:
+            choose("role", role, ROLES)
+        choose("probe", self.probe, ("necessity", "sufficiency"))
+        if self.parts < 1:
+            raise InvalidInput(f"parts={self.parts} is no number of parts; give 1 or more")
+
+    def __call__(self, study: Study) -> LayerScores:
+        """See `Localization`."""
+        layers = study.graph.sites.layers
+        if self.window != "grow" and self.window > len(layers):
+            raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
+        with metered(study.graph.denoiser) as meter:
+            sweep = study.sweep({text for pair in study.pairs for text in pair})
+            measured = Measured({}, {})
+            for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
+                method = replace(self, window=width)
+                probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
+                found = study.measure(sweep, [method._group(study, sweep, probes, ends=width == 1 or self.window != "grow")], method)
+                measured = Measured(measured.scores | found.scores, measured.pictures | found.pictures)
+                effects = measured.effects(study, probes, relative=False)
+                if np.nanmax(effects.means()) >= self.enough * float(effects.full.nanmean()):
+                    break
+        _warn_of_no_change(study, effects)
+        return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **measured.sheet(study, probes))
+
+    def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe], *, ends: bool) -> Group:
+        """The runs of every pair and seed: unchanged, wholly changed, and one for each probe."""
+        swaps = {(probe, pair): self._swap(study, sweep, probe, pair) for probe in probes for pair in range(len(study.pairs))}
+        return Group({case: self._row(study, case, swaps) for case in study.cases([*(("base", "goal") if ends else ()), *probes])})
+
+    def _row(self, study: Study, case: Case, swaps: dict[tuple[Probe, int], ContextSwap]) -> Row:
+        base, goal = self._texts(study, case.pair)
+        if isinstance(case.probe, str):
+            return Row(base if case.probe == "base" else goal, case.seed)
+        return Row(base, case.seed, (swaps[case.probe, case.pair],))
+
+    def _swap(self, study: Study, sweep: Sweep, probe: Probe, pair: int) -> ContextSwap:
+        sites = study.graph.sites.where(layer=probe.layers, role=self.roles)
+        context = sweep.context(self._texts(study, pair)[1])[None]
+        return ContextSwap(sites.paths, context, rows=self.rows, steps=self._parts()[probe.part])
+
+    def _texts(self, study: Study, pair: int) -> tuple[str, str]:
+        present, absent = study.pairs[pair]
+        return (present, absent) if self.probe == "necessity" else (absent, present)
+
+    def _parts(self) -> dict[str, tuple[float, float]]:
+        """The probed parts of the schedule by name."""
+        if self.parts == 1:
+            return {"": self.steps}
+        edges = np.linspace(*self.steps, self.parts + 1).tolist()
+        return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
+
+
+def _warn_of_no_change(study: Study, effects: Effects) -> None:
+    full = float(effects.full.nanmean())
+    whole = Effects((Probe(()),), effects.prompts, effects.seeds, effects.full[None], effects.full)
+    if not full or whole.intervals()[0][0] <= 0:
+        warnings.warn(
+            f"changing all layers hardly moves {study.metric!r} ({full:.3f} on average), so no layer can be found by it; "
+            "choose another metric, other prompts or more seeds",
+            UserWarning,
+            stacklevel=2,
+        )

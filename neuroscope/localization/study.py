@@ -1,0 +1,159 @@
+"""A study: the runs that a localisation method asks for, made in batches, scored, and kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from tqdm.auto import tqdm
+
+from neuroscope.effects import Effects, Probe
+from neuroscope.graph import HookGraph
+from neuroscope.layer_scores import contact_sheet
+from neuroscope.ledger import Ledger, key_of
+from neuroscope.metrics import ImageShare, LatentShare, Metric, Share
+from neuroscope.provenance import Provenance
+from neuroscope.sweep import Enter, Row, Sweep
+
+
+class Pair(NamedTuple):
+    """A prompt with the concept and its partner without it."""
+
+    present: str
+    absent: str
+
+
+class Case(NamedTuple):
+    """One run: which probe (or "base", the unchanged run, or "goal", the full change), which pair and which seed."""
+
+    probe: Probe | str
+    pair: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that may share batches, and rows that each of these batches needs in front."""
+
+    rows: Mapping[Case, Row]
+    lead: tuple[Row, ...] = ()
+    enter: Enter | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a localisation method works with; see `localize` for the fields' meaning.
+
+    Attributes:
+        name: the concept's.
+        origin: a hash of all that scores depend on beside the method and the case.
+    """
+
+    graph: HookGraph
+    name: str
+    pairs: tuple[Pair, ...]
+    metric: Metric | Share
+    seeds: tuple[int, ...]
+    generation: Mapping[str, Any]
+    batch_size: int | None
+    ledger: Ledger
+    origin: str
+    keep_images: int
+    quiet: bool
+
+    def provenance(self, method: object) -> Provenance:
+        """Where this study's results come from."""
+        return Provenance(self.graph.family.name, self.graph.model, self.name, f"{method!r}, {self.metric!r}")
+
+    def sweep(self, texts: Iterable[str], **options: Any) -> Sweep:
+        """A sweep over these texts with the study's options."""
+        space = self.metric.space if isinstance(self.metric, LatentShare | ImageShare) else "image"
+        return Sweep(self.graph, list(texts), self.generation, batch_size=self.batch_size, space=space, **options)
+
+    def cases(self, probes: Sequence[Probe | str]) -> Iterator[Case]:
+        """All cases of these probes, one pair and seed after the other."""
+        return (Case(probe, pair, seed) for pair in range(len(self.pairs)) for seed in self.seeds for probe in probes)
+
+    def keeps(self, case: Case) -> bool:
+        """Whether the contact sheet shows this run."""
+        return case.pair < self.keep_images and case.seed == self.seeds[0]
+
+    def measure(self, sweep: Sweep, groups: Sequence[Group], method: object) -> Measured:
+        """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
+
+        Runs whose score the ledger holds are made again only where a picture of them is needed.
+        """
+        measured = Measured({}, {})
+        ends: dict[tuple[int, int], dict[str, Any]] = {}
+        keys = {case: self._key(case, method) for each in groups for case in each.rows}
+        measured.scores.update({case: self.ledger.rows[key]["score"] for case, key in keys.items() if key in self.ledger.rows})
+        todo = [(each, [case for case in each.rows if self._needed(case, measured)]) for each in groups]
+        with tqdm(total=sum(len(cases) for _, cases in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
+            for group, cases in todo:
+                rest = iter(cases)
+                for rows, made in sweep.run([group.rows[case] for case in cases], group.enter, group.lead):
+                    batch = list(itertools.islice(rest, len(rows)))
+                    scores = self._score(sweep, batch, made, ends)
+                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items() if case not in measured.scores})
+                    measured.scores.update(scores)
+                    kept = [number for number, case in enumerate(batch) if self.keeps(case)]
+                    pictures = sweep.pictures([made[number] for number in kept]) if kept else []
+                    measured.pictures.update(zip([batch[number] for number in kept], pictures, strict=True))
+                    bar.update(len(rows))
+        return measured
+
+    def _key(self, case: Case, method: object) -> str:
+        return key_of(self.origin, repr(method), str(case.probe), *self.pairs[case.pair], case.seed)
+
+    def _needed(self, case: Case, measured: Measured) -> bool:
+        end = isinstance(self.metric, Share) and isinstance(case.probe, str)  # shares are measured against both ends
+        return end or case not in measured.scores or self.keeps(case)
+
+    def _score(self, sweep: Sweep, batch: Sequence[Case], made: Sequence[Any], ends: dict) -> dict[Case, float]:
+        if not isinstance(self.metric, Share):
+            scores = self.metric(sweep.pictures(made), [self.pairs[case.pair].present for case in batch])
+            return dict(zip(batch, map(float, scores), strict=True))
+        found = {}
+        for case, each in zip(batch, made, strict=True):
+            known = ends.setdefault((case.pair, case.seed), {})
+            if isinstance(case.probe, str):
+                known[case.probe] = each
+                found[case] = float(case.probe == "goal")
+            else:
+                found[case] = self.metric(each, known["base"], known["goal"])
+        return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of the cases that were run, and the pictures of those that the contact sheet shows."""
+
+    scores: dict[Case, float]
+    pictures: dict[Case, Image]
+
+    def effects(self, study: Study, probes: Sequence[Probe], *, relative: bool) -> Effects:
+        """How far each probe moved the metric from the base towards the goal; the direction comes from these two."""
+        base, goal = (self._table(study, [end])[0] for end in ("base", "goal"))
+        change = float(np.nanmean(goal - base)) if not np.isnan(goal - base).all() else math.nan
+        sign = -1.0 if change < 0 else 1.0
+        values = torch.from_numpy(sign * (self._table(study, probes) - base))
+        prompts = tuple(pair.present for pair in study.pairs)
+        return Effects(tuple(probes), prompts, study.seeds, values, torch.from_numpy(sign * (goal - base)), relative)
+
+    def sheet(self, study: Study, probes: Sequence[Probe]) -> dict[str, Any]:
+        """The contact sheet's fields of `LayerScores`: one row a prompt, one column a run."""
+        columns: tuple[Probe | str, ...] = ("base", *probes, "goal")
+        count = min(study.keep_images, len(study.pairs))
+        rows = [[self.pictures[Case(column, pair, study.seeds[0])] for column in columns] for pair in range(count)]
+        return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows)} if rows else {}
+
+    def _table(self, study: Study, probes: Sequence[Probe | str]) -> np.ndarray:
+        """[probe, prompt, seed]."""
+        shape = (len(study.pairs), len(study.seeds), len(probes))
+        return np.array([self.scores[case] for case in study.cases(probes)], dtype=np.float64).reshape(shape).transpose(2, 0, 1)
