@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -59,6 +59,11 @@ class Effects:
         """Bootstrap intervals of the probes' scores; prompts and seeds are drawn anew, each on its own (Owen, 2007)."""
         return self._intervals(self.values.numpy(), confidence, seed)
 
+    def full_interval(self) -> tuple[float, float]:
+        """A bootstrap interval of the mean full change, as in `intervals`."""
+        low, high = replace(self, relative=False)._intervals(self.full.numpy()[None], 0.95, 0)[0]
+        return float(low), float(high)
+
     def of_layers(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's score: the mean over the probes that hold it."""
         return self._scores(self._by_layer(layers), self.full.numpy())
@@ -103,8 +108,8 @@ class Effects:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             for _ in range(RESAMPLES):
-                grid = np.ix_(rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds))
-                drawn.append(self._scores(values[:, *grid], self.full.numpy()[grid]))
+                rows, columns = rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds)
+                drawn.append(self._scores(values[:, rows][:, :, columns], self.full.numpy()[rows][:, columns]))
             return np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T
 
 

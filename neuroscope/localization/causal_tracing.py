@@ -43,7 +43,7 @@ class CausalTracing(Localization):
     Clean outputs are never stored: the clean run is a row of every batch, and gives its outputs to the others as they run.
 
     Attributes:
-        noise: standard deviation of the noise, in units of the embedding table's own.
+        noise: standard deviation of the noise, in units of that of the name's own token embeddings.
         component: restore cross-attentions, self-attentions, feed-forwards ("ff") or ResNet blocks of the denoiser, or
             each of all four; or "text": each layer of the text encoder, at each kind of token.
         rows: restore "all" rows or the "conditional" ones, which carry the prompt.
@@ -72,6 +72,7 @@ class CausalTracing(Localization):
             sweep = study.sweep([pair.present for pair in study.pairs], contexts=contexts)
             measured = study.measure(sweep, groups, self)
         effects = measured.effects(study, probes, relative=True)
+        study.warn_of_no_change(effects)
         fields = measured.sheet(study, probes)
         return LayerScores.of(effects, provenance=study.provenance(self), names=names, cost=meter.cost, **fields)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
@@ -23,7 +23,7 @@ class Corruption:
     Args:
         graph: the model.
         subject: the word or words that lose their meaning.
-        noise: its standard deviation, in units of the embedding table's.
+        noise: its standard deviation, in units of that of the subject's own token embeddings.
     """
 
     def __init__(self, graph: HookGraph, subject: str, noise: float) -> None:
@@ -62,11 +62,15 @@ class Corruption:
                 clean = self._clean(prompt, layer)
                 stack.callback(layer.register_forward_hook(_putting(clean, kinds == kind)).remove)
             embedding = self._graph.pipe.text_encoder.get_input_embeddings()
-            spread = self._noise * embedding.weight.detach().float().std()
-            noise = spread.cpu() * torch.randn(len(kinds), embedding.embedding_dim, generator=torch.Generator().manual_seed(seed))
-            noise[torch.from_numpy(~np.isin(kinds, ["subject", "last subject"]))] = 0
-            stack.callback(embedding.register_forward_hook(lambda _module, _args, output: output + noise.to(output)).remove)
+            subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
+            stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed)).remove)
             return self._graph.encode([prompt])[0]
+
+    def _corrupt(self, subject: Bool[Tensor, "token"], seed: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        """A forward hook of the token embedding [prompt, token, channel]."""
+        noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
+        spread = output[:, subject].float().std().to(output.dtype)
+        return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
 
     def _clean(self, prompt: str, layer: nn.Module) -> Tensor:
         kept: list[Tensor] = []
@@ -82,8 +86,8 @@ class Corruption:
 
     @cached_property
     def _layers(self) -> Sequence[nn.Module]:
-        stacks = [module for module in self._graph.pipe.text_encoder.modules() if isinstance(module, nn.ModuleList)]
-        return list(max(stacks, key=lambda stack: len(stack)))
+        stacks = [list(module) for module in self._graph.pipe.text_encoder.modules() if isinstance(module, nn.ModuleList)]
+        return max(stacks, key=len)
 
 
 def _state(output: Any) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +12,7 @@ import numpy as np
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
 from neuroscope.cost import metered
-from neuroscope.effects import Effects, Probe
+from neuroscope.effects import Probe
 from neuroscope.interventions import ContextSwap
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
@@ -82,7 +81,7 @@ class LocoGen(Localization):
                 effects = measured.effects(study, probes, relative=False)
                 if np.nanmax(effects.means()) >= self.enough * float(effects.full.nanmean()):
                     break
-        _warn_of_no_change(study, effects)
+        study.warn_of_no_change(effects)
         return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **measured.sheet(study, probes))
 
     def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe], *, ends: bool) -> Group:
@@ -111,15 +110,3 @@ class LocoGen(Localization):
             return {"": self.steps}
         edges = np.linspace(*self.steps, self.parts + 1).tolist()
         return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
-
-
-def _warn_of_no_change(study: Study, effects: Effects) -> None:
-    full = float(effects.full.nanmean())
-    whole = Effects((Probe(()),), effects.prompts, effects.seeds, effects.full[None], effects.full)
-    if not full or whole.intervals()[0][0] <= 0:
-        warnings.warn(
-            f"changing all layers hardly moves {study.metric!r} ({full:.3f} on average), so no layer can be found by it; "
-            "choose another metric, other prompts or more seeds",
-            UserWarning,
-            stacklevel=2,
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -107,6 +108,16 @@ class Study:
                     measured.pictures.update(zip([batch[number] for number in kept], pictures, strict=True))
                     bar.update(len(rows))
         return measured
+
+    def warn_of_no_change(self, effects: Effects) -> None:
+        """Warns where the goal is not told apart from the base, so that scores mean nothing."""
+        if effects.full_interval()[0] <= 0:
+            warnings.warn(
+                f"the full change hardly moves {self.metric!r} ({float(effects.full.nanmean()):.3f} on average), so no layer can be "
+                "found by it; choose another metric, other prompts or more seeds",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _key(self, case: Case, method: object) -> str:
         return key_of(self.origin, repr(method), str(case.probe), *self.pairs[case.pair], case.seed)
