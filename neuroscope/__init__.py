@@ -23,15 +23,18 @@ from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedN
 from neuroscope.calls import Call
 from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
+from neuroscope.cost import Cost
+from neuroscope.effects import Effects, Probe
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
 from neuroscope.layer_scores import LayerScores
-from neuroscope.metrics import ClipScore, Metric
+from neuroscope.localization import CausalTracing, Localization, LocoGen, localize
+from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
 from neuroscope.scores import Neurons, NeuronScores
-from neuroscope.sites import Site, Sites
+from neuroscope.sites import Place, Site, Sites
 from neuroscope.statistics import Moments
 
 __all__ = [
@@ -40,14 +43,21 @@ __all__ = [
     "Auroc",
     "Call",
     "Captured",
+    "CausalTracing",
     "ClipScore",
     "Concept",
     "ContextSwap",
+    "Cost",
+    "Effects",
     "HookGraph",
+    "ImageShare",
     "Intervention",
     "InvalidFile",
     "InvalidInput",
+    "LatentShare",
     "LayerScores",
+    "Localization",
+    "LocoGen",
     "MeanDifference",
     "Metric",
     "Moments",
@@ -56,6 +66,8 @@ __all__ = [
     "Neurons",
     "NeuroscopeError",
     "NonFiniteActivation",
+    "Place",
+    "Probe",
     "Provenance",
     "Recording",
     "Site",
@@ -68,6 +80,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "localize",
     "plots",
     "random_control",
     "read_header",

@@ -91,6 +91,22 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
     return _finish(ax, "layers")
 
 
+def grid(scores: LayerScores, *, ax: Axes | None = None) -> Axes:
+    """A heatmap of effects: one row a part of the schedule (or a kind of token), one column a layer.
+
+    Raises:
+        InvalidInput: the scores were not measured on generated pictures.
+    """
+    table = scores.grid().T
+    ax = ax or _axes(_COLUMN * 2, 0.9 + 0.3 * len(table))
+    widest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
+    bar = {"label": "share of the full effect" if scores.effects and scores.effects.relative else "effect", "pad": 0.01}
+    sns.heatmap(table, ax=ax, cmap=_SEQUENTIAL, vmin=0, vmax=widest, linewidths=0.5, linecolor="white", cbar_kws=bar)
+    ax.set(xlabel="layer", ylabel="")
+    ax.tick_params(axis="y", rotation=0)
+    return _finish(ax, f"{scores.provenance.concept}: layers by part")
+
+
 def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, ax: Axes | None = None) -> Axes:
     """A labelled grid: one row a condition, one column a prompt and seed, so that a column shows the same noise.
 

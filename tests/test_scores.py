@@ -177,7 +177,8 @@ def test_the_repr_says_what_was_scored_how(scores):
 def test_the_best_layers_come_first_and_ties_go_to_the_earlier():
     layers = LayerScores((0, 1, 2, 3), (0.5, 0.9, 0.5, 0.9))
     assert layers.top(4) == [1, 3, 0, 2]
-    assert layers.to_frame().to_dict("list") == {"layer": [0, 1, 2, 3], "score": [0.5, 0.9, 0.5, 0.9]}
+    names = ["layer 0", "layer 1", "layer 2", "layer 3"]
+    assert layers.to_frame().to_dict("list") == {"layer": [0, 1, 2, 3], "name": names, "score": [0.5, 0.9, 0.5, 0.9]}
     for count in (0, 5):
         with pytest.raises(InvalidInput, match=rf"top\({count}\) is not possible here; choose from 1 to 4"):
             layers.top(count)
