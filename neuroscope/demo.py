@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -17,10 +16,10 @@ from neuroscope.attribution import Welch, score
 from neuroscope.concepts import Concept
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextSwap, NeuronMask
+from neuroscope.interventions import NeuronMask
 from neuroscope.layer_scores import LayerScores
+from neuroscope.localization import LocoGen, localize
 from neuroscope.metrics import ClipScore, Metric
-from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
 from neuroscope.scores import NeuronScores
 from neuroscope.testbed.planting import PLANT
@@ -78,20 +77,6 @@ def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
     return len(planted & set(scores.top(PLANT.neuron_count).get(site.path, ())))
 
 
-def scan_layers(graph: HookGraph, concept: Concept, pairs: int = 8, quiet: bool = False) -> LayerScores:
-    """How often the style is lost when one layer alone reads the prompt without it; LOCOGEN's question, asked plainly."""
-    chosen = range(0, len(concept.present), max(1, len(concept.present) // pairs))
-    prompts, others = ([getattr(concept, arm)[index] for index in chosen] for arm in ("present", "absent"))
-    text = graph.sites.where(text_only=True)
-    reader = Reader("style", concept.name)
-    lost = []
-    for layer in tqdm(text.layers, desc="swapping layers", disable=quiet):
-        swap = ContextSwap.of(graph, text.where(layer=layer), others)
-        images = generate(graph, swap, prompts, list(range(len(prompts))), batch_size=len(prompts), **testbed.GENERATION)
-        lost.append(1 - float(np.mean(reader(images, prompts))))
-    return LayerScores(text.layers, tuple(lost), Provenance(graph.family.name, graph.model, concept.name, "prompt swap"))
-
-
 def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds: Sequence[int], quiet: bool = False) -> pd.DataFrame:
     """Evaluations of masks of growing size and of random controls, for `plots.dose`."""
     tables = []
@@ -106,9 +91,9 @@ def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds
 
 def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     say(f"{graph}\n{concept}\n")
-    layers = scan_layers(graph, concept, quiet=quiet)
+    layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
-    say(f"1. Which layer? {concept.name!r} is lost most often when layer {layer} alone reads a prompt without it.\n")
+    say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
     recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
     scores = score(recording, Welch())
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
@@ -132,5 +117,5 @@ def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, folder: Path, quiet
     plots.write(plots.images(rows, prompts), folder / "images.png")
     plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")
     every = score(record(graph, found.concept, quiet=quiet), Welch())
-    plots.write(plots.layers({"prompt swap": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
+    plots.write(plots.layers({"LOCOGEN": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
     plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")
