@@ -24,10 +24,11 @@ from neuroscope.calls import Call
 from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
 from neuroscope.cost import Cost
+from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
 from neuroscope.effects import Effects, Probe
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
+from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization import CausalTracing, Localization, LocoGen, localize
 from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric
@@ -46,9 +47,12 @@ __all__ = [
     "CausalTracing",
     "ClipScore",
     "Concept",
+    "ContextMap",
     "ContextSwap",
     "Cost",
+    "EditReport",
     "Effects",
+    "Folded",
     "HookGraph",
     "ImageShare",
     "Intervention",
@@ -56,7 +60,9 @@ __all__ = [
     "InvalidInput",
     "LatentShare",
     "LayerScores",
+    "LinearUpdate",
     "Localization",
+    "LocoEdit",
     "LocoGen",
     "MeanDifference",
     "Metric",
@@ -77,7 +83,10 @@ __all__ = [
     "UnsupportedModel",
     "WeightedNorm",
     "Welch",
+    "edit",
     "evaluate",
+    "export_lora",
+    "fold",
     "generate",
     "load",
     "localize",

@@ -81,6 +81,13 @@ class HookGraph:
         """The live module whose input or output the site is."""
         return self._modules[site.module]
 
+    def reader(self, site: Site) -> str | None:
+        """The path, inside the denoiser, of the linear module whose columns read these neurons; None where there is none."""
+        pattern = self._pattern(site)
+        if pattern.reader is None or pattern.reader_rows:
+            return None
+        return f"{pattern.block_of(site.module)}.{pattern.reader}"
+
     def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
         pattern = self._pattern(site)

@@ -15,7 +15,7 @@ from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
 from neuroscope.cli import options
 from neuroscope.doctor import diagnose
-from neuroscope.interventions import NeuronMask
+from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.recording import Recording
 from neuroscope.scores import Neurons, NeuronScores
@@ -65,6 +65,8 @@ def show(file: Path, rows: Annotated[int, typer.Option(help="Table rows to print
     if isinstance(found, LayerScores):
         typer.echo(found.to_frame().round(3).to_string(index=False))
         typer.echo(f"  cost: {found.cost}" if found.cost else "")
+    if isinstance(found, ContextMap):
+        typer.echo(f"  {found.report}\n  " + "\n  ".join(found.paths))
     neurons = found.neurons if isinstance(found, NeuronMask) else found
     if isinstance(neurons, Neurons):
         for path, chosen in neurons.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.scores import Neurons
 
 if TYPE_CHECKING:
@@ -105,6 +106,30 @@ class NeuronMask(Intervention):
         ):
             raise InvalidInput(f"the mask's tokens {self.tokens} are not all there; the model's prompts have {length}")
 
+    def linear_updates(self, graph: HookGraph, weights: Weights) -> Iterator[LinearUpdate]:
+        """See `Intervention`: chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
+
+        A constant at a key changes nothing, because softmax ignores a shift; at a value it passes through the attention as
+        it is, because the attention's weights sum to 1.
+        """
+        self.expect_foldable()
+        for site in graph.sites.at(self.paths):
+            chosen = torch.tensor(self.neurons[site.path])
+            fill = self.strength * self.values[site.path].double()
+            reader = graph.reader(site)
+            if site.role in ("key", "value", "query", "output"):
+                yield self._scaled_rows(site.module, weights(site.module), chosen)
+            elif reader is not None:
+                yield self._scaled_columns(reader, weights(reader), chosen)
+            if site.role == "key" or not fill.any():
+                continue
+            if site.role == "query" or reader is None:
+                raise InvalidInput(
+                    f"the mask's fill at {site.path} cannot be written into weights: nothing there holds a constant; apply it"
+                )
+            weight = weights(reader)
+            yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
+
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
         indices, header = self.neurons.to_parts()
@@ -125,6 +150,14 @@ class NeuronMask(Intervention):
             tokens=None if header["tokens"] is None else tuple(header["tokens"]),
             steps=tuple(header["steps"]),
         )
+
+    def _scaled_rows(self, module: str, weight: Tensor, chosen: Tensor) -> LinearUpdate:
+        units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
+        return LinearUpdate(module, -self.strength * units, weight[chosen])
+
+    def _scaled_columns(self, module: str, weight: Tensor, chosen: Tensor) -> LinearUpdate:
+        units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
+        return LinearUpdate(module, -self.strength * weight[:, chosen], units)
 
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]
