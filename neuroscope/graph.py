@@ -50,7 +50,7 @@ class HookGraph:
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
         self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
-        self.sites = find_sites(self.family, self.denoiser, self._modules)
+        self.sites = find_sites(self.family, self.denoiser)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class HookGraph:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """The components that causal tracing restores, in execution order."""
-        return find_places(self.family, self.denoiser, self._modules)
+        return find_places(self.family, self.denoiser)
 
     @property
     def edges(self) -> list[tuple[str, str]]:
@@ -129,7 +129,7 @@ class HookGraph:
         scale, size = self.pipe.vae_scale_factor, int(self.denoiser.config.sample_size)
         latents = (height // scale if height else size, width // scale if width else size)
         if latents not in self._row_bytes:
-            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, self._modules, latents)
+            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, latents)
         return self._row_bytes[latents]
 
     @contextmanager

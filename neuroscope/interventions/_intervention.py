@@ -15,6 +15,7 @@ from neuroscope.interventions.linear_update import LinearUpdate, Weights
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
+    from neuroscope.sites import Site
 
 
 class Intervention(Artifact):
@@ -39,13 +40,13 @@ class Intervention(Artifact):
         """What a site becomes instead of `activation`."""
         return activation
 
-    def linear_updates(self, graph: HookGraph, weights: Weights) -> Iterator[LinearUpdate]:
-        """The changes of weights that do the same, given the current ones.
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+        """The changes of weights that do the same at a site, given the current weights.
 
         Raises:
             InvalidInput: no change of weights does the same.
         """
-        raise InvalidInput(f"{self.kind} cannot be written into weights: it depends on more than a site's input; apply it instead")
+        raise InvalidInput(f"a {self.kind} cannot be written into weights; apply it instead")
 
     def expect_foldable(self) -> None:
         """Raises InvalidInput for options that weights cannot hold: they act on all rows, tokens and steps alike."""

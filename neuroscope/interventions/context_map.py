@@ -14,6 +14,7 @@ from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.provenance import Provenance
+from neuroscope.sites import Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -119,13 +120,10 @@ class ContextMap(Intervention):
             if width != self.read.shape[1]:
                 raise InvalidInput(f"the map moves {self.read.shape[1]} channels, and {site.path} reads {width}; edit this model anew")
 
-    def linear_updates(self, graph: HookGraph, weights: Weights) -> Iterator[LinearUpdate]:
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
         """See `Intervention`."""
-        self.expect_foldable()
-        for site in graph.sites.at(self.paths):
-            weight = weights(site.module)
-            left = self.strength * weight @ self.write.to(weight).T
-            yield LinearUpdate(site.module, left, self.read.to(weight))
+        weight = weights(f"{site.module}.weight")
+        yield LinearUpdate(site.module, self.strength * weight @ self.write.to(weight).T, self.read.to(weight))
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

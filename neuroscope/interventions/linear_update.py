@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-#: The current weight of a linear module by its path, float64 [out, in].
+#: The current values of a parameter by its name inside the denoiser, such as "….to_v.weight" [out, in], in float64.
 Weights = Callable[[str], Tensor]
 
 

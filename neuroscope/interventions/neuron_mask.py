@@ -15,6 +15,7 @@ from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.scores import Neurons
+from neuroscope.sites import Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -106,29 +107,29 @@ class NeuronMask(Intervention):
         ):
             raise InvalidInput(f"the mask's tokens {self.tokens} are not all there; the model's prompts have {length}")
 
-    def linear_updates(self, graph: HookGraph, weights: Weights) -> Iterator[LinearUpdate]:
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
         """See `Intervention`: chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
 
         A constant at a key changes nothing, because softmax ignores a shift; at a value it passes through the attention as
         it is, because the attention's weights sum to 1.
         """
-        self.expect_foldable()
-        for site in graph.sites.at(self.paths):
-            chosen = torch.tensor(self.neurons[site.path])
-            fill = self.strength * self.values[site.path].double()
-            reader = graph.reader(site)
-            if site.role in ("key", "value", "query", "output"):
-                yield self._scaled_rows(site.module, weights(site.module), chosen)
-            elif reader is not None:
-                yield self._scaled_columns(reader, weights(reader), chosen)
-            if site.role == "key" or not fill.any():
-                continue
-            if site.role == "query" or reader is None:
-                raise InvalidInput(
-                    f"the mask's fill at {site.path} cannot be written into weights: nothing there holds a constant; apply it"
-                )
-            weight = weights(reader)
+        chosen = torch.tensor(self.neurons[site.path])
+        fill = self.strength * self.values[site.path].double()
+        reader = graph.reader(site)
+        if site.role == "output":
+            yield self._scaled_rows(site.module, weights, chosen, fill - self.strength * weights(f"{site.module}.bias")[chosen])
+            return
+        if site.role != "key" and fill.any():
+            if reader is None:
+                raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
+            weight = weights(f"{reader}.weight")
             yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
+        if site.role in ("key", "value", "query"):
+            yield self._scaled_rows(site.module, weights, chosen)
+        elif reader is not None:
+            weight = weights(f"{reader}.weight")
+            units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
+            yield LinearUpdate(reader, -self.strength * weight[:, chosen], units)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
@@ -151,13 +152,10 @@ class NeuronMask(Intervention):
             steps=tuple(header["steps"]),
         )
 
-    def _scaled_rows(self, module: str, weight: Tensor, chosen: Tensor) -> LinearUpdate:
+    def _scaled_rows(self, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
+        weight = weights(f"{module}.weight")
         units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
-        return LinearUpdate(module, -self.strength * units, weight[chosen])
-
-    def _scaled_columns(self, module: str, weight: Tensor, chosen: Tensor) -> LinearUpdate:
-        units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
-        return LinearUpdate(module, -self.strength * weight[:, chosen], units)
+        return LinearUpdate(module, -self.strength * units, weight[chosen], None if shift is None else units @ shift)
 
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]
