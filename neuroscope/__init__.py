@@ -34,6 +34,7 @@ from neuroscope.localization import CausalTracing, Localization, LocoGen, locali
 from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
+from neuroscope.reporting import report
 from neuroscope.scores import Neurons, NeuronScores
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.statistics import Moments
@@ -94,6 +95,7 @@ __all__ = [
     "random_control",
     "read_header",
     "record",
+    "report",
     "save",
     "score",
     "summarize",
