@@ -62,7 +62,8 @@ class Corruption:
             if restored is not None:
                 layer, kind = self._layers[restored[0]], restored[1]
                 clean = self._clean(prompt, layer)
-                stack.callback(layer.register_forward_hook(_putting(clean, kinds == kind)).remove)
+                put = _putting(clean, kinds == kind)
+                stack.callback(layer.register_forward_hook(put, prepend=True).remove)  # before transformers' own, which collect states
             embedding = self._graph.pipe.text_encoder.get_input_embeddings()
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
             stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed)).remove)

@@ -100,8 +100,9 @@ class Study:
                 rest = iter(cases)
                 for rows, made in sweep.run([group.rows[case] for case in cases], group.enter, group.lead):
                     batch = list(itertools.islice(rest, len(rows)))
-                    scores = self._score(sweep, batch, made, measured.ends)
-                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items() if case not in measured.scores})
+                    found = self._score(sweep, batch, made, measured.ends)
+                    scores = {case: score for case, score in found.items() if case not in measured.scores}
+                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items()})
                     measured.scores.update(scores)
                     kept = [number for number, case in enumerate(batch) if self.keeps(case)]
                     pictures = sweep.pictures([made[number] for number in kept]) if kept else []
