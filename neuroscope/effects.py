@@ -52,8 +52,12 @@ class Effects:
     relative: bool = False
 
     def means(self) -> Float[np.ndarray, "probe"]:
-        """Each probe's score."""
-        return self._scores(self.values.numpy(), self.full.numpy())
+        """Each probe's score; 0 where the metric says nothing."""
+        return np.nan_to_num(self._scores(self.values.numpy(), self.full.numpy()))
+
+    def full_mean(self) -> float:
+        """The mean full change; 0 where the metric says nothing."""
+        return float(np.nan_to_num(_mean(self.full.numpy()[None])[0]))
 
     def intervals(self, confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "probe 2"]:
         """Bootstrap intervals of the probes' scores; prompts and seeds are drawn anew, each on its own (Owen, 2007)."""
@@ -66,13 +70,11 @@ class Effects:
 
     def of_layers(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's score: the mean over the probes that hold it."""
-        return self._scores(self._by_layer(layers), self.full.numpy())
+        return np.nan_to_num(self._scores(self._by_layer(layers), self.full.numpy()))
 
     def of_layers_by_prompt(self, layers: Sequence[int]) -> Float[np.ndarray, "prompt layer"]:
         """Each layer's mean effect on each prompt, in the metric's own units; 0 where the metric says nothing."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return np.nan_to_num(np.nanmean(self._by_layer(layers), axis=2)).T
+        return np.nan_to_num([_mean(each[:, None]) for each in self._by_layer(layers)]).T
 
     def layer_intervals(self, layers: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "layer 2"]:
         """Bootstrap intervals of the layers' scores, as in `intervals`."""
@@ -80,7 +82,7 @@ class Effects:
 
     def shares(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's mean effect as a share of the full change."""
-        return _ratio(self._by_layer(layers), self.full.numpy())
+        return np.nan_to_num(_ratio(self._by_layer(layers), self.full.numpy()))
 
     def to_header(self) -> dict[str, Any]:
         """All but the tensors, as plain values."""
@@ -99,22 +101,31 @@ class Effects:
         return np.stack([values[[layer in probe.layers for probe in self.probes]].mean(axis=0) for layer in layers])
 
     def _scores(self, values: np.ndarray, full: np.ndarray) -> np.ndarray:
-        return _ratio(values, full) if self.relative else np.nanmean(values, axis=(1, 2))
+        return _ratio(values, full) if self.relative else _mean(values)
 
     def _intervals(self, values: np.ndarray, confidence: float, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         prompts, seeds = self.full.shape
         drawn = []
+        for _ in range(RESAMPLES):
+            rows, columns = rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds)
+            drawn.append(self._scores(values[:, rows][:, :, columns], self.full.numpy()[rows][:, columns]))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            for _ in range(RESAMPLES):
-                rows, columns = rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds)
-                drawn.append(self._scores(values[:, rows][:, :, columns], self.full.numpy()[rows][:, columns]))
-            return np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T
+            warnings.simplefilter("ignore", RuntimeWarning)  # a probe of which the metric says nothing
+            return np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
 
 
-def _ratio(values: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Mean effects over the mean full change, where both are known; 0 where there is no change at all."""
-    known = ~np.isnan(full)
-    whole = float(np.nanmean(full)) if known.any() else 0.0
-    return np.nanmean(values[:, known], axis=1) / whole if whole else np.zeros(len(values))
+def _mean(values: Float[np.ndarray, "probe prompt seed"]) -> Float[np.ndarray, "probe"]:
+    """The mean of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    return _divided(np.where(known, values, 0.0).sum(axis=(1, 2)), known.sum(axis=(1, 2)))
+
+
+def _ratio(values: Float[np.ndarray, "probe prompt seed"], full: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "probe"]:
+    """The mean effect over the mean full change, of the pictures where both are known; NaN where there is no change at all."""
+    known = ~np.isnan(values) & ~np.isnan(full)
+    return _divided(np.where(known, values, 0.0).sum(axis=(1, 2)), np.where(known, full, 0.0).sum(axis=(1, 2)))
+
+
+def _divided(sums: np.ndarray, by: np.ndarray) -> np.ndarray:
+    return np.divide(sums, by, out=np.full(len(sums), np.nan), where=by != 0)

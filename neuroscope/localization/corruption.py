@@ -24,12 +24,14 @@ class Corruption:
         graph: the model.
         subject: the word or words that lose their meaning.
         noise: its standard deviation, in units of that of the subject's own token embeddings.
+        clip_skip: as the pipeline takes it.
     """
 
-    def __init__(self, graph: HookGraph, subject: str, noise: float) -> None:
+    def __init__(self, graph: HookGraph, subject: str, noise: float, clip_skip: int | None = None) -> None:
         self._graph = graph
         self._subject = subject
         self._noise = noise
+        self._clip_skip = clip_skip
 
     @property
     def layer_count(self) -> int:
@@ -60,11 +62,12 @@ class Corruption:
             if restored is not None:
                 layer, kind = self._layers[restored[0]], restored[1]
                 clean = self._clean(prompt, layer)
-                stack.callback(layer.register_forward_hook(_putting(clean, kinds == kind)).remove)
+                put = _putting(clean, kinds == kind)
+                stack.callback(layer.register_forward_hook(put, prepend=True).remove)  # before transformers' own, which collect states
             embedding = self._graph.pipe.text_encoder.get_input_embeddings()
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
             stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed)).remove)
-            return self._graph.encode([prompt])[0]
+            return self._graph.encode([prompt], clip_skip=self._clip_skip)[0]
 
     def _corrupt(self, subject: Bool[Tensor, "token"], seed: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         """A forward hook of the token embedding [prompt, token, channel]."""
