@@ -236,7 +236,11 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "error",
-        [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            MemoryError(),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ],
         ids=["cuda", "python", "cpu"],
     )
     def test_a_batch_that_does_not_fit_is_halved_and_made_again(self, graph, pipe, limited, error):

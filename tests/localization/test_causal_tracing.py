@@ -251,7 +251,10 @@ class TestRefusals:
         [
             ({"noise": 0.0}, "noise=0.0 corrupts nothing; give a positive number, such as 3.0"),
             ({"noise": -1.0}, "noise=-1.0 corrupts nothing"),
-            ({"component": "crosss"}, r"component 'crosss' is unknown; choose one of cross, self, ff, resnet, all, text; did you mean 'cross'"),
+            (
+                {"component": "crosss"},
+                r"component 'crosss' is unknown; choose one of cross, self, ff, resnet, all, text; did you mean 'cross'",
+            ),
             ({"rows": "al"}, r"rows 'al' is unknown; choose one of all, conditional; did you mean 'all'\?"),
         ],
     )
