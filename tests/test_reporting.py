@@ -1,5 +1,6 @@
 """The page of a run: every section when its data is there, self-contained, escaped, and with the tables' own numbers."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -64,12 +65,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    rows = [
-        (name, f"prompt {p}", seed, "style is stipple", (p + seed + len(name)) / 9)
-        for name in ("none", "mask")
-        for p in range(4)
-        for seed in (0, 1)
-    ]
+    jobs = itertools.product(["none", "mask"], range(4), range(2))
+    rows = [(name, f"prompt {number}", seed, "style is stipple", (number + seed + len(name)) / 9) for name, number, seed in jobs]
     return pd.DataFrame(rows, columns=["intervention", "prompt", "seed", "metric", "score"])
 
 
@@ -117,7 +114,8 @@ def test_it_needs_nothing_beside_itself(run):
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_without_data_is_left_out(run, section):
-    for name in [SECTIONS[section]] + ({"What was changed": ["edit.safetensors"], "Does it hold?": ["images.png"]}.get(section, [])):
+    beside = {"What was changed": ["edit.safetensors"], "Does it hold?": ["images.png"]}
+    for name in (SECTIONS[section], *beside.get(section, [])):
         (run / name).unlink()
     assert section not in page_of(run).of("h2")
 
