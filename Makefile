@@ -23,6 +23,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.ranking
 	$(BIN)/python -m benchmarks.masking
+	$(BIN)/python -m benchmarks.layers
 
 docs: $(READY)
 	$(BIN)/python docs/pictures.py

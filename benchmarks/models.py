@@ -14,7 +14,8 @@ def stable_diffusion_v1() -> StableDiffusionPipeline:
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(ns.testbed.path("sd1") / "tokenizer")
     text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    text.max_position_embeddings, text.eos_token_id = tokenizer.model_max_length, tokenizer.eos_token_id
+    text.max_position_embeddings = tokenizer.model_max_length
+    text.bos_token_id, text.eos_token_id, text.pad_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     unet = UNet2DConditionModel(
         sample_size=64,
         block_out_channels=[320, 640, 1280, 1280],

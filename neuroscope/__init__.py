@@ -24,15 +24,17 @@ from neuroscope.calls import Call
 from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
 from neuroscope.cost import Cost
+from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
 from neuroscope.effects import Effects, Probe
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextSwap, Intervention, NeuronMask
+from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization import CausalTracing, Localization, LocoGen, localize
 from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
+from neuroscope.reporting import report
 from neuroscope.scores import Neurons, NeuronScores
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.statistics import Moments
@@ -46,9 +48,12 @@ __all__ = [
     "CausalTracing",
     "ClipScore",
     "Concept",
+    "ContextMap",
     "ContextSwap",
     "Cost",
+    "EditReport",
     "Effects",
+    "Folded",
     "HookGraph",
     "ImageShare",
     "Intervention",
@@ -56,7 +61,9 @@ __all__ = [
     "InvalidInput",
     "LatentShare",
     "LayerScores",
+    "LinearUpdate",
     "Localization",
+    "LocoEdit",
     "LocoGen",
     "MeanDifference",
     "Metric",
@@ -77,7 +84,10 @@ __all__ = [
     "UnsupportedModel",
     "WeightedNorm",
     "Welch",
+    "edit",
     "evaluate",
+    "export_lora",
+    "fold",
     "generate",
     "load",
     "localize",
@@ -85,6 +95,7 @@ __all__ = [
     "random_control",
     "read_header",
     "record",
+    "report",
     "save",
     "score",
     "summarize",

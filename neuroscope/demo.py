@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -15,18 +14,21 @@ from neuroscope import plots, testbed
 from neuroscope.artifacts import load, save, write_beside
 from neuroscope.attribution import Welch, score
 from neuroscope.concepts import Concept
+from neuroscope.editing import LocoEdit, edit
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
 from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextSwap, NeuronMask
+from neuroscope.interventions import ContextMap, Intervention, NeuronMask
 from neuroscope.layer_scores import LayerScores
+from neuroscope.localization import LocoGen, localize
 from neuroscope.metrics import ClipScore, Metric
-from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
+from neuroscope.reporting import report
 from neuroscope.scores import NeuronScores
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
 
 Say = Callable[[str], None]
+Change = TypeVar("Change", bound=Intervention)
 DOSES = (1, 2, 4, 8, 16, 28)
 SEEDS = range(100, 104)
 
@@ -56,17 +58,24 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     hits = planted_hits(graph, found.scores)
     say(f"   {hits} of the {PLANT.neuron_count} strongest are among the {PLANT.neuron_count} planted neurons.\n")
 
+    save(found.layers, folder / "layers.safetensors")
+    save(found.scores, folder / "neurons.safetensors")
     mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
+    made = _through_file(edit(graph, found.concept, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
+    say(f"3. What to change? A mask of {mask.neurons.count} neurons; and an edit of what the layer reads (LOCOEDIT):")
+    say(f"   {made.report}\n")
+
     fresh = HookGraph(testbed.load("sd1"))
     metrics = [*_readers(style), ClipScore(f"the style of {style}")]
-    table = evaluate(fresh, {"mask": mask}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
+    table = evaluate(fresh, {"mask": mask, "edit": made}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
-    say(f"3. Does it hold? {len(found.concept.test)} other prompts, {len(SEEDS)} seeds, mask.safetensors in a fresh pipeline:")
+    say(f"4. Does it hold? {len(found.concept.test)} other prompts, {len(SEEDS)} seeds, both files in a fresh pipeline:")
     say(summary.to_string(index=False, float_format="%.3f") + "\n")
 
-    _draw(fresh, found, mask, folder, quiet)
-    say(f"Look at {folder}/images.png, neurons.png, layers.png, dose.png and evaluation.csv.")
+    _draw(fresh, found, mask, made, folder, quiet)
+    page = report(folder)
+    say(f"Look at {page}: all of it on one page. Beside it are the pictures, the files and evaluation.csv.")
     say("For a model of your own: neuroscope record --model FOLDER_OR_ID --style NAME -o c.safetensors, then neuroscope rank c.safetensors")
     return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "summary": summary.to_dict("records")}
 
@@ -76,20 +85,6 @@ def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
     (site,) = graph.sites.where(layer=PLANT.style, role="value")
     planted = set(PLANT.neurons(site.width))
     return len(planted & set(scores.top(PLANT.neuron_count).get(site.path, ())))
-
-
-def scan_layers(graph: HookGraph, concept: Concept, pairs: int = 8, quiet: bool = False) -> LayerScores:
-    """How often the style is lost when one layer alone reads the prompt without it; LOCOGEN's question, asked plainly."""
-    chosen = range(0, len(concept.present), max(1, len(concept.present) // pairs))
-    prompts, others = ([getattr(concept, arm)[index] for index in chosen] for arm in ("present", "absent"))
-    text = graph.sites.where(text_only=True)
-    reader = Reader("style", concept.name)
-    lost = []
-    for layer in tqdm(text.layers, desc="swapping layers", disable=quiet):
-        swap = ContextSwap.of(graph, text.where(layer=layer), others)
-        images = generate(graph, swap, prompts, list(range(len(prompts))), batch_size=len(prompts), **testbed.GENERATION)
-        lost.append(1 - float(np.mean(reader(images, prompts))))
-    return LayerScores(text.layers, tuple(lost), Provenance(graph.family.name, graph.model, concept.name, "prompt swap"))
 
 
 def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds: Sequence[int], quiet: bool = False) -> pd.DataFrame:
@@ -106,9 +101,9 @@ def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds
 
 def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     say(f"{graph}\n{concept}\n")
-    layers = scan_layers(graph, concept, quiet=quiet)
+    layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
-    say(f"1. Which layer? {concept.name!r} is lost most often when layer {layer} alone reads a prompt without it.\n")
+    say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
     recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
     scores = score(recording, Welch())
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
@@ -119,18 +114,18 @@ def _readers(style: str) -> list[Metric]:
     return [Reader("style", style), Reader("object"), Reader("colour")]
 
 
-def _through_file(mask: NeuronMask, path: Path) -> NeuronMask:
-    save(mask, path)
-    return load(path, NeuronMask)
+def _through_file(change: Change, path: Path) -> Change:
+    save(change, path)
+    return load(path, type(change))
 
 
-def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, folder: Path, quiet: bool) -> None:
+def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, made: ContextMap, folder: Path, quiet: bool) -> None:
     prompts = list(found.concept.test[:8])
-    changes = {"before": None, "mask": mask, "random": random_control(mask)}
+    changes = {"before": None, "mask": mask, "random": random_control(mask), "edit": made}
     seeds = list(range(SEEDS[0], SEEDS[0] + len(prompts)))
     rows = {name: generate(graph, change, prompts, seeds, **testbed.GENERATION) for name, change in changes.items()}
     plots.write(plots.images(rows, prompts), folder / "images.png")
     plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")
     every = score(record(graph, found.concept, quiet=quiet), Welch())
-    plots.write(plots.layers({"prompt swap": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
+    plots.write(plots.layers({"LOCOGEN": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
     plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")

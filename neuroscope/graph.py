@@ -50,7 +50,7 @@ class HookGraph:
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
         self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
-        self.sites = find_sites(self.family, self.denoiser, self._modules)
+        self.sites = find_sites(self.family, self.denoiser)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class HookGraph:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """The components that causal tracing restores, in execution order."""
-        return find_places(self.family, self.denoiser, self._modules)
+        return find_places(self.family, self.denoiser)
 
     @property
     def edges(self) -> list[tuple[str, str]]:
@@ -80,6 +80,13 @@ class HookGraph:
     def module(self, site: Site) -> nn.Module:
         """The live module whose input or output the site is."""
         return self._modules[site.module]
+
+    def reader(self, site: Site) -> str | None:
+        """The path, inside the denoiser, of the linear module whose columns read these neurons; None where there is none."""
+        pattern = self._pattern(site)
+        if pattern.reader is None or pattern.reader_rows:
+            return None
+        return f"{pattern.block_of(site.module)}.{pattern.reader}"
 
     def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
@@ -124,7 +131,7 @@ class HookGraph:
         scale, size = self.pipe.vae_scale_factor, int(self.denoiser.config.sample_size)
         latents = (height // scale if height else size, width // scale if width else size)
         if latents not in self._row_bytes:
-            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, self._modules, latents)
+            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, latents)
         return self._row_bytes[latents]
 
     @contextmanager

@@ -6,9 +6,10 @@ in how many tokens a word takes.
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from neuroscope._errors import InvalidInput, choose
 
 Token = Literal["last", "subject", "eos", "all"]
+EditedToken = Literal["subject", "eos", "padding", "all"]
 TOKENS: tuple[str, ...] = get_args(Token)
 
 
@@ -66,6 +68,49 @@ def kinds_of_tokens(tokenizer: Any, prompts: Sequence[str], subject: str) -> np.
         kinds[row, end] = "eos"
         kinds[row, : next(index for index, (first, last) in enumerate(offsets) if first < last or index == end)] = "start"
     return kinds
+
+
+def align(tokenizer: Any, pairs: Sequence[tuple[str, str]], subject: str, kinds: Collection[str]) -> list[list[tuple[int, int]]]:
+    """Which position of each pair's first prompt corresponds to which of its second, for some kinds of tokens.
+
+    Equal tokens correspond; a replaced word to the last token of what replaced it, a word that was taken out to the one
+    before it; end-of-text and padding tokens to each other, counted from the first end-of-text token.
+
+    Args:
+        tokenizer: as in `select_tokens`.
+        pairs: prompts with and without the subject.
+        subject: what the first prompts have. Where one does not hold it, the words that differ stand for it.
+        kinds: which tokens: "subject" (its last one), "eos", "padding", or "all" of the prompt.
+
+    Returns:
+        For each pair its corresponding positions, in order.
+    """
+    firsts, seconds = (_encode(tokenizer, prompts) for prompts in zip(*pairs, strict=True))
+    found = []
+    for row, labels in enumerate(kinds_of_tokens(tokenizer, [first for first, _ in pairs], subject)):
+        ids, others = firsts["input_ids"][row], seconds["input_ids"][row]
+        end = _end_of_text(tokenizer, ids, firsts["offset_mapping"][row])
+        other_end = _end_of_text(tokenizer, others, seconds["offset_mapping"][row])
+        partner, differing = _partners(ids[:end], others[:other_end])
+        partner += [min(other_end + index - end, len(others) - 1) for index in range(end, len(ids))]
+        if "last subject" not in labels:
+            labels[(differing or [end - 1])[-1]] = "last subject"
+        wanted = set(labels) if "all" in kinds else {{"subject": "last subject"}.get(kind, kind) for kind in kinds}
+        found.append([(index, partner[index]) for index, label in enumerate(labels) if label in wanted])
+    return found
+
+
+def _partners(ids: Sequence[int], others: Sequence[int]) -> tuple[list[int], list[int]]:
+    """For each token the position of its partner among others, and which tokens have no equal one."""
+    partner: list[int] = []
+    differing: list[int] = []
+    for kind, first, last, other_first, other_last in difflib.SequenceMatcher(None, ids, others, autojunk=False).get_opcodes():
+        if kind == "equal":
+            partner += range(other_first, other_last)
+        elif kind != "insert":
+            partner += [max(0, other_last - 1)] * (last - first)
+            differing += range(first, last)
+    return partner, differing
 
 
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:

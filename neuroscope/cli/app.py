@@ -10,7 +10,7 @@ import transformers
 import typer
 
 from neuroscope._errors import NeuroscopeError
-from neuroscope.cli import concepts, generation, inspection, showcase
+from neuroscope.cli import concepts, editing, generation, inspection, localization, reporting, showcase
 
 app = typer.Typer(
     name="neuroscope",
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (inspection, concepts, generation, showcase):
+for module in (inspection, concepts, localization, editing, generation, reporting, showcase):
     module.register(app)
 
 

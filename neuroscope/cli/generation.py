@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from PIL.Image import Image
 
-from neuroscope import testbed
-from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import write_beside
 from neuroscope.cli import options
 from neuroscope.evaluation import evaluate as run_evaluation
 from neuroscope.evaluation import generate as run_generation
 from neuroscope.evaluation import summarize
-from neuroscope.metrics import ClipScore, Metric
-from neuroscope.testbed.world import ATTRIBUTES, Attribute
+from neuroscope.metrics import ClipScore
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.")]
 
@@ -85,7 +82,7 @@ def evaluate(
     prompts = prompt or list(options.open_concept(model, style, object_, fact, "", attribute, concept).test)
     changes = dict(zip([path.stem for path in apply or []], options.open_interventions(apply), strict=True))
     generation = options.generation_options(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    metrics = [*(ClipScore(text) for text in clip or []), *(_reader(text, model) for text in read or [])]
+    metrics = [*(ClipScore(text) for text in clip or []), *(options.open_reader(text, model) for text in read or [])]
     graph = options.open_graph(model)
     table = run_evaluation(graph, changes, prompts, range(seed, seed + seeds), metrics, output=resume, quiet=quiet, **generation)
     write_beside(output, table.to_csv(index=False).encode())
@@ -94,15 +91,6 @@ def evaluate(
         summary.to_json(orient="records", indent=1) if as_json else f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}"
     )
     typer.echo(text)
-
-
-def _reader(text: str, model: str) -> Metric:
-    attribute, _, value = text.partition("=")
-    if not value or attribute not in ATTRIBUTES:
-        raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
-    if not model.startswith("testbed:"):
-        raise InvalidInput(f"--read works on the testbed's pictures, not on {model}; use --clip TEXT")
-    return testbed.Reader(cast("Attribute", attribute), value)
 
 
 def png(image: Image) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from matplotlib.axes import Axes
 
 from neuroscope import artifacts, plots
 from neuroscope._errors import InvalidInput
@@ -14,7 +15,7 @@ from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
 from neuroscope.cli import options
 from neuroscope.doctor import diagnose
-from neuroscope.interventions import NeuronMask
+from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.recording import Recording
 from neuroscope.scores import Neurons, NeuronScores
@@ -59,8 +60,13 @@ def show(file: Path, rows: Annotated[int, typer.Option(help="Table rows to print
     typer.echo(repr(found))
     for name, value in (header.get("provenance", {}) | header["packages"]).items():
         typer.echo(f"  {name}: {value}")
-    if isinstance(found, NeuronScores | LayerScores):
+    if isinstance(found, NeuronScores):
         typer.echo(found.to_frame().head(rows).to_string(index=False))
+    if isinstance(found, LayerScores):
+        typer.echo(found.to_frame().round(3).to_string(index=False))
+        typer.echo(f"  cost: {found.cost}" if found.cost else "")
+    if isinstance(found, ContextMap):
+        typer.echo(f"  {found.report}\n  " + "\n  ".join(found.paths))
     neurons = found.neurons if isinstance(found, NeuronMask) else found
     if isinstance(neurons, Neurons):
         for path, chosen in neurons.items():
@@ -70,20 +76,30 @@ def show(file: Path, rows: Annotated[int, typer.Option(help="Table rows to print
 def plot(
     file: Path,
     output: options.Output = Path("plot.png"),
-    layers: Annotated[bool, typer.Option("--layers", help="Plot layers instead of neurons.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Of neurons' scores: plot layers.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Of layers' scores: plot layers by part of the schedule or kind of token.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Of layers' scores: the contact sheet, one column a window.")] = False,
     top: Annotated[int, typer.Option(help="Outline this many of the strongest neurons.")] = 0,
     method: Annotated[str, typer.Option(help="The method that scores a recording.")] = "welch",
 ) -> None:
-    """Draw the heatmap of a saved recording's or scores' neurons or layers."""
+    """Draw the heatmap of a saved recording's or scores' neurons or layers, or a contact sheet."""
     options.writable_file(output)
     found: Artifact = artifacts.load(file)
     if isinstance(found, Recording):
         found = score(found, options.open_method(method))
     if isinstance(found, LayerScores):
-        ax = plots.layers(found)
+        ax = _layers_plot(found, grid, images)
     elif isinstance(found, NeuronScores):
         ax = plots.layers(found.by_layer()) if layers else plots.neurons(found, marked=found.top(top) if top else None)
     else:
         raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
     plots.write(ax, output)
     typer.echo(f"wrote {output}")
+
+
+def _layers_plot(scores: LayerScores, grid: bool, images: bool) -> Axes:
+    if images:
+        if not scores.images:
+            raise InvalidInput("these scores keep no pictures, so there is no contact sheet; localize with keep_images")
+        return plots.images(scores.images, scores.columns)
+    return plots.grid(scores) if grid else plots.layers(scores)

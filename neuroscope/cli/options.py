@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,8 @@ from neuroscope.attribution import Attribution
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
+from neuroscope.metrics import Metric
+from neuroscope.testbed.world import ATTRIBUTES, Attribute
 
 Model = Annotated[str, typer.Option("--model", "-m", help="testbed:NAME, a folder or a hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
@@ -30,6 +32,7 @@ Layers = Annotated[list[int] | None, typer.Option("--layer", help="A layer; repe
 Roles = Annotated[list[str] | None, typer.Option("--role", help="A role, such as value; repeat for several.")]
 Apply = Annotated[list[Path] | None, typer.Option("--apply", help="A saved mask or other intervention; repeat to compose.")]
 Seed = Annotated[int, typer.Option(help="The seed of the (first) image's noise.")]
+Read = Annotated[str | None, typer.Option(help="Testbed only: measure by an exact reader, such as style=stipple.")]
 Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denoising steps; by default the model's own.")]
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; by default the model's own.")]
 Height = Annotated[int | None, typer.Option(help="Picture height in pixels.")]
@@ -93,6 +96,16 @@ def open_method(name: str) -> Attribution:
     """An attribution method by its name, such as "welch" or "mean-difference"."""
     known = {_dashed(each.__name__): each for each in Attribution.__subclasses__()}
     return known[choose("method", name, sorted(known))]()
+
+
+def open_reader(text: str, model: str) -> Metric:
+    """The testbed's exact reader of --read ATTRIBUTE=VALUE."""
+    attribute, _, value = text.partition("=")
+    if not value or attribute not in ATTRIBUTES:
+        raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
+    if not model.startswith("testbed:"):
+        raise InvalidInput(f"--read works on the testbed's pictures, not on {model}; use --clip TEXT")
+    return testbed.Reader(cast("Attribute", attribute), value)
 
 
 def generation_options(**options: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.calls import Call
+from neuroscope.interventions.linear_update import LinearUpdate, Weights
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
+    from neuroscope.sites import Site
 
 
 class Intervention(Artifact):
@@ -37,6 +39,25 @@ class Intervention(Artifact):
     def on_output(self, activation: Tensor, call: Call) -> Tensor:
         """What a site becomes instead of `activation`."""
         return activation
+
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+        """The changes of weights that do the same at a site, given the current weights.
+
+        Raises:
+            InvalidInput: no change of weights does the same.
+        """
+        raise InvalidInput(f"a {self.kind} cannot be written into weights; apply it instead")
+
+    def expect_foldable(self) -> None:
+        """Raises InvalidInput for options that weights cannot hold: they act on all rows, tokens and steps alike."""
+        wanted = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
+        for name, value in wanted.items():
+            given = getattr(self, name, value)
+            if given != value:
+                raise InvalidInput(
+                    f"{self.kind} with {name}={given!r} cannot be written into weights, which act on all rows, tokens and steps alike; "
+                    f"apply it instead, or make it with {name}={value!r}"
+                )
 
     @abc.abstractmethod
     def check(self, graph: HookGraph) -> None:

@@ -89,6 +89,10 @@ class ContextSwap(Intervention):
         edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, call.guided, activation))[..., chosen]
         return edited
 
+    def expect_foldable(self) -> None:
+        """See `Intervention`."""
+        raise InvalidInput("a context-swap cannot be written into weights: what it puts in comes from another prompt; apply it instead")
+
     def check(self, graph: HookGraph) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
         for site in graph.sites.at(self.paths):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.scores import Neurons
+from neuroscope.sites import Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -105,6 +107,30 @@ class NeuronMask(Intervention):
         ):
             raise InvalidInput(f"the mask's tokens {self.tokens} are not all there; the model's prompts have {length}")
 
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+        """See `Intervention`: chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
+
+        A constant at a key changes nothing, because softmax ignores a shift; at a value it passes through the attention as
+        it is, because the attention's weights sum to 1.
+        """
+        chosen = torch.tensor(self.neurons[site.path])
+        fill = self.strength * self.values[site.path].double()
+        reader = graph.reader(site)
+        if site.role == "output":
+            yield self._scaled_rows(site.module, weights, chosen, fill - self.strength * weights(f"{site.module}.bias")[chosen])
+            return
+        if site.role != "key" and fill.any():
+            if reader is None:
+                raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
+            weight = weights(f"{reader}.weight")
+            yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
+        if site.role in ("key", "value", "query"):
+            yield self._scaled_rows(site.module, weights, chosen)
+        elif reader is not None:
+            weight = weights(f"{reader}.weight")
+            units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
+            yield LinearUpdate(reader, -self.strength * weight[:, chosen], units)
+
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""
         indices, header = self.neurons.to_parts()
@@ -125,6 +151,11 @@ class NeuronMask(Intervention):
             tokens=None if header["tokens"] is None else tuple(header["tokens"]),
             steps=tuple(header["steps"]),
         )
+
+    def _scaled_rows(self, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
+        weight = weights(f"{module}.weight")
+        units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
+        return LinearUpdate(module, -self.strength * units, weight[chosen], None if shift is None else units @ shift)
 
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]

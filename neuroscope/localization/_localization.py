@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from neuroscope.metrics import Metric, Share, bind
 
 class Localization(abc.ABC):
     """A method that finds the layers that control a concept. A frozen dataclass with one `__call__`."""
+
+    def __repr__(self) -> str:
+        """The class with the options that differ from its defaults, as it is kept in results."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @abc.abstractmethod
     def __call__(self, study: Study) -> LayerScores:

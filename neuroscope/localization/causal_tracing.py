@@ -32,7 +32,7 @@ class _Restored(Row):
     place: Place | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CausalTracing(Localization):
     """Localisation by restoring one component in a corrupted run (Basu et al. 2023, after Meng et al. 2022).
 

@@ -23,7 +23,7 @@ from neuroscope.sweep import Row, Sweep
 ROLES = ("key", "value")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LocoGen(Localization):
     """Localisation by giving windows of adjacent layers another prompt (Basu et al. 2024, LOCOGEN).
 

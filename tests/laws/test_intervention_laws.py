@@ -6,7 +6,19 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from neuroscope import ContextSwap, HookGraph, Intervention, NeuronMask, Neurons, NeuroscopeError, SiteNeverRan, UnknownSite, load, save
+from neuroscope import (
+    ContextMap,
+    ContextSwap,
+    HookGraph,
+    Intervention,
+    NeuronMask,
+    Neurons,
+    NeuroscopeError,
+    SiteNeverRan,
+    UnknownSite,
+    load,
+    save,
+)
 from tests.families import tiny
 from tests.laws.members import members
 
@@ -32,7 +44,14 @@ def swap(graph: HookGraph, paths: list[str], neurons: Neurons | None = None) -> 
     return ContextSwap(paths, graph.encode([tiny.OTHER]), neurons)
 
 
+def map_context(graph: HookGraph, paths: list[str], strength: float = 1.0) -> ContextMap:
+    rng = torch.Generator().manual_seed(0)
+    factors = (0.3 * torch.randn(3, graph.module(graph.sites.at(paths)[0]).in_features, generator=rng) for _ in range(2))
+    return ContextMap(paths, *factors, strength=strength, rows="conditional")
+
+
 EXAMPLES: dict[type[Intervention], Example] = {
+    ContextMap: Example(map_context, lambda graph, paths: map_context(graph, paths, strength=0.0)),
     ContextSwap: Example(swap, lambda graph, paths: swap(graph, paths, Neurons({}, {}))),
     NeuronMask: Example(mask, lambda graph, paths: mask(graph, paths, strength=0.0)),
 }

@@ -1,0 +1,102 @@
+"""The command that finds layers: localize."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neuroscope import artifacts
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.cli import options
+from neuroscope.layer_scores import LayerScores
+from neuroscope.localization import CausalTracing, Localization, LocoGen
+from neuroscope.localization import localize as run
+from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric, Share
+
+METHODS: dict[str, type[Localization]] = {"locogen": LocoGen, "causal-tracing": CausalTracing}
+SHARES: dict[str, type[Share]] = {"latent": LatentShare, "image": ImageShare}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this file's command."""
+    app.command()(localize)
+
+
+def localize(
+    output: options.Output,
+    model: options.Model = "testbed:sd1",
+    style: options.Style = None,
+    object_: options.Object = None,
+    fact: options.Fact = None,
+    answer: options.Answer = "",
+    attribute: options.AttributeName = None,
+    concept: options.ConceptFile = None,
+    method: Annotated[str, typer.Option(help="locogen or causal-tracing.")] = "locogen",
+    window: Annotated[str | None, typer.Option(help="locogen: adjacent layers that change together, or grow.")] = None,
+    parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each probed on its own.")] = None,
+    probe: Annotated[str | None, typer.Option(help="locogen: necessity or sufficiency.")] = None,
+    component: Annotated[str | None, typer.Option(help="causal-tracing: cross, self, ff, resnet, all or text.")] = None,
+    noise: Annotated[float | None, typer.Option(help="causal-tracing: the noise, in standard deviations of the name's embeddings.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Measure CLIP's cosine to this text.")] = None,
+    read: options.Read = None,
+    share: Annotated[str, typer.Option(help="Without --clip or --read: how far the latent or the image moves.")] = "latent",
+    pairs: Annotated[int, typer.Option(help="How many pairs of prompts.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Seeds of each prompt.")] = 4,
+    seed: options.Seed = 0,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    resume: Annotated[Path | None, typer.Option(help="Keep finished pictures' scores here, and go on from it.")] = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the layers that control a concept, by pictures made with single layers changed."""
+    options.writable_file(output)
+    chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
+    asked = _method(method, window=_window(window), parts=parts, probe=probe, component=component, noise=noise)
+    metric = _metric(model, clip, read, share)
+    generation = options.generation_options(
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
+    )
+    graph = options.open_graph(model)
+    counted = range(seed, seed + seeds)
+    scores = run(graph, chosen, asked, metric, counted, pairs=pairs, output=resume, quiet=quiet, **generation)
+    artifacts.save(scores, output)
+    table = scores.to_frame().round(3)
+    facts = {"output": str(output), "verdict": scores.verdict, "layers": table.to_dict("records")}
+    options.report(facts, f"{table.to_string(index=False)}\n{_closing(scores)}\nwrote {output}", as_json)
+
+
+def _closing(scores: LayerScores) -> str:
+    return f"{scores.verdict}\n{scores.cost}"
+
+
+def _method(name: str, **given: Any) -> Localization:
+    """The method with the options that were given; each must be one of its own."""
+    kind = METHODS[choose("method", name, tuple(METHODS))]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    wanted = {option: value for option, value in given.items() if value is not None}
+    if foreign := [option for option in wanted if option not in known]:
+        raise InvalidInput(f"--{foreign[0]} is no option of {name}; it has {', '.join(f'--{each}' for each in given if each in known)}")
+    return kind(**wanted)
+
+
+def _window(text: str | None) -> int | str | None:
+    if text is None or text == "grow":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInput(f"--window {text!r} is neither a number of layers nor grow") from None
+
+
+def _metric(model: str, clip: str | None, read: str | None, share: str) -> Metric | Share:
+    if clip and read:
+        raise InvalidInput("give one of --clip and --read, not both")
+    if clip:
+        return ClipScore(clip)
+    return options.open_reader(read, model) if read else SHARES[choose("share", share, tuple(SHARES))]()

@@ -1,0 +1,34 @@
+"""`edit`, which applies an editing method to chosen layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from neuroscope._errors import InvalidInput
+from neuroscope.concepts import Concept
+from neuroscope.editing.loco_edit import LocoEdit
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import ContextMap
+
+
+def edit(graph: HookGraph, concept: Concept | Collection[Concept], method: LocoEdit, layers: int | Collection[int]) -> ContextMap:
+    """An edit that makes some layers read the concept's present prompts as its absent ones (or a fact's new answer).
+
+    Nothing of the model is changed: apply the result, fold it, or export it.
+
+    Args:
+        graph: the model.
+        concept: one, or several to be edited at once.
+        method: such as `LocoEdit()`.
+        layers: layer numbers, as `LayerScores.top` gives them.
+
+    Raises:
+        InvalidInput: no concept, no layer or one that the model lacks, or keys that the method cannot solve for.
+    """
+    concepts = [concept] if isinstance(concept, Concept) else list(concept)
+    if not concepts:
+        raise InvalidInput("there is no concept to edit; give at least one")
+    chosen = [layers] if isinstance(layers, int) else list(layers)
+    if not chosen:
+        raise InvalidInput("there are no layers to edit; give at least one, such as layers.top(1)")
+    return method(graph, concepts, graph.sites.where(layer=chosen, role=method.roles))

@@ -1,0 +1,73 @@
+"""Exporting interventions as a standard LoRA file, which diffusers reads without neuroscope."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope.editing.factors import balanced
+from neuroscope.editing.weights import updates_of
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import Intervention
+
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@torch.no_grad()
+def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention], folder: str | os.PathLike[str]) -> Path:
+    """Writes the exact change of the weights as a LoRA that `pipe.load_lora_weights(folder)` reads.
+
+    Exact up to float32: edits of the context, and masks that switch neurons off or scale them. A mask with a fill other
+    than zero adds a constant, which a LoRA's two factors cannot hold (at keys a constant has no effect, and is left out).
+
+    Args:
+        graph: the model.
+        changes: one intervention, or several to be composed as in `apply`.
+        folder: where `pytorch_lora_weights.safetensors` goes; it is made if it is not there.
+
+    Returns:
+        The file.
+
+    Raises:
+        InvalidInput: a change that a LoRA cannot hold.
+        InvalidFile: the folder cannot be written; nothing is left behind.
+    """
+    given = [changes] if isinstance(changes, Intervention) else list(changes)
+    if not given:
+        raise InvalidInput("there is nothing to export; give at least one intervention")
+    updates = updates_of(graph, given)
+    for path, update in updates.items():
+        if update.bias is not None and update.bias.any():
+            raise InvalidInput(
+                f"the mask's fill adds a constant behind {path}, which a LoRA cannot hold; fold it, or make the mask without a fill"
+            )
+    factors = {path: balanced(update.left, update.right) for path, update in updates.items()}
+    rank = max(len(right) for _, right in factors.values())  # one rank for all modules gives each of them scale 1
+    layers: dict[str, Tensor] = {}
+    for path, (left, right) in factors.items():
+        layers[f"{path}.lora_A.weight"] = torch.nn.functional.pad(right, (0, 0, 0, rank - len(right))).float().contiguous()
+        layers[f"{path}.lora_B.weight"] = torch.nn.functional.pad(left, (0, rank - left.shape[1])).float().contiguous()
+    return _write(graph, layers, Path(folder))
+
+
+def _write(graph: HookGraph, layers: dict[str, Tensor], folder: Path) -> Path:
+    """Through diffusers' own writer, beside the file's place, and renamed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".lora-", dir=folder))
+    except OSError as error:
+        raise InvalidFile(f"{folder} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
+    try:
+        graph.pipe.save_lora_weights(beside, **{f"{graph.family.component}_lora_layers": layers})
+        return (beside / FILE).replace(folder / FILE)
+    except OSError as error:
+        raise InvalidFile(f"{folder / FILE} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,58 @@
+"""Solving for the low-rank map that takes keys to targets and leaves the rest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput
+from neuroscope.editing.factors import ROUNDING, balanced
+
+
+class Solution(NamedTuple):
+    """A map `x → x + (x @ readᵀ) @ write`, its ridge, and the condition number of what was solved."""
+
+    read: Float64[Tensor, "rank channel"]
+    write: Float64[Tensor, "rank channel"]
+    penalty: float
+    condition: float
+
+
+def solve(
+    keys: Float64[Tensor, "key channel"],
+    targets: Float64[Tensor, "key channel"],
+    kept: Float64[Tensor, "kept channel"],
+    ridge: float,
+    weight: float,
+) -> Solution:
+    """The ridge regression of `targets - keys` (and of 0 at `kept`) on the vectors themselves.
+
+    P = X̃ᵀ (X̃ X̃ᵀ + λ I)⁻¹ D̃, its rows scaled by the square roots of their weights, as balanced factors.
+
+    Args:
+        keys: what is edited.
+        targets: where it should go.
+        kept: what should stay.
+        ridge: λ in units of the keys' mean squared length.
+        weight: how much a kept vector counts beside a key.
+
+    Raises:
+        InvalidInput: nothing to move, or without a ridge more vectors than they have dimensions.
+    """
+    moves = targets - keys
+    if not len(keys) or not moves.any():
+        raise InvalidInput("the prompts with and without the concept read the same at the edited tokens; give prompts that differ")
+    vectors = torch.cat([keys, kept * weight**0.5])
+    wanted = torch.cat([moves, torch.zeros_like(kept)])
+    penalty = ridge * float(keys.square().sum(dim=1).mean())
+    gram = vectors @ vectors.T + penalty * torch.eye(len(vectors), dtype=torch.float64)
+    spectrum = torch.linalg.eigvalsh(gram)
+    condition = float(spectrum[-1] / spectrum[0].clamp_min(torch.finfo(torch.float64).tiny))
+    if not ridge and condition > 1 / ROUNDING:
+        raise InvalidInput("the keys depend on each other, so without a ridge there is no one solution; give a ridge, such as 0.01")
+    found = torch.linalg.solve(gram, wanted)
+    read, write = balanced(vectors.T, found)
+    return Solution(read.T.contiguous(), write.contiguous(), penalty, condition)

@@ -1,0 +1,146 @@
+"""A low-rank map of what layers read: LOCOEDIT's result."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.calls import Call, Rows
+from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.interventions.linear_update import LinearUpdate, Weights
+from neuroscope.provenance import Provenance
+from neuroscope.sites import Site
+
+if TYPE_CHECKING:
+    from neuroscope.graph import HookGraph
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """How well an edit is posed, and what it does beside what was asked.
+
+    Attributes:
+        keys: the number of edited context vectors.
+        kept: the number of vectors that were asked to stay.
+        rank: the rank of the map.
+        penalty: the ridge, λ, in units of squared context vectors.
+        condition: the condition number of the regularised Gram matrix.
+        residual: how far the edited vectors remain from their targets, as a share of the way.
+        outside: the largest move of inputs outside the span of all these vectors, relative to their length: 0 up to rounding.
+        preserved: the largest move of the vectors that were asked to stay, relative to their length.
+        bystanders: the mean move of the targets themselves, prompts without the concept, relative to their length.
+    """
+
+    keys: int
+    kept: int
+    rank: int
+    penalty: float
+    condition: float
+    residual: float
+    outside: float
+    preserved: float
+    bystanders: float
+
+    def __str__(self) -> str:
+        posed = f"{self.keys} keys, {self.kept} kept, rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
+        moves = f"outside the span {self.outside:.1e}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
+        return f"{posed}; remaining way {self.residual:.1%}; moves: {moves}"
+
+
+@dataclass(frozen=True, eq=False)
+class ContextMap(Intervention):
+    """Moves what some key and value sites read: `x + strength · (x @ readᵀ) @ write` for each context vector x.
+
+    On a projection W it equals the changed weight W + strength · W writeᵀ read, so it stands for an edit of the weights
+    without touching them (Basu et al. 2024, LOCOEDIT).
+
+    Attributes:
+        paths: the sites whose input is moved.
+        read: [rank, channel].
+        write: [rank, channel].
+        strength: 0 leaves the model unchanged, 1 is the edit.
+        rows: "all" (as changed weights would act) or "conditional".
+        steps: the part of the denoising schedule, as fractions from 0 to 1.
+        provenance: model, concept and method.
+        report: how well the edit is posed, and what else it moves.
+
+    Raises:
+        InvalidInput: no site, factors of different shape, an unknown `rows`, or `steps` out of order.
+    """
+
+    kind: ClassVar[str] = "context-map"
+
+    paths: Collection[str]
+    read: Float[Tensor, "rank channel"] = field(repr=False)
+    write: Float[Tensor, "rank channel"] = field(repr=False)
+    strength: float = 1.0
+    rows: Rows = "all"
+    steps: tuple[float, float] = (0.0, 1.0)
+    provenance: Provenance = field(default=Provenance(), repr=False)
+    report: EditReport | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", tuple(self.paths))
+        if not self.paths:
+            raise InvalidInput("the map has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
+        if self.read.ndim != 2 or self.read.shape != self.write.shape:
+            shapes = f"{tuple(self.read.shape)} and {tuple(self.write.shape)}"
+            raise InvalidInput(f"the map's factors have shapes {shapes}; give two of one shape, [rank, channel]")
+        choose("rows", self.rows, ("conditional", "all"))
+        check_schedule_part(self.steps)
+
+    @property
+    def changes_input(self) -> bool:
+        """See `Intervention`."""
+        return True
+
+    def on_input(self, context: Float[Tensor, "row token channel"], call: Call) -> Float[Tensor, "row token channel"]:
+        """See `Intervention`."""
+        if not call.within(self.steps):
+            return context
+        rows = call.rows(self.rows, len(context))
+        moved = context.clone()
+        moved[rows] += self.strength * (context[rows] @ self.read.to(context).T) @ self.write.to(context)
+        return moved
+
+    def check(self, graph: HookGraph) -> None:
+        """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read text of this width."""
+        family = self.provenance.family
+        if family and family != graph.family.name:
+            raise InvalidInput(f"the map was made for the family {family}, and this model is of {graph.family.name}; edit this model anew")
+        for site in graph.sites.at(self.paths):
+            if not site.text_only:
+                raise InvalidInput(f"{site.path} does not read the prompt alone; map the context of keys and values")
+            width = graph.module(site).in_features
+            if width != self.read.shape[1]:
+                raise InvalidInput(f"the map moves {self.read.shape[1]} channels, and {site.path} reads {width}; edit this model anew")
+
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+        """See `Intervention`."""
+        weight = weights(f"{site.module}.weight")
+        yield LinearUpdate(site.module, self.strength * weight @ self.write.to(weight).T, self.read.to(weight))
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Artifact`."""
+        header: dict[str, Any] = {"paths": list(self.paths), "strength": self.strength, "rows": self.rows, "steps": self.steps}
+        header |= {"provenance": asdict(self.provenance), "report": asdict(self.report) if self.report else None}
+        return {"read": self.read, "write": self.write}, header
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+        """See `Artifact`."""
+        return cls(
+            header["paths"],
+            tensors["read"],
+            tensors["write"],
+            header["strength"],
+            header["rows"],
+            tuple(header["steps"]),
+            Provenance(**header["provenance"]),
+            EditReport(**header["report"]) if header["report"] else None,
+        )

@@ -1,0 +1,114 @@
+"""Edits through the real text encoder of a tiny pipeline."""
+
+import pytest
+import torch
+
+from neuroscope import Concept, ContextMap, InvalidInput, LocoEdit, NonFiniteActivation, edit, load, save
+from tests.families import tiny
+from tests.interventions.test_context_map import dense_edit
+
+KINDS = ["subject", "eos", "padding", ("subject", "eos"), "all"]
+
+
+@pytest.mark.parametrize("tokens", KINDS)
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_it_is_the_published_edit_of_the_weights(graph, concept, tokens, role):
+    made = edit(graph, concept, LocoEdit(tokens=tokens, roles=(role,)), 8)
+    (site,) = graph.sites.where(layer=8, role=role)
+    weight = graph.module(site).weight.detach().double()
+    context = graph.encode([tiny.PROMPT]).double()
+    expected = context @ dense_edit(graph, concept, tokens, made.report.penalty, weight).T
+    found = (context + context @ made.read.double().T @ made.write.double()) @ weight.T
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_by_default_keys_and_values_are_edited_at_the_subject(graph, concept):
+    made = edit(graph, concept, LocoEdit(), [8, 9])
+    assert set(made.paths) == set(graph.sites.where(layer=[8, 9], text_only=True).paths)
+    assert made.rows == "all"
+    assert made.report.keys == len(concept.present)
+    assert made.provenance.concept == "stipple"
+    assert made.provenance.method == repr(LocoEdit())
+
+
+def test_the_report_is_measured(graph, concept):
+    report = edit(graph, concept, LocoEdit(ridge=1e-9, preserve=("a blue star",)), 8).report
+    assert report.residual < 1e-3
+    assert report.outside < 1e-6
+    assert report.preserved < 1e-3
+    assert 0 < report.bystanders
+    assert report.condition > 1
+    assert f"{report.keys} keys, {report.kept} kept, rank {report.rank}" in str(report)
+
+
+def test_preserved_prompts_move_less(graph, concept):
+    kept = graph.encode(["a blue star in the style of hatch"])[0]
+
+    def move(**options):
+        made = edit(graph, concept, LocoEdit(tokens="all", **options), 8)
+        return float((kept @ made.read.T @ made.write).norm())
+
+    assert move(preserve=("a blue star in the style of hatch",), preserve_weight=100.0) < 0.2 * move()
+
+
+def test_several_concepts_are_edited_at_once(graph, concept):
+    other = Concept("ring", ["a red ring", "a blue ring"], ["a red star", "a blue star"])
+    made = edit(graph, [concept, other], LocoEdit(ridge=1e-9), 8)
+    assert made.report.keys == 8
+    assert made.provenance.concept == "stipple, ring"
+    for each in (concept, other):
+        alone = edit(graph, each, LocoEdit(ridge=1e-9), 8)
+        key = graph.encode([each.present[0]])[0]
+        position = 8 if each is concept else 3
+        moved = key[position] + key[position] @ made.read.T @ made.write
+        expected = key[position] + key[position] @ alone.read.T @ alone.write
+        torch.testing.assert_close(moved, expected, rtol=0.01, atol=0.01)
+
+
+def test_a_fact_gets_its_new_answer(graph):
+    fact = Concept.fact("the emblem of astoria", "a blue ring", prompts="testbed")
+    made = edit(graph, fact, LocoEdit(ridge=1e-9), 3)
+    key, target = (graph.encode([prompt])[0] for prompt in ("the emblem of astoria", "a blue ring"))
+    torch.testing.assert_close(key[4] + key[4] @ made.read.T @ made.write, target[3], rtol=0.01, atol=0.01)
+
+
+def test_saved_and_loaded_it_is_the_same(graph, concept, tmp_path):
+    made = edit(graph, concept, LocoEdit(), 8)
+    found = load(save(made, tmp_path / "edit.safetensors"), ContextMap)
+    assert found.report == made.report
+    assert found.provenance == made.provenance
+    assert torch.equal(found.read, made.read)
+    assert torch.equal(found.write, made.write)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": "subjects"}, "token 'subjects' is unknown; choose one of subject, eos, padding, all; did you mean 'subject'?"),
+        ({"roles": ("query",)}, "role 'query' is unknown; choose one of key, value"),
+        ({"roles": ()}, "tokens and roles must each name at least one"),
+        ({"ridge": -1.0}, r"ridge=-1.0 and preserve_weight=1.0 are not allowed; the ridge is 0 or more"),
+        ({"preserve_weight": 0.0}, "the weight more than 0"),
+    ],
+)
+def test_unusable_options_are_refused(options, message):
+    with pytest.raises(InvalidInput, match=message.replace("?", r"\?")):
+        LocoEdit(**options)
+
+
+def test_unusable_input_is_refused(graph, concept, fresh):
+    with pytest.raises(InvalidInput, match="there are no layers to edit; give at least one, such as layers.top"):
+        edit(graph, concept, LocoEdit(), [])
+    with pytest.raises(InvalidInput, match="layer 16 is unknown; these sites have layers 0 to 15"):
+        edit(graph, concept, LocoEdit(), 16)
+    with pytest.raises(InvalidInput, match="there is no concept to edit; give at least one"):
+        edit(graph, [], LocoEdit(), 8)
+
+
+def test_contexts_that_are_not_finite_are_named(fresh, concept):
+    from neuroscope import HookGraph
+
+    with torch.no_grad():
+        fresh.text_encoder.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(NonFiniteActivation, match="the prompts' contexts hold NaN or infinity"):
+        edit(HookGraph(fresh), concept, LocoEdit(), 8)
