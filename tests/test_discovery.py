@@ -96,7 +96,7 @@ class TestPlaces:
     def test_published_models_have_the_published_numbers(self, config, family, counts):
         """Basu et al. (2023) count 70 and 227 components; no weights are needed to find them."""
         denoiser = on_meta(config)
-        places = find_places(family, denoiser, dict(denoiser.named_modules()))
+        places = find_places(family, denoiser)
         assert {kind: sum(place.kind == kind for place in places) for kind in counts} == counts
         assert len(places) == sum(counts.values())
         middle = [index for index, place in enumerate(places) if place.block == "mid"]
@@ -114,7 +114,7 @@ class TestPlaces:
 def test_the_layers_of_sdxl_are_in_execution_order():
     """The down blocks' 24 layers, the mid block's 10 and the up blocks' 36, each block's transformer blocks by number."""
     denoiser = on_meta(SDXL)
-    sites = find_sites(replace(UNET, inputs=pooled_inputs), denoiser, dict(denoiser.named_modules())).where(role="value")
+    sites = find_sites(replace(UNET, inputs=pooled_inputs), denoiser).where(role="value")
     blocks = [("down.1", 4), ("down.2", 20), ("mid", 10), ("up.0", 30), ("up.1", 6)]
     assert [site.block for site in sites] == [block for block, count in blocks for _ in range(count)]
     numbers = [int(re.search(r"transformer_blocks\.(\d+)", site.path)[1]) for site in sites]
@@ -125,6 +125,6 @@ def test_the_layers_of_sdxl_are_in_execution_order():
 def test_a_published_models_row_takes_hundreds_of_megabytes():
     """All outputs of a row of Stable Diffusion v1 at 512 pixels, float32, scale with the picture's area."""
     denoiser = on_meta(SD14)
-    small, large = (row_bytes(UNET, denoiser, dict(denoiser.named_modules()), (side, side)) for side in (32, 64))
+    small, large = (row_bytes(UNET, denoiser, (side, side)) for side in (32, 64))
     assert 2**28 < large < 2**31
     assert 3.8 < large / small < 4.05

@@ -14,12 +14,12 @@ from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
 
 EXAMPLES: dict[type[Localization], list[Localization]] = {
-    CausalTracing: [CausalTracing(), CausalTracing(component="resnet", rows="conditional"), CausalTracing(component="text")],
-    LocoGen: [LocoGen(), LocoGen(window="grow", enough=0.9), LocoGen(window=3, parts=2, roles=("value",)), LocoGen(probe="sufficiency")],
+    CausalTracing: [CausalTracing(), CausalTracing(component="text", noise=2.0)],
+    LocoGen: [LocoGen(), LocoGen(window="grow", enough=0.6), LocoGen(window=13, parts=2, roles=("value",), probe="sufficiency")],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
 CONCEPT = concept_of(STIPPLE[:2])
-FAST = SMALL | {"seeds": [3, 5], "batch_size": 64, "quiet": True, "keep_images": 1}
+FAST = SMALL | {"seeds": [3], "batch_size": 64, "quiet": True, "keep_images": 1}
 
 
 def test_every_method_has_an_example():
@@ -47,14 +47,14 @@ class TestEveryMethod:
     def test_scores_are_means_of_effects_on_every_prompt_and_seed(self, method, found):
         scores = found[repr(method)]
         assert scores.effects.prompts == CONCEPT.present
-        assert scores.effects.seeds == (3, 5)
+        assert scores.effects.seeds == (3,)
         assert scores.effects.values.isfinite().all()
         assert scores.scores == tuple(scores.effects.of_layers(scores.layers))
         assert {layer for probe in scores.effects.probes for layer in probe.layers} == set(scores.layers)
         assert np.abs(scores.scores).max() > 0.01
 
     def test_the_unchanged_run_is_zero_and_the_goal_is_one(self, method, found):
-        assert found[repr(method)].effects.full.tolist() == [[1, 1], [1, 1]]
+        assert found[repr(method)].effects.full.tolist() == [[1], [1]]
 
     def test_its_repr_is_stored_and_makes_it_again(self, method, graph, found):
         stored = found[repr(method)].provenance
@@ -87,16 +87,16 @@ class TestEveryMethod:
         again = run(graph, method, batch_size=7)
         torch.testing.assert_close(again.effects.values, found[repr(method)].effects.values, rtol=0, atol=1e-3)
 
-    def test_prompts_and_seeds_do_not_notice_each_other(self, method, graph, found):
+    def test_prompts_do_not_notice_each_other(self, method, graph, found):
         whole = found[repr(method)].effects
         if isinstance(method, LocoGen) and method.window == "grow":
             method = replace(method, window=len(whole.probes[0].layers))  # how wide it grows depends on all of them
-        alone = localize(graph, concept_of(STIPPLE[1:2]), method, LatentShare(), **(FAST | {"seeds": [5]})).effects
+        alone = localize(graph, concept_of(STIPPLE[1:2]), method, LatentShare(), **FAST).effects
         chosen = [whole.probes.index(probe) for probe in alone.probes]
-        torch.testing.assert_close(alone.values[:, 0, 0], whole.values[chosen, 1, 1], rtol=0, atol=1e-3)
+        torch.testing.assert_close(alone.values[:, 0, 0], whole.values[chosen, 1, 0], rtol=0, atol=1e-3)
 
     def test_a_finished_ledger_gives_the_same_scores_without_a_picture(self, method, graph, tmp_path):
-        options = {"output": tmp_path / "rows.jsonl", "keep_images": 0, "seeds": [3]}
+        options = {"output": tmp_path / "rows.jsonl", "keep_images": 0}
         first = run(graph, method, **options)
         with tiny.counted(graph.denoiser) as calls:
             second = run(graph, method, **options)
@@ -117,7 +117,7 @@ class TestEveryMethod:
 
     def test_rows_that_were_run_are_counted(self, method, graph):
         with tiny.counted(graph.denoiser) as calls:
-            scores = run(graph, method, ImageShare(), seeds=[3], num_inference_steps=2)
+            scores = run(graph, method, ImageShare())
         assert scores.cost.rows == sum(calls) > 0
 
     def test_it_cannot_be_changed_once_made(self, method):

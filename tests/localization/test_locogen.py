@@ -138,7 +138,7 @@ class TestGrowing:
 
     def test_it_says_how_wide_it_has_become(self, spread, by_width):
         found = run(spread, LocoGen(window="grow", enough=0.99))
-        assert found.provenance.method.startswith("LocoGen(window=3, enough=0.99, ")
+        assert found.provenance.method.startswith("LocoGen(window=3, enough=0.99), ")
         assert found.best == Probe((12, 13, 14))
 
     def test_without_any_full_change_it_does_not_grow(self):
