@@ -91,7 +91,8 @@ class LatentShare:
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        return _projection(*(each.double().cpu().numpy() for each in (run, source, target)), _ROUNDING[self.space])
+        first, middle, last = (each.double().cpu().numpy() for each in (source, run, target))
+        return _projection(middle, first, last, _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class ImageShare:
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        return _projection(*(np.asarray(each, dtype=np.float64) for each in (run, source, target)), _ROUNDING[self.space])
+        first, middle, last = (np.asarray(each, dtype=np.float64) for each in (source, run, target))
+        return _projection(middle, first, last, _ROUNDING[self.space])
 
 
 def _projection(run: np.ndarray, source: np.ndarray, target: np.ndarray, rounding: float) -> float:

@@ -115,7 +115,7 @@ class TestIntervals:
 
 
 class TestLayers:
-    WINDOWS = [Probe((0, 1)), Probe((1, 2)), Probe((2, 3))]
+    WINDOWS = (Probe((0, 1)), Probe((1, 2)), Probe((2, 3)))
 
     def test_a_layers_score_is_the_mean_over_the_windows_that_hold_it(self, drawn):
         a, b, c = drawn.mean(axis=(1, 2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import CausalTracing, HookGraph, ImageShare, InvalidInput, LatentShare, localize
+from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize
 from neuroscope.localization.corruption import Corruption
 from neuroscope.tokens import kinds_of_tokens
 from tests.families import tiny

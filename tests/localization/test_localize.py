@@ -31,7 +31,7 @@ PICTURES = 6
 @pytest.fixture(scope="module")
 def graph() -> HookGraph:
     """A pipeline on which these prompts have a large effect, so that nothing warns."""
-    return planted(STIPPLE, {layer: STIPPLE for layer in range(16)})
+    return planted(STIPPLE, dict.fromkeys(range(16), STIPPLE))
 
 
 @pytest.fixture(autouse=True)
