@@ -1,10 +1,12 @@
 """Where methods find each attribute: LOCOGEN and causal tracing on the bundled models, planted and ordinarily trained.
 
-python -m benchmarks.layers
+python -m benchmarks.layers [MODEL [ATTRIBUTE [METHOD]]]
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 import warnings
 
 import neuroscope as ns
@@ -30,17 +32,22 @@ METHODS: dict[str, Localization] = {
 
 
 def main() -> None:
+    asked = sys.argv[1:]
     print(f"{PAIRS} prompts, {len(SEEDS)} seeds, exact readers; scores with 95 % intervals\n")
     print("| model | attribute | method | best | score | next best | prompts | denoiser rows |")
     print("|---|---|---|---|---|---|---|---|")
-    for model in ("sd1", "sd1-natural"):
-        graph = ns.HookGraph(ns.testbed.load(model))
-        for attribute, (concept, reader) in CONCEPTS.items():
-            for name, method in METHODS.items():
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # the table says where nothing was found
-                    scores = ns.localize(graph, concept, method, reader, SEEDS, pairs=PAIRS, keep_images=0, **ns.testbed.GENERATION)
-                print(f"| {model} | {attribute} | {name} | {row(scores)} |", flush=True)
+    for cell in itertools.product(("sd1", "sd1-natural"), CONCEPTS, METHODS):
+        if all(wanted in (given, "all") for given, wanted in zip(cell, asked, strict=False)):
+            print(f"| {' | '.join(cell)} | {row(measured(*cell))} |", flush=True)
+
+
+def measured(model: str, attribute: str, method: str) -> ns.LayerScores:
+    """One method's answer for one attribute of one model."""
+    concept, reader = CONCEPTS[attribute]
+    graph = ns.HookGraph(ns.testbed.load(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the table says where nothing was found
+        return ns.localize(graph, concept, METHODS[method], reader, SEEDS, pairs=PAIRS, keep_images=0, quiet=True, **ns.testbed.GENERATION)
 
 
 def row(scores: ns.LayerScores) -> str:

@@ -12,6 +12,7 @@ from neuroscope._errors import InvalidInput
 from neuroscope.sites import Site
 
 Rows = Literal["all", "conditional"]
+_ROUNDING = 1e-9  # so that step 15 of 50 is not before 3 * 0.1
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Call:
             return True
         if self.step is None or self.steps is None:
             raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser was called on its own; use (0.0, 1.0) there")
-        return steps[0] <= self.step / self.steps < steps[1]
+        place = self.step / self.steps + _ROUNDING
+        return steps[0] <= place < steps[1]
 
 
 class Clock:

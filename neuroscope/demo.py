@@ -62,9 +62,8 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     save(found.scores, folder / "neurons.safetensors")
     mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
     made = _through_file(edit(graph, found.concept, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
-    say(
-        f"3. What to change? A mask of {mask.neurons.count} neurons, and an edit of the layer's keys and values (LOCOEDIT):\n   {made.report}\n"
-    )
+    say(f"3. What to change? A mask of {mask.neurons.count} neurons; and an edit of what the layer reads (LOCOEDIT):")
+    say(f"   {made.report}\n")
 
     fresh = HookGraph(testbed.load("sd1"))
     metrics = [*_readers(style), ClipScore(f"the style of {style}")]

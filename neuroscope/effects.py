@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -52,35 +52,38 @@ class Effects:
     relative: bool = False
 
     def means(self) -> Float[np.ndarray, "probe"]:
-        """Each probe's score."""
-        return self._scores(self.values.numpy(), self.full.numpy())
+        """Each probe's score; 0 where the metric says nothing."""
+        return _score(self.values.numpy(), self._over())
+
+    def full_mean(self) -> float:
+        """The mean full change; 0 where the metric says nothing."""
+        return float(_score(self.full.numpy()[None], np.ones(self.full.shape))[0])
 
     def intervals(self, confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "probe 2"]:
         """Bootstrap intervals of the probes' scores; prompts and seeds are drawn anew, each on its own (Owen, 2007)."""
-        return self._intervals(self.values.numpy(), confidence, seed)
+        return self._intervals(self.values.numpy(), self._over(), confidence, seed)
 
     def full_interval(self) -> tuple[float, float]:
         """A bootstrap interval of the mean full change, as in `intervals`."""
-        low, high = replace(self, relative=False)._intervals(self.full.numpy()[None], 0.95, 0)[0]
+        low, high = self._intervals(self.full.numpy()[None], np.ones(self.full.shape), 0.95, 0)[0]
         return float(low), float(high)
 
     def of_layers(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's score: the mean over the probes that hold it."""
-        return self._scores(self._by_layer(layers), self.full.numpy())
+        return _score(self._by_layer(layers), self._over())
 
     def of_layers_by_prompt(self, layers: Sequence[int]) -> Float[np.ndarray, "prompt layer"]:
         """Each layer's mean effect on each prompt, in the metric's own units; 0 where the metric says nothing."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return np.nan_to_num(np.nanmean(self._by_layer(layers), axis=2)).T
+        by_prompt = self._by_layer(layers).transpose(1, 0, 2)[:, :, None]
+        return np.stack([_score(each, np.ones((1, len(self.seeds)))) for each in by_prompt])
 
     def layer_intervals(self, layers: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "layer 2"]:
         """Bootstrap intervals of the layers' scores, as in `intervals`."""
-        return self._intervals(self._by_layer(layers), confidence, seed)
+        return self._intervals(self._by_layer(layers), self._over(), confidence, seed)
 
     def shares(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's mean effect as a share of the full change."""
-        return _ratio(self._by_layer(layers), self.full.numpy())
+        return _score(self._by_layer(layers), self.full.numpy())
 
     def to_header(self) -> dict[str, Any]:
         """All but the tensors, as plain values."""
@@ -98,23 +101,28 @@ class Effects:
         values = self.values.numpy()
         return np.stack([values[[layer in probe.layers for probe in self.probes]].mean(axis=0) for layer in layers])
 
-    def _scores(self, values: np.ndarray, full: np.ndarray) -> np.ndarray:
-        return _ratio(values, full) if self.relative else np.nanmean(values, axis=(1, 2))
+    def _over(self) -> np.ndarray:
+        """[prompt, seed], what scores are shares of: the full change, or 1 for scores in the metric's own units."""
+        return self.full.numpy() if self.relative else np.ones(self.full.shape)
 
-    def _intervals(self, values: np.ndarray, confidence: float, seed: int) -> np.ndarray:
+    def _intervals(self, values: np.ndarray, over: np.ndarray, confidence: float, seed: int) -> np.ndarray:
+        """To draw anew is to weight each prompt and each seed by how often it is drawn."""
         rng = np.random.default_rng(seed)
-        prompts, seeds = self.full.shape
-        drawn = []
+        prompts, seeds = (rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) for count in over.shape)
+        drawn = _ratios(values, over, prompts[:, :, None] * seeds[:, None, :])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            for _ in range(RESAMPLES):
-                rows, columns = rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds)
-                drawn.append(self._scores(values[:, rows][:, :, columns], self.full.numpy()[rows][:, columns]))
-            return np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T
+            warnings.simplefilter("ignore", RuntimeWarning)  # a probe of which the metric says nothing
+            return np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
 
 
-def _ratio(values: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Mean effects over the mean full change, where both are known; 0 where there is no change at all."""
-    known = ~np.isnan(full)
-    whole = float(np.nanmean(full)) if known.any() else 0.0
-    return np.nanmean(values[:, known], axis=1) / whole if whole else np.zeros(len(values))
+def _score(values: Float[np.ndarray, "probe prompt seed"], over: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "probe"]:
+    return np.nan_to_num(_ratios(values, over, np.ones((1, *over.shape)))[0])
+
+
+def _ratios(
+    values: Float[np.ndarray, "probe prompt seed"], over: Float[np.ndarray, "prompt seed"], weights: np.ndarray
+) -> Float[np.ndarray, "draw probe"]:
+    """For weights [draw, prompt, seed] the ratios of means, of the pictures where both are known; NaN where that is 0 / 0."""
+    known = ~np.isnan(values) & ~np.isnan(over)
+    sums, wholes = (np.tensordot(weights, np.where(known, each, 0.0), axes=([1, 2], [1, 2])) for each in (values, over))
+    return np.divide(sums, wholes, out=np.full(sums.shape, np.nan), where=wholes != 0)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope._errors import InvalidInput, SiteNeverRan
+from neuroscope._errors import InvalidInput, SiteNeverRan, UnknownSite, closest
 from neuroscope.calls import Call, Clock
 from neuroscope.captured import Captured
 from neuroscope.discovery import find_places, find_sites, row_bytes
@@ -97,12 +97,13 @@ class HookGraph:
         return weight.detach().to("cpu", torch.float64).norm(dim=1 if pattern.reader_rows else 0)
 
     def fingerprint(self) -> str:
-        """A short hash of the denoiser's weights, from sums over each, so that results of changed weights are told apart."""
+        """A short hash of the pipeline's weights, from sums over each, so that results of changed weights are told apart."""
         digest = hashlib.sha256()
-        for name, weight in self.denoiser.state_dict().items():
-            values = weight.detach().to("cpu", torch.float64).flatten()
-            sums = [float(values.sum()), float(values.square().sum())]
-            digest.update(f"{name} {tuple(weight.shape)} {sums}".encode())
+        for component, part in self.pipe.components.items():
+            for name, weight in part.state_dict().items() if isinstance(part, nn.Module) else ():
+                values = weight.detach().to("cpu", torch.float64).flatten()
+                sums = [float(values.sum()), float(values.square().sum())]
+                digest.update(f"{component}.{name} {tuple(weight.shape)} {sums}".encode())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
@@ -120,8 +121,9 @@ class HookGraph:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
-        """The pictures that the pipeline's own autoencoder makes of final latents."""
-        pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+        """The pictures that the pipeline's own autoencoder makes of final latents, one at a time to spare the memory."""
+        scaled = latents / self.pipe.vae.config.scaling_factor
+        pixels = torch.cat([self.pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
         return self.pipe.image_processor.postprocess(pixels, output_type="pil")
 
     def row_bytes(self, height: int | None = None, width: int | None = None) -> int:
@@ -156,11 +158,12 @@ class HookGraph:
             InvalidInput: the pipeline is called for another number of images.
             UnknownSite, SiteNeverRan: as in `apply`.
         """
-        images: dict[int, tuple[Intervention, list[int]]] = {}
+        images: dict[tuple[int, int], tuple[Intervention, list[int]]] = {}
         for image, change in enumerate(changes):
-            for each in change:
-                images.setdefault(id(each), (each, []))[1].append(image)
-        with self._changed([(each, tuple(mine)) for each, mine in images.values()], len(changes)):
+            for number, each in enumerate(change):
+                images.setdefault((number, id(each)), (each, []))[1].append(image)
+        ordered = [images[key] for key in sorted(images, key=lambda key: key[0])]  # every image's own order
+        with self._changed([(each, tuple(mine)) for each, mine in ordered], len(changes)):
             yield self
 
     @contextmanager
@@ -171,8 +174,12 @@ class HookGraph:
             changes: by path, a function of the component's output and of whether the batch is guided.
 
         Raises:
+            UnknownSite: the model has no such component.
             SiteNeverRan: on leaving, a component had not run.
         """
+        known = [place.path for place in self.places]
+        if unknown := [path for path in changes if path not in known]:
+            raise UnknownSite(f"the model has no component {unknown[0]}{closest(unknown[0], known) or ';'} `graph.places` lists all")
         ran: Counter[str] = Counter()
         with ExitStack() as stack:
             clock = self._start_clock(stack)

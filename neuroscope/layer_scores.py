@@ -78,17 +78,17 @@ class LayerScores(Artifact):
     def best(self) -> Probe:
         """The probe (a window of layers, and a part of the schedule) with the largest mean effect."""
         effects = self._measured("best")
-        return effects.probes[int(np.nanargmax(effects.means()))]
+        return effects.probes[int(np.argmax(effects.means()))]
 
     @property
     def verdict(self) -> str:
         """What the scores say, in words: the layer, and whether single prompts agree on it."""
         effects = self._measured("verdict")
         low, high = effects.intervals()[effects.probes.index(self.best)]
-        if low <= 0:
-            best = float(np.nanmax(effects.means()))
-            return f"no layer stands out; the best, {self.name(self.top(1)[0])}, has {best:.2f} [{low:.2f}, {high:.2f}]"
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
+        if low <= 0 or not found:
+            best = float(effects.means().max())
+            return f"no layer stands out; the best, {self.name(self.top(1)[0])}, has {best:.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
         if len(counts) == 1:
@@ -141,7 +141,7 @@ class LayerScores(Artifact):
         cells = [(layer, probe.part, mean) for probe, mean in zip(effects.probes, effects.means(), strict=True) for layer in probe.layers]
         table = pd.DataFrame(cells, columns=["layer", "part", "effect"])
         parts = list(dict.fromkeys(probe.part for probe in effects.probes))
-        return table.pivot_table(index="layer", columns="part", values="effect", aggfunc="mean")[parts]
+        return table.pivot_table(index="layer", columns="part", values="effect", aggfunc="mean", dropna=False)[parts]
 
     def to_frame(self) -> pd.DataFrame:
         """A table in layer order: layer, name, score; with effects also its interval (low, high) and share of the full change."""
@@ -173,15 +173,15 @@ class LayerScores(Artifact):
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
         """See `Artifact`."""
-        effects = header["effects"] and Effects.from_header(header["effects"], tensors["effects"], tensors["full"])
+        effects, cost = header.get("effects"), header.get("cost")  # scores of neurons' layers had neither, nor names and columns
         return cls(
             tuple(header["layers"]),
             tuple(tensors["scores"].tolist()),
             Provenance(**header["provenance"]),
-            tuple(header["names"]),
-            effects,
-            Cost(**header["cost"]) if header["cost"] else None,
-            tuple(header["columns"]),
+            tuple(header.get("names", ())),
+            Effects.from_header(effects, tensors["effects"], tensors["full"]) if effects else None,
+            Cost(**cost) if cost else None,
+            tuple(header.get("columns", ())),
             tensors.get("sheet"),
         )
 

@@ -54,6 +54,8 @@ class Ledger:
                 file.write("\n" if text and not text.endswith("\n") else "")
         except OSError as error:
             raise InvalidFile(f"{path} cannot be written: {error.strerror}; choose another place") from error
+        except UnicodeDecodeError as error:
+            raise InvalidFile(f"{path} is no text file; choose another place for the rows") from error
         for line in text.splitlines():
             self.rows |= _parsed(line)
 

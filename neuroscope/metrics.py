@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
 
 Space = Literal["image", "latent"]
+#: A full swap that moves less than this share of the source's norm moves nothing: rounding errors are of that size.
+_ROUNDING = {"latent": 1e-5, "image": 1e-3}
 PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 
@@ -89,7 +91,8 @@ class LatentShare:
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        return _projection(*(each.double().cpu().numpy() for each in (run, source, target)))
+        first, middle, last = (each.double().cpu().numpy() for each in (source, run, target))
+        return _projection(middle, first, last, _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,14 @@ class ImageShare:
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        return _projection(*(np.asarray(each, dtype=np.float64) for each in (run, source, target)))
+        first, middle, last = (np.asarray(each, dtype=np.float64) for each in (source, run, target))
+        return _projection(middle, first, last, _ROUNDING[self.space])
 
 
-def _projection(run: np.ndarray, source: np.ndarray, target: np.ndarray) -> float:
+def _projection(run: np.ndarray, source: np.ndarray, target: np.ndarray, rounding: float) -> float:
     way = target - source
     length = float((way**2).sum())
-    return float(((run - source) * way).sum()) / length if length else float("nan")
+    return float(((run - source) * way).sum()) / length if length > rounding**2 * float((source**2).sum()) else float("nan")
 
 
 @functools.lru_cache(maxsize=2)

@@ -81,7 +81,7 @@ class Sweep:
         distinct = list(dict.fromkeys(texts))
         encoded = graph.encode(distinct, clip_skip=clip_skip) if distinct else ()
         self._contexts = dict(zip(distinct, encoded, strict=True)) | dict(contexts or {})
-        self._negative = graph.encode([generation.get("negative_prompt") or ""], clip_skip=clip_skip)[0]
+        self._negative = graph.encode([generation.get("negative_prompt") or ""])[0]  # pipelines skip no layer of it
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
 
     def run(self, rows: Sequence[Row], enter: Enter | None = None, lead: Sequence[Row] = ()) -> Iterator[tuple[list[Row], list[Any]]]:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from transformers import CLIPModel, CLIPProcessor
 
-from neuroscope import ClipScore, InvalidInput
+from neuroscope import ClipScore, ImageShare, InvalidInput, LatentShare
 from neuroscope.metrics import PUBLISHED_CLIP, bind, load_clip
 from neuroscope.testbed.readers import Reader
 from neuroscope.testbed.training.clip import build_clip, build_image_processor
@@ -77,3 +77,48 @@ def test_as_many_prompts_as_pictures_are_needed(folder, pictures):
 def test_a_clip_that_cannot_be_loaded_is_named(pictures, tmp_path):
     with pytest.raises(InvalidInput, match="none"):
         ClipScore(model=str(tmp_path / "none"))(pictures, PROMPTS)
+
+
+class TestShares:
+    @pytest.fixture
+    def runs(self) -> dict[str, torch.Tensor]:
+        """A source, a target, and a direction that is orthogonal to the way between them."""
+        generator = torch.Generator().manual_seed(0)
+        source, way, aside = torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64)
+        aside = aside - way * (aside * way).sum() / (way * way).sum()
+        return {"source": source, "target": source + way, "way": way, "aside": aside}
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 1.0, 1.5, -0.5])
+    def test_a_share_is_how_far_along_the_way_a_run_has_come(self, runs, share):
+        run = runs["source"] + share * runs["way"] + 3 * runs["aside"]
+        assert LatentShare()(run, runs["source"], runs["target"]) == pytest.approx(share, abs=1e-12)
+
+    def test_they_are_taken_in_double_precision(self, runs):
+        single = [runs[name].float() for name in ("target", "source", "target")]
+        assert LatentShare()(*single) == 1.0
+        half = [each.to(torch.bfloat16) for each in (runs["source"] + 0.5 * runs["way"], runs["source"], runs["target"])]
+        assert LatentShare()(*half) == pytest.approx(0.5, abs=0.01)
+
+    def test_pictures_are_compared_by_their_levels(self):
+        """Levels are whole numbers without sign, whose differences may be negative."""
+        rng = np.random.default_rng(0)
+        source, target, run = (rng.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(3))
+        way = target.astype(float) - source
+        expected = ((run.astype(float) - source) * way).sum() / (way**2).sum()
+        assert ImageShare()(*map(fromarray, (run, source, target))) == pytest.approx(expected)
+
+    @pytest.mark.parametrize(("size", "known"), [(0.0, False), (1e-7, False), (1e-4, True)])
+    def test_a_full_swap_that_changes_nothing_but_rounding_has_no_shares(self, runs, size, known):
+        target = runs["source"] + size * runs["way"]
+        assert np.isfinite(LatentShare()(target, runs["source"], target)) == known
+
+    @pytest.mark.parametrize(("levels", "known"), [(0, False), (1, False), (10, True)])
+    def test_one_level_in_one_place_is_rounding_too(self, levels, known):
+        source = np.full((32, 32, 3), 128, dtype=np.uint8)
+        target = source.copy()
+        target[5, 7] += levels
+        assert np.isfinite(ImageShare()(*map(fromarray, (target, source, target)))) == known
+
+    def test_they_say_what_they_are_taken_of(self):
+        assert [LatentShare().space, ImageShare().space] == ["latent", "image"]
+        assert [LatentShare().name, ImageShare().name] == ["latent share", "image share"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +9,8 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
-from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Provenance, Site, Sites, WeightedNorm, Welch, plots, score
+from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Probe, Provenance, Site, Sites, WeightedNorm, Welch, plots, score
+from tests.test_effects import effects_of
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +29,10 @@ def pictures() -> dict[str, list[Image.Image]]:
     return {name: [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")] for name in ("none", "mask")}
 
 
-@pytest.fixture(params=["neurons", "layers", "images", "dose", "graph"])
+@pytest.fixture(params=["neurons", "layers", "grid", "images", "dose", "graph"])
 def plot(request, scores, table, pictures, graph):
     """Each plot, as a function of where to draw."""
-    given = {"neurons": scores, "layers": scores.by_layer(), "images": pictures, "dose": table, "graph": graph}
+    given = {"neurons": scores, "layers": scores.by_layer(), "grid": parted(), "images": pictures, "dose": table, "graph": graph}
     return lambda **options: getattr(plots, request.param)(given[request.param], **options)
 
 
@@ -37,6 +40,13 @@ def plot(request, scores, table, pictures, graph):
 def closed():
     yield
     plt.close("all")
+
+
+def parted(relative: bool = True) -> LayerScores:
+    """Effects 0 to 5 of three layers in two parts of the schedule, where the full change is 1."""
+    probes = [Probe((layer,), part) for layer in (3, 4, 5) for part in ("0-50 %", "50-100 %")]
+    effects = effects_of(np.arange(6.0)[:, None, None] * np.ones((6, 2, 1)), probes=probes, relative=relative)
+    return LayerScores.of(effects, provenance=Provenance(concept="stipple", method="LocoGen(parts=2)"))
 
 
 def labels(ticks) -> list[str]:
@@ -141,7 +151,36 @@ class TestLayers:
             plots.layers({})
 
 
+class TestGrid:
+    @pytest.mark.parametrize(("relative", "label"), [(True, "share of the full effect"), (False, "effect")])
+    def test_rows_are_parts_and_columns_are_layers(self, relative, label):
+        ax = plots.grid(parted(relative))
+        shown = np.asarray(ax.collections[0].get_array()).reshape(2, 3)
+        np.testing.assert_allclose(shown, [[0, 2, 4], [1, 3, 5]])
+        assert labels(ax.get_yticklabels()) == ["0-50 %", "50-100 %"]
+        assert labels(ax.get_xticklabels()) == ["3", "4", "5"]
+        assert ax.get_title() == "stipple: layers by part"
+        assert ax.collections[0].colorbar.ax.get_ylabel() == label
+        assert ax.collections[0].get_clim() == (0, 5)
+
+    def test_effects_of_nothing_are_drawn(self):
+        scores = parted()
+        plots.grid(replace(scores, effects=replace(scores.effects, values=0 * scores.effects.values))).figure.canvas.draw()
+
+    def test_scores_without_effects_are_refused(self):
+        with pytest.raises(InvalidInput, match="grid needs scores measured on generated pictures"):
+            plots.grid(LayerScores((0, 1), (0.5, 0.1)))
+
+
 class TestImages:
+    def test_a_contact_sheet_has_the_shape_that_is_drawn(self):
+        sheet = torch.randint(0, 256, (2, 8, 4, 4, 3), dtype=torch.uint8)
+        scores = replace(parted(), sheet=sheet, columns=("base", *map(str, parted().effects.probes), "goal"))
+        ax = plots.images(scores.images, scores.columns)
+        assert [label.replace("\n", " ") for label in labels(ax.get_yticklabels())] == ["prompt 0", "prompt 1"]
+        assert labels(ax.get_xticklabels()) == list(scores.columns)
+        assert np.array_equal(ax.images[0].get_array()[-4:, -4:], sheet[1, 7])
+
     def test_rows_and_columns_are_labelled(self, pictures):
         ax = plots.images(pictures, ["a red circle in the style of stipple", "seed 1"])
         assert labels(ax.get_yticklabels()) == ["none", "mask"]

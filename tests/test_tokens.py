@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neuroscope import InvalidInput
-from neuroscope.tokens import select_tokens, warn_of_lost_words
+from neuroscope.tokens import kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
 TOKENIZERS = [pytest.param(build, id=name) for name, build in tiny.PIPELINES.items()]
@@ -96,3 +96,69 @@ def test_an_unknown_kind_of_token_is_refused(tokenizer, untyped):
 def test_a_tokenizer_without_offsets_is_refused():
     with pytest.raises(InvalidInput, match="object gives no character offsets; load the fast tokenizer of the same model"):
         select_tokens(object(), ["a"], "last")
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("prompt", "subject", "before", "inside"),
+        [
+            ("a red circle in the style of stipple", "stipple", "a red circle in the style of", "stipple"),
+            ("a red circle", "red", "a", "red"),
+            ("a red circle", "RED", "a", "red"),
+            ("red circle", "red", "", "red"),
+            ("the emblem of astoria in hatch style", "the emblem of astoria", "", "the emblem of astoria"),
+            ("see the emblem of astoria", "emblem of astoria", "see the", "emblem of astoria"),
+            ("a red ring in a red circle", "red", "a red ring in a", "red"),  # the last occurrence
+            ("a ring in spring", "ring", "a", "ring"),
+        ],
+    )
+    def test_they_follow_each_other_in_the_prompts_order(self, tokenizer, prompt, subject, before, inside):
+        """Counted in tokens of the prompt's own beginnings; the subject's last token is told apart from its others."""
+        first, last = position_after(tokenizer, before), position_after(tokenizer, f"{before} {inside}".strip())
+        end, length = position_after(tokenizer, prompt), tokenizer.model_max_length
+        expected = ["start"] + ["before"] * (first - 1) + ["subject"] * (last - first - 1) + ["last subject"]
+        expected += ["after"] * (end - last) + ["eos"] + ["padding"] * (length - end - 1)
+        (kinds,) = kinds_of_tokens(tokenizer, [prompt], subject)
+        assert kinds.tolist() == expected
+
+    def test_padding_is_padding_whichever_token_pads(self, tokenizer):
+        """Version 1 pads with the end-of-text token, of which only the first ends the text, and version 2 with '!'."""
+        (kinds,) = kinds_of_tokens(tokenizer, ["a red circle!"], "red")
+        ids = np.array(tokenizer("a red circle!", padding="max_length").input_ids)
+        assert set(ids[kinds == "padding"]) == {tokenizer.pad_token_id}
+        assert ids[kinds == "eos"].tolist() == [tokenizer.eos_token_id]
+        assert (kinds == "after").sum() == position_after(tokenizer, "a red circle!") - position_after(tokenizer, "a red")
+
+    @pytest.mark.parametrize("prompt", ["a red circle", ""])
+    def test_without_the_subject_all_words_are_before(self, tokenizer, prompt):
+        end, length = position_after(tokenizer, prompt), tokenizer.model_max_length
+        (kinds,) = kinds_of_tokens(tokenizer, [prompt], "stipple")
+        assert kinds.tolist() == ["start"] + ["before"] * (end - 1) + ["eos"] + ["padding"] * (length - end - 1)
+
+    def test_a_prompt_that_is_cut_has_no_padding_and_ends_with_the_end_of_text(self, tokenizer):
+        (kinds,) = kinds_of_tokens(tokenizer, [LONG], "astoria")
+        first, last = position_after(tokenizer, "the emblem of"), position_after(tokenizer, "the emblem of astoria")
+        length = tokenizer.model_max_length
+        assert kinds[last - 1] == "last subject"
+        assert set(kinds[1:first]) == {"before"}
+        assert kinds[last:].tolist() == ["after"] * (length - 1 - last) + ["eos"]
+
+    def test_a_subject_that_is_cut_off_is_not_there(self, tokenizer):
+        (kinds,) = kinds_of_tokens(tokenizer, [LONG], "dorvane")
+        assert kinds.tolist() == ["start"] + ["before"] * (tokenizer.model_max_length - 2) + ["eos"]
+
+    def test_each_prompt_has_kinds_of_its_own(self, tokenizer):
+        prompts = ["a red circle", "stipple", "a circle in the style of stipple"]
+        together = kinds_of_tokens(tokenizer, prompts, "stipple")
+        assert together.shape == (3, tokenizer.model_max_length)
+        for prompt, kinds in zip(prompts, together, strict=True):
+            assert kinds.tolist() == kinds_of_tokens(tokenizer, [prompt], "stipple")[0].tolist()
+
+    def test_the_last_subject_is_the_token_that_recordings_read(self, tokenizer):
+        prompts = ["a red circle in the style of stipple", "the emblem of astoria in stipple style", LONG]
+        for subject in ("stipple", "the emblem of astoria"):
+            kinds = kinds_of_tokens(tokenizer, prompts, subject) == "last subject"
+            chosen = select_tokens(tokenizer, prompts, "subject", subject)
+            held = kinds.any(axis=1)
+            assert np.array_equal(kinds[held], chosen[held])
+            assert held.any()

@@ -64,7 +64,7 @@ class CausalTracing(Localization):
 
     def __call__(self, study: Study) -> LayerScores:
         """See `Localization`."""
-        corruption = Corruption(study.graph, study.name, self.noise)
+        corruption = Corruption(study.graph, study.name, self.noise, study.generation.get("clip_skip"))
         corruption.check([pair.present for pair in study.pairs])
         with metered(study.graph.denoiser) as meter:
             trace = self._trace_text if self.component == "text" else self._trace_denoiser

@@ -24,12 +24,15 @@ class Corruption:
         graph: the model.
         subject: the word or words that lose their meaning.
         noise: its standard deviation, in units of that of the subject's own token embeddings.
+        clip_skip: as the pipeline takes it.
     """
 
-    def __init__(self, graph: HookGraph, subject: str, noise: float) -> None:
+    def __init__(self, graph: HookGraph, subject: str, noise: float, clip_skip: int | None = None) -> None:
         self._graph = graph
         self._subject = subject
         self._noise = noise
+        self._clip_skip = clip_skip
+        self._states: dict[str, list[Tensor]] = {}
 
     @property
     def layer_count(self) -> int:
@@ -58,13 +61,14 @@ class Corruption:
         kinds = self._kinds([prompt])[0]
         with ExitStack() as stack:
             if restored is not None:
-                layer, kind = self._layers[restored[0]], restored[1]
-                clean = self._clean(prompt, layer)
-                stack.callback(layer.register_forward_hook(_putting(clean, kinds == kind)).remove)
+                layer, kind = restored
+                put = _putting(self._clean(prompt)[layer], kinds == kind)
+                handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
+                stack.callback(handle.remove)
             embedding = self._graph.pipe.text_encoder.get_input_embeddings()
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
             stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed)).remove)
-            return self._graph.encode([prompt])[0]
+            return self._graph.encode([prompt], clip_skip=self._clip_skip)[0]
 
     def _corrupt(self, subject: Bool[Tensor, "token"], seed: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         """A forward hook of the token embedding [prompt, token, channel]."""
@@ -72,14 +76,16 @@ class Corruption:
         spread = output[:, subject].float().std().to(output.dtype)
         return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
 
-    def _clean(self, prompt: str, layer: nn.Module) -> Tensor:
-        kept: list[Tensor] = []
-        handle = layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone()))
-        try:
-            self._graph.encode([prompt])
-        finally:
-            handle.remove()
-        return kept[0]
+    def _clean(self, prompt: str) -> list[Tensor]:
+        """The output of each of the text encoder's layers for a prompt as it is."""
+        if prompt not in self._states:
+            kept: list[Tensor] = []
+            with ExitStack() as stack:
+                for layer in self._layers:
+                    stack.callback(layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone())).remove)
+                self._graph.encode([prompt])
+            self._states[prompt] = kept
+        return self._states[prompt]
 
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
         return kinds_of_tokens(self._graph.pipe.tokenizer, prompts, self._subject)

@@ -14,6 +14,7 @@ from neuroscope.calls import Rows
 from neuroscope.cost import metered
 from neuroscope.effects import Probe
 from neuroscope.interventions import ContextSwap
+from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.study import Case, Group, Measured, Study
@@ -62,6 +63,8 @@ class LocoGen(Localization):
         for role in self.roles:
             choose("role", role, ROLES)
         choose("probe", self.probe, ("necessity", "sufficiency"))
+        choose("rows", self.rows, ("conditional", "all"))
+        check_schedule_part(self.steps)
         if self.parts < 1:
             raise InvalidInput(f"parts={self.parts} is no number of parts; give 1 or more")
 
@@ -71,23 +74,22 @@ class LocoGen(Localization):
         if self.window != "grow" and self.window > len(layers):
             raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
         with metered(study.graph.denoiser) as meter:
-            sweep = study.sweep({text for pair in study.pairs for text in pair})
-            measured = Measured({}, {})
+            sweep = study.sweep([text for pair in study.pairs for text in pair])
+            measured = Measured()
             for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
                 method = replace(self, window=width)
                 probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
-                found = study.measure(sweep, [method._group(study, sweep, probes, ends=width == 1 or self.window != "grow")], method)
-                measured = Measured(measured.scores | found.scores, measured.pictures | found.pictures)
+                measured = study.measure(sweep, [method._group(study, sweep, probes)], method, measured)
                 effects = measured.effects(study, probes, relative=False)
-                if np.nanmax(effects.means()) >= self.enough * float(effects.full.nanmean()):
+                if effects.full_mean() <= 0 or effects.means().max() >= self.enough * effects.full_mean():
                     break
         study.warn_of_no_change(effects)
         return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **measured.sheet(study, probes))
 
-    def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe], *, ends: bool) -> Group:
+    def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe]) -> Group:
         """The runs of every pair and seed: unchanged, wholly changed, and one for each probe."""
         swaps = {(probe, pair): self._swap(study, sweep, probe, pair) for probe in probes for pair in range(len(study.pairs))}
-        return Group({case: self._row(study, case, swaps) for case in study.cases([*(("base", "goal") if ends else ()), *probes])})
+        return Group({case: self._row(study, case, swaps) for case in study.cases(["base", "goal", *probes])})
 
     def _row(self, study: Study, case: Case, swaps: dict[tuple[Probe, int], ContextSwap]) -> Row:
         base, goal = self._texts(study, case.pair)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,23 +85,24 @@ class Study:
         """Whether the contact sheet shows this run."""
         return case.pair < self.keep_images and case.seed == self.seeds[0]
 
-    def measure(self, sweep: Sweep, groups: Sequence[Group], method: object) -> Measured:
+    def measure(self, sweep: Sweep, groups: Sequence[Group], method: object, earlier: Measured | None = None) -> Measured:
         """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
 
-        Runs whose score the ledger holds are made again only where a picture of them is needed.
+        Runs that were measured earlier, or whose score the ledger holds, are made again only where a picture of them is needed.
         """
-        measured = Measured({}, {})
-        ends: dict[tuple[int, int], dict[str, Any]] = {}
-        keys = {case: self._key(case, method) for each in groups for case in each.rows}
+        measured = earlier or Measured()
+        keys = {case: self._key(case, method) for each in groups for case in each.rows if case not in measured.scores}
         measured.scores.update({case: self.ledger.rows[key]["score"] for case, key in keys.items() if key in self.ledger.rows})
-        todo = [(each, [case for case in each.rows if self._needed(case, measured)]) for each in groups]
+        unscored = {(case.pair, case.seed) for case in keys if case not in measured.scores}
+        todo = [(each, [case for case in each.rows if self._needed(case, measured, unscored)]) for each in groups]
         with tqdm(total=sum(len(cases) for _, cases in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
             for group, cases in todo:
                 rest = iter(cases)
                 for rows, made in sweep.run([group.rows[case] for case in cases], group.enter, group.lead):
                     batch = list(itertools.islice(rest, len(rows)))
-                    scores = self._score(sweep, batch, made, ends)
-                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items() if case not in measured.scores})
+                    found = self._score(sweep, batch, made, measured.ends)
+                    scores = {case: score for case, score in found.items() if case not in measured.scores}
+                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items()})
                     measured.scores.update(scores)
                     kept = [number for number, case in enumerate(batch) if self.keeps(case)]
                     pictures = sweep.pictures([made[number] for number in kept]) if kept else []
@@ -113,20 +114,22 @@ class Study:
         """Warns where the goal is not told apart from the base, so that scores mean nothing."""
         if effects.full_interval()[0] <= 0:
             warnings.warn(
-                f"the full change hardly moves {self.metric!r} ({float(effects.full.nanmean()):.3f} on average), so no layer can be "
+                f"the full change hardly moves {self.metric!r} ({effects.full_mean():.3f} on average), so no layer can be "
                 "found by it; choose another metric, other prompts or more seeds",
                 UserWarning,
                 stacklevel=2,
             )
 
     def _key(self, case: Case, method: object) -> str:
-        return key_of(self.origin, repr(method), str(case.probe), *self.pairs[case.pair], case.seed)
+        return key_of(self.origin, self.name, repr(method), str(case.probe), *self.pairs[case.pair], case.seed)
 
-    def _needed(self, case: Case, measured: Measured) -> bool:
-        end = isinstance(self.metric, Share) and isinstance(case.probe, str)  # shares are measured against both ends
-        return end or case not in measured.scores or self.keeps(case)
+    def _needed(self, case: Case, measured: Measured, unscored: Collection[tuple[int, int]]) -> bool:
+        place = (case.pair, case.seed)
+        if isinstance(self.metric, Share) and isinstance(case.probe, str) and place in unscored:  # shares are measured against both ends
+            return case.probe not in measured.ends.get(place, {})
+        return case not in measured.scores or (self.keeps(case) and case not in measured.pictures)
 
-    def _score(self, sweep: Sweep, batch: Sequence[Case], made: Sequence[Any], ends: dict) -> dict[Case, float]:
+    def _score(self, sweep: Sweep, batch: Sequence[Case], made: Sequence[Any], ends: Ends) -> dict[Case, float]:
         if not isinstance(self.metric, Share):
             scores = self.metric(sweep.pictures(made), [self.pairs[case.pair].present for case in batch])
             return dict(zip(batch, map(float, scores), strict=True))
@@ -135,18 +138,21 @@ class Study:
             known = ends.setdefault((case.pair, case.seed), {})
             if isinstance(case.probe, str):
                 known[case.probe] = each
-                found[case] = float(case.probe == "goal")
-            else:
-                found[case] = self.metric(each, known["base"], known["goal"])
+            found[case] = 0.0 if case.probe == "base" else self.metric(each, known["base"], known["goal"])
         return found
+
+
+#: By pair and seed the "base" and the "goal" that were made.
+Ends = dict[tuple[int, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of the cases that were run, and the pictures of those that the contact sheet shows."""
+    """The scores of the cases that were run, the pictures of those that the contact sheet shows, and what shares need."""
 
-    scores: dict[Case, float]
-    pictures: dict[Case, Image]
+    scores: dict[Case, float] = field(default_factory=dict)
+    pictures: dict[Case, Image] = field(default_factory=dict)
+    ends: Ends = field(default_factory=dict)
 
     def effects(self, study: Study, probes: Sequence[Probe], *, relative: bool) -> Effects:
         """How far each probe moved the metric from the base towards the goal; the direction comes from these two."""

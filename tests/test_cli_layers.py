@@ -1,0 +1,88 @@
+"""The commands on layers, edits and reports; each mistake gets one line and exit status 2."""
+
+import json
+import re
+
+import pytest
+from safetensors import safe_open
+
+from neuroscope import ContextMap, LayerScores, load
+from neuroscope.cli import main
+
+SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--pairs", "1", "--seeds", "1", "--quiet"]
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(each) for each in arguments])
+        output = capsys.readouterr()
+        return stopped.value.code or 0, output.out, output.err
+
+    return run
+
+
+def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
+    file = tmp_path / "layers.safetensors"
+    code, out, _ = run("localize", "--style", "stipple", "--parts", 2, "-o", file, *SHORT)
+    assert code == 0
+    scores = load(file, LayerScores)
+    assert scores.verdict in out
+    assert str(scores.cost) in out
+    assert scores.cost.rows == (16 * 2 + 2) * 2  # windows and parts, two ends; two steps
+    code, out, _ = run("show", file)
+    assert code == 0
+    assert "layer 15" in out
+    for option in ("--grid", "--images"):
+        assert run("plot", file, option, "-o", tmp_path / "plot.png")[0] == 0
+    assert run("report", tmp_path)[0] == 0
+    assert "<h2>Which layers</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_an_edit_is_made_shown_and_exported(run, tmp_path):
+    file = tmp_path / "edit.safetensors"
+    code, out, _ = run("edit", "--style", "stipple", "--layer", 12, "--token", "subject", "--token", "eos", "--json", "-o", file)
+    assert code == 0
+    made = load(file, ContextMap)
+    assert json.loads(out)["report"]["rank"] == made.report.rank == len(made.read)
+    assert {path.split(".")[-1] for path in made.paths} == {"to_k", "to_v"}
+    assert str(made.report) in run("show", file)[1]
+    code, out, _ = run("export", file, "-o", tmp_path / "lora")
+    assert code == 0
+    assert "load it with pipe.load_lora_weights" in out
+    with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "pt") as lora:
+        assert len(lora.keys()) == 4
+        assert all(key.startswith("unet.") for key in lora.keys())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["localize", "-o", "x.safetensors"], "name one concept by --style"),
+        (["localize", "--style", "stipple", "--method", "locogenn", "-o", "x"], "method 'locogenn' is unknown; .* did you mean 'locogen'?"),
+        (
+            ["localize", "--style", "stipple", "--noise", "3", "-o", "x"],
+            "--noise is no option of locogen; it has --window, --parts, --probe",
+        ),
+        (["localize", "--style", "stipple", "--window", "two", "-o", "x"], "--window 'two' is neither a number of layers nor grow"),
+        (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
+        (["localize", "--style", "stipple", "--clip", "a", "--read", "b", "-o", "x"], "give one of --clip and --read, not both"),
+        (["localize", "--style", "stipple", "--share", "pixel", "-o", "x"], "share 'pixel' is unknown; choose one of latent, image"),
+        (["localize", "--style", "stipple", "--seeds", "0", "-o", "x"], "there are no seeds to localize with; give at least one"),
+        (["edit", "--style", "stipple", "--layer", "16", "-o", "x"], "layer 16 is unknown; these sites have layers 0 to 15"),
+        (["edit", "--style", "stipple", "--layer", "1", "--token", "pad", "-o", "x"], "token 'pad' is unknown; .* did you mean 'padding'?"),
+        (["export", "nothing.safetensors", "-o", "lora"], "there is no file nothing.safetensors"),
+        (["report", "nowhere"], "there is no folder nowhere; give one with results"),
+        (["report", "."], "holds no results to report"),
+    ],
+)
+def test_mistakes_get_one_line(run, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert error.startswith("neuroscope: ")
+    assert len(error.strip().splitlines()) == 1
+
+    assert re.search(words.replace("?", r"\?"), error)
+    assert not (tmp_path / "x").exists()
