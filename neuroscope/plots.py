@@ -125,8 +125,9 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
             canvas[top : top + height, left : left + width] = np.asarray(picture.convert("RGB"))
     ax = ax or _axes(1.2 + 0.95 * count, 0.5 + 0.95 * len(rows) * height / width)
     ax.imshow(canvas, interpolation="nearest")
-    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows))
-    ax.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], [_wrapped(name) for name in columns])
+    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows), parse_math=False)
+    centres = [column * (width + gap) + width / 2 for column in range(len(columns))]
+    ax.set_xticks(centres, [_wrapped(name) for name in columns], parse_math=False)
     ax.tick_params(length=0, labelsize=_SMALL)
     sns.despine(ax=ax, left=True, bottom=True)
     return _finish(ax, "")
@@ -195,14 +196,14 @@ def _axes(width: float, height: float) -> Axes:
 
 
 def _finish(ax: Axes, title: str) -> Axes:
-    ax.set_title(title, fontsize=_NORMAL)
+    ax.set_title(title, fontsize=_NORMAL, parse_math=False)
     ax.tick_params(labelsize=_SMALL)
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_fontsize(_NORMAL)
     for collection in ax.collections:
         if collection.colorbar is not None:
             collection.colorbar.ax.tick_params(labelsize=_SMALL)
-            collection.colorbar.ax.yaxis.label.set_fontsize(_SMALL)
+            collection.colorbar.ax.yaxis.label.set(fontsize=_SMALL, parse_math=False)
             collection.colorbar.outline.set_visible(False)
     return ax
 
@@ -218,7 +219,7 @@ def _heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
     ax.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step], rotation=0)
     lines = max(1, int(72 * height / len(table) / (1.3 * _SMALL)))
     names = [_wrapped(str(name), max(14, int(4.5 * width)), lines) for name in table.index]
-    ax.set_yticks(np.arange(len(table)) + 0.5, names, rotation=0)
+    ax.set_yticks(np.arange(len(table)) + 0.5, names, rotation=0, parse_math=False)
 
 
 def _step(crowding: float) -> int:
@@ -231,7 +232,8 @@ def _by_kind(scores: LayerScores) -> pd.DataFrame | None:
     parts = [name.rpartition(" ") for name in scores.names]
     if not parts or not all(kind and number.isdecimal() for kind, _, number in parts):
         return None
-    table = pd.DataFrame({"kind": [kind for kind, _, _ in parts], "number": [int(number) for _, _, number in parts], "score": scores.scores})
+    cells = [(kind, int(number), score) for (kind, _, number), score in zip(parts, scores.scores, strict=True)]
+    table = pd.DataFrame(cells, columns=["kind", "number", "score"])
     return table.pivot_table(index="kind", columns="number", values="score", sort=False).sort_index(axis="columns")
 
 

@@ -1,5 +1,6 @@
 """The page of a run: every section when its data is there, self-contained, escaped, and with the tables' own numbers."""
 
+import itertools
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -27,14 +28,17 @@ from neuroscope import (
     Welch,
     edit,
     plots,
+    record,
     report,
     save,
     score,
     summarize,
 )
 from neuroscope.cli import main
-from neuroscope.reporting import tables
+from neuroscope.reporting import neurons, tables, where
+from neuroscope.reporting.blocks import Figure, Picture
 
+BLANK = Picture("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}
 STORY = {
     "What was asked": ["*"],
@@ -107,6 +111,12 @@ def layers() -> LayerScores:
 
 
 @pytest.fixture(scope="module")
+def recording(graph, concept):
+    """Of four sites, which are drawn quickly."""
+    return record(graph, concept, graph.sites.where(layer=[3, 8], role=["key", "value"]), keep_samples=True, quiet=True)
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory, graph, concept, recording, layers, table):
     """A run with something for every section."""
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -129,8 +139,10 @@ def page(whole, tmp_path_factory) -> Page:
 
 
 @pytest.fixture
-def run(whole, tmp_path):
-    """A copy of the run that a test may spoil."""
+def run(whole, tmp_path, monkeypatch):
+    """A copy of the run that a test may spoil, with blank plots."""
+    for module in (where, neurons):
+        monkeypatch.setattr(module, "drawn", lambda _plot, alt, caption: Figure(BLANK, alt, caption, BLANK))
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -140,27 +152,27 @@ def page_of(run) -> Page:
 
 def test_the_whole_story_is_on_one_page_in_order(page):
     assert page.of("h2") == list(STORY)
-    assert page.of("h1") == ["stipple in StableDiffusionPipeline, testbed:sd1"] or len(page.of("h1")) == 1
+    assert page.of("h1")[0].startswith("stipple in ")
     assert "All 2 prompts agree on layer 1." in page.of("p")
     assert {"LocoGen", "Welch", "mask", "edit", "swap", "Evaluation", "Before and after"} <= set(page.of("h3"))
     assert "0 to 50 % of the schedule" in page.of("dd")
     assert ["LocoGen (layers.safetensors)", "1,234", "5.0", "1.00"] in page.rows
 
 
-def test_it_needs_nothing_beside_itself(page, whole):
+def test_it_needs_nothing_beside_itself(page, run):
     wide, narrow, sheet, pictures = 2, 2, 5, 2
     assert len(page.sources) == wide + narrow + sheet + pictures
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert not re.search(r"https?://|<script|<link|@import|url\(", report(whole, whole.parent / "page.html").read_text())
+    assert not re.search(r"https?://|<script|<link|@import|url\(", report(run).read_text())
     assert all(page.alts)
 
 
-def test_headings_are_in_order(whole, tmp_path):
-    text = report(whole, tmp_path / "page.html").read_text()
+def test_headings_are_in_order(run):
+    text = report(run).read_text()
     levels = [int(level) for level in re.findall(r"<h(\d)", text)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert text.startswith('<!doctype html>\n<html lang="en">')
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import pandas as pd
 
 from neuroscope.evaluation import summarize
-from neuroscope.reporting.blocks import Fact, Figure, Part, Section
+from neuroscope.reporting.blocks import Fact, Part, Section
 from neuroscope.reporting.drawing import shown
 from neuroscope.reporting.run import Run
 from neuroscope.reporting.tables import counted, tabled
 
-#: Pictures that this section and others show, with what they are.
-_BEFORE_AND_AFTER = ("images.png", "Pictures before and after", "Before and after: a column is one prompt, all from the same noise.")
-_DOSE = ("dose.png", "Scores against the number of masked neurons", "Effect and collateral against the number of neurons.")
+#: Pictures that belong here, by file: a title, what they show, and a caption.
+_PICTURES = {
+    "images.png": ("Before and after", "Pictures before and after", "A column is one prompt, all from the same noise."),
+    "dose.png": ("Dose", "Scores against the number of masked neurons", "Effect and collateral against the number of neurons."),
+}
 _ELSEWHERE = {"layers.png", "neurons.png"}
 
 
 def holds(run: Run) -> Section:
     """The run's evaluations and the pictures that belong to them."""
     parts = [_part(name, table) for name, table in run.tables.items()]
-    for file, alt, caption in (_BEFORE_AND_AFTER, _DOSE):
+    for file, (title, alt, caption) in _PICTURES.items():
         if file in run.pictures:
-            parts.append(Part(caption.partition(":")[0] if file == "images.png" else "Dose", file, figures=[_shown(run, file, alt, caption)]))
+            parts.append(Part(title, file, figures=[shown(run.pictures[file], alt, caption)]))
     return Section("Does it hold?", parts)
 
 
 def others(run: Run) -> Section:
     """Pictures that no other section shows."""
-    names = [name for name in run.pictures if name not in _ELSEWHERE | {_BEFORE_AND_AFTER[0], _DOSE[0]}]
-    figures = [_shown(run, name, f"The picture {name}", name) for name in names]
+    names = [name for name in run.pictures if name not in _ELSEWHERE | _PICTURES.keys()]
+    figures = [shown(run.pictures[name], f"The picture {name}", name) for name in names]
     return Section("Other pictures", [Part(figures=figures)] if figures else [])
-
-
-def _shown(run: Run, file: str, alt: str, caption: str) -> Figure:
-    return shown(run.pictures[file], alt, caption)
 
 
 def _part(name: str, table: pd.DataFrame) -> Part:

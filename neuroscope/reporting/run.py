@@ -54,8 +54,8 @@ class Run:
 
     def sites(self) -> dict[str, Site]:
         """The sites that recordings and scores describe, by path."""
-        described = [*self.of_kind(Recording).values(), *self.of_kind(NeuronScores).values()]
-        return {site.path: site for each in described for site in each.sites}
+        described = [each.sites for each in self.artifacts.values() if isinstance(each, Recording | NeuronScores)]
+        return {site.path: site for sites in described for site in sites}
 
 
 def read_run(folder: Path) -> Run:

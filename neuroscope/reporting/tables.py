@@ -52,8 +52,8 @@ def _columns(table: pd.DataFrame) -> Columns:
     columns = []
     for name in table.columns:
         if name == "low":
-            texts = [f"{number(low, places['low'])} to {number(high, places['low'])}" for low, high in zip(table["low"], table["high"], strict=True)]
-            columns.append((Cell(INTERVAL, True), [Cell(text, True) for text in texts]))
+            ends = [[number(end, places["low"]) for end in table[side]] for side in ("low", "high")]
+            columns.append((Cell(INTERVAL, True), [Cell(f"{low} to {high}", True) for low, high in zip(*ends, strict=True)]))
         elif name != "high":
             columns.append(_column(table[name], places.get(name, 3)))
     return columns

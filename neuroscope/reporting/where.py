@@ -70,25 +70,30 @@ def _figures(scores: LayerScores, *, compared: bool) -> list[Figure]:
     shown_as = scores if scores.names else {method_of(scores.provenance.method): scores}
     figures = [] if compared else [drawn(partial(plots.layers, shown_as), alt, caption)]
     if scores.effects and len({probe.part for probe in scores.effects.probes}) > 1:
-        figures.append(drawn(partial(plots.grid, scores), "Heatmap of effects by layer and part", "The layers with each part probed on its own."))
+        alt, caption = "Heatmap of effects by layer and part", "The layers with each part probed on its own."
+        figures.append(drawn(partial(plots.grid, scores), alt, caption))
     return figures
 
 
 def _sheet(scores: LayerScores) -> Sheet:
-    effects, last = scores.effects, len(scores.columns) - 1
-    shown_ones = list(range(1, last))
-    order = "one column a probe, named by what it changes"
-    if effects and last - 1 > _PROBES:
-        means = dict(zip(map(str, effects.probes), effects.means(), strict=True))
-        shown_ones = sorted(shown_ones, key=lambda column: -means[scores.columns[column]])[:_PROBES]
-        order = f"the best {_PROBES} of {last - 1} probes, best first"
-    chosen = [0, *shown_ones, last]
-    names = [scores.columns[column] for column in chosen]
-    rows = {prompt: [pictures[column] for column in chosen] for prompt, pictures in scores.images.items()}
+    """The contact sheet, of so many of the best probes as a page has room for."""
+    probes = _shown_probes(scores)
+    names = ["base", *probes, "goal"]
+    columns = [scores.columns.index(name) for name in names]
+    rows = {prompt: [pictures[column] for column in columns] for prompt, pictures in scores.images.items()}
+    count = len(scores.columns) - 2
+    order = "one column a probe, named by what it changes" if len(probes) == count else f"the best {_PROBES} of {count} probes, best first"
     caption = f'One row a prompt, all from the same noise. "base" is the run that is probed, "goal" the full change; between them {order}.'
-    columns = [scores.name(int(name)) if scores.names and name.isdecimal() else name for name in names]
-    best = str(scores.best)
-    return sheet(rows, columns, f"{caption} The best is in bold.", names.index(best) if best in names else None)
+    heads = [scores.name(int(name)) if scores.names and name.isdecimal() else name for name in names]
+    return sheet(rows, heads, f"{caption} The best is in bold.", names.index(str(scores.best)))
+
+
+def _shown_probes(scores: LayerScores) -> list[str]:
+    effects, probes = scores.effects, list(scores.columns[1:-1])
+    if effects is None or len(probes) <= _PROBES:
+        return probes
+    means = dict(zip(map(str, effects.probes), effects.means(), strict=True))
+    return sorted(probes, key=lambda probe: -means[probe])[:_PROBES]
 
 
 def _tables(scores: LayerScores) -> list[Table]:
@@ -99,6 +104,6 @@ def _tables(scores: LayerScores) -> list[Table]:
         tables.append(tabled(table, "All components" if scores.names else "All layers", folded=True))
     if scores.effects:
         own = scores.by_prompt()
-        named = [None if layer is None else scores.name(layer) for layer in own["layer"]]
-        tables.append(tabled(own.assign(layer=named), "Each prompt's own best layer", folded=len(own) > _SHORT))
+        own["layer"] = [None if layer is None else scores.name(layer) for layer in own["layer"]]
+        tables.append(tabled(own, "Each prompt's own best layer", folded=len(own) > _SHORT))
     return tables
