@@ -53,10 +53,7 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
     sns.heatmap(grid, ax=ax, rasterized=True, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
     ax.set_facecolor("0.93")
     if marked is not None:
-        rows = {path: row for row, path in enumerate(scores.sites.paths)}
-        points = [(index + 0.5, rows[path] + 0.5) for path, chosen in marked.items() if path in rows for index in chosen]
-        if points:
-            ax.scatter(*zip(*points, strict=True), s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
+        _mark(ax, scores, marked)
     labels = [f"{site.layer} {site.role}" for site in scores.sites]
     step = -(-len(labels) // 40)
     ax.set_yticks(np.arange(0, len(labels), step) + 0.5, labels[::step], rotation=0)
@@ -208,6 +205,13 @@ def _finish(ax: Axes, title: str) -> Axes:
     return ax
 
 
+def _mark(ax: Axes, scores: NeuronScores, marked: Neurons) -> None:
+    rows = {path: row for row, path in enumerate(scores.sites.paths)}
+    points = [(index + 0.5, rows[path] + 0.5) for path, chosen in marked.items() if path in rows for index in chosen]
+    if points:
+        ax.scatter(*zip(*points, strict=True), s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
+
+
 def _heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
     """Pale to dark from 0 to `largest`, with as many tick labels as there is room for."""
     gap = 0.5 if table.shape[1] <= 40 else 0.0
@@ -217,7 +221,7 @@ def _heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
     width, height = cast("Figure", ax.get_figure(root=True)).get_size_inches() * ax.get_position().size
     step = _step(len(columns) * (1 + max(map(len, columns))) * _SMALL / 100 / width)
     ax.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step], rotation=0)
-    lines = max(1, int(72 * height / len(table) / (1.3 * _SMALL)))
+    lines = max(1, int(72 * height / len(table) / (1.65 * _SMALL)))
     names = [_wrapped(str(name), max(14, int(4.5 * width)), lines) for name in table.index]
     ax.set_yticks(np.arange(len(table)) + 0.5, names, rotation=0, parse_math=False)
 

@@ -1,6 +1,15 @@
 import pytest
 
-from neuroscope import InvalidFile, InvalidInput, NeuroscopeError, NonFiniteActivation, SiteNeverRan, UnknownSite, UnsupportedModel
+from neuroscope import (
+    ForeignFile,
+    InvalidFile,
+    InvalidInput,
+    NeuroscopeError,
+    NonFiniteActivation,
+    SiteNeverRan,
+    UnknownSite,
+    UnsupportedModel,
+)
 from neuroscope._errors import choose, closest
 
 
@@ -12,6 +21,7 @@ from neuroscope._errors import choose, closest
         (SiteNeverRan, RuntimeError),
         (UnsupportedModel, ValueError),
         (InvalidFile, ValueError),
+        (ForeignFile, InvalidFile),
         (NonFiniteActivation, FloatingPointError),
     ],
 )

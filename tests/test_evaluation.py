@@ -285,6 +285,9 @@ class TestSummarize:
         silent = table["prompt"].isin(["prompt 0", "prompt 1"])
         expected = summarize(table[~silent])
         pd.testing.assert_frame_equal(summarize(table.assign(score=table["score"].where(~silent))), expected)
+        nothing = summarize(table.assign(score=float("nan")))
+        assert nothing[["mean", "low", "high"]].isna().all(axis=None)
+        assert (nothing["images"] == 0).all()
 
     def test_it_is_deterministic(self, table):
         pd.testing.assert_frame_equal(summarize(table), summarize(table))

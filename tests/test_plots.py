@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -74,6 +75,14 @@ def test_a_plot_changes_no_global_setting(plot):
     assert mpl.rcParams == before
 
 
+def test_texts_are_no_formulas(scores, pictures):
+    odd = "$100 and $\\frac{$"
+    provenance = Provenance(concept=odd, method=odd)
+    plots.neurons(replace(scores, provenance=provenance)).figure.canvas.draw()
+    plots.layers(replace(scores.by_layer(), provenance=provenance)).figure.canvas.draw()
+    plots.images({odd: pictures["none"]}, [odd]).figure.canvas.draw()
+
+
 def test_a_plot_changes_no_data(scores, table):
     before, copy = {path: each.clone() for path, each in scores.scores.items()}, table.copy()
     plots.neurons(scores, marked=scores.top(5))
@@ -121,6 +130,12 @@ class TestNeurons:
         assert np.isfinite([norm.vmin, norm.vmax]).all()
         ax.figure.canvas.draw()
 
+    def test_many_sites_stay_on_one_page(self):
+        sites = Sites(Site(f"{layer}.{role}", layer, "mid", role, 4, text_only=True) for layer in range(70) for role in ("key", "value"))
+        ax = plots.neurons(NeuronScores(sites, {path: torch.ones(4).double() for path in sites.paths}))
+        assert ax.figure.get_figheight() <= 9
+        assert labels(ax.get_yticklabels()) == [f"{layer} key" for layer in range(0, 70, 2)]
+
     def test_scores_that_are_all_neutral_are_drawn(self, scores):
         flat = {path: torch.zeros_like(each) for path, each in scores.scores.items()}
         for two_sided in (True, False):
@@ -145,6 +160,35 @@ class TestLayers:
 
     def test_layers_that_score_nothing_are_drawn(self):
         plots.layers(LayerScores((0, 1), (0.0, 0.0))).figure.canvas.draw()
+
+    def test_components_have_a_row_a_kind_on_one_scale(self):
+        names = ("resnet 0", "cross 0", "resnet 1", "cross 1", "resnet 2")
+        ax = plots.layers(LayerScores((0, 1, 2, 3, 4), (1.0, 2.0, 0.0, 4.0, 3.0), names=names))
+        shown = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(2, 3)
+        np.testing.assert_allclose(shown, [[0.25, 0, 0.75], [0.5, 1, np.nan]])
+        assert labels(ax.get_yticklabels()) == ["resnet", "cross"]
+        assert labels(ax.get_xticklabels()) == ["0", "1", "2"]
+        assert ax.get_xlabel() == "number among its kind, in execution order"
+
+    def test_components_of_other_names_are_layers(self):
+        ax = plots.layers(LayerScores((0, 1), (1.0, 2.0), names=("first", "second")))
+        assert labels(ax.get_xticklabels()) == ["0", "1"]
+
+    @pytest.mark.parametrize(("width", "expected"), [(7, range(0, 70, 5)), (2.7, range(0, 70, 10))])
+    def test_of_many_layers_as_many_are_labelled_as_there_is_room_for(self, width, expected):
+        ax = plots.layers(LayerScores(tuple(range(70)), tuple(range(70))), ax=plt.subplots(figsize=(width, 1.5))[1])
+        assert labels(ax.get_xticklabels()) == [str(layer) for layer in expected]
+        ax.figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+    def test_long_names_are_wrapped_and_cut_to_their_row(self):
+        named = {f"method {number} with {'many ' * 30}options": LayerScores((0, 1), (1.0, 2.0)) for number in range(3)}
+        ax = plots.layers(named, ax=plt.subplots(figsize=(2.7, 2), layout="constrained")[1])
+        ax.figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+        assert all(label.endswith(" …") for label in labels(ax.get_yticklabels()))
 
     def test_no_scores_are_refused(self):
         with pytest.raises(InvalidInput, match="there are no layer scores to plot; give at least one"):
