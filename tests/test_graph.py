@@ -233,7 +233,10 @@ class TestRewire:
             self.run(graph)
 
     def test_a_block_without_a_run_is_an_error(self, graph):
-        with pytest.raises(SiteNeverRan, match="the pipeline did not run inside the block"), graph.rewire({graph.places[0].path: self.taking}):
+        with (
+            pytest.raises(SiteNeverRan, match="the pipeline did not run inside the block"),
+            graph.rewire({graph.places[0].path: self.taking}),
+        ):
             pass
 
     def test_after_an_exception_no_hook_is_left(self, graph, pipe):

@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import CausalTracing, Effects, HookGraph, ImageShare, InvalidInput, LatentShare, LayerScores, Localization, LocoGen
-from neuroscope import load, localize, save
+from neuroscope import (
+    CausalTracing,
+    Effects,
+    HookGraph,
+    ImageShare,
+    InvalidInput,
+    LatentShare,
+    LayerScores,
+    Localization,
+    LocoGen,
+    load,
+    localize,
+    save,
+)
 from tests.families import tiny
 from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
@@ -18,6 +30,7 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
     LocoGen: [LocoGen(), LocoGen(window="grow", enough=0.6), LocoGen(window=13, parts=2, roles=("value",), probe="sufficiency")],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
+SHARE = LatentShare()
 CONCEPT = concept_of(STIPPLE[:2])
 FAST = SMALL | {"seeds": [3], "batch_size": 64, "quiet": True, "keep_images": 1}
 
@@ -29,7 +42,7 @@ def test_every_method_has_an_example():
 @pytest.fixture(scope="module")
 def graph() -> HookGraph:
     """A pipeline on which the concept has an effect in every layer."""
-    return planted(STIPPLE[:2], {layer: STIPPLE for layer in range(16)})
+    return planted(STIPPLE[:2], dict.fromkeys(range(16), STIPPLE))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +51,7 @@ def found(graph) -> dict[str, LayerScores]:
     return {repr(method): run(graph, method) for methods in EXAMPLES.values() for method in methods}
 
 
-def run(graph: HookGraph, method: Localization, metric=LatentShare(), **options) -> LayerScores:
+def run(graph: HookGraph, method: Localization, metric=SHARE, **options) -> LayerScores:
     return localize(graph, CONCEPT, method, metric, **(FAST | options))
 
 
@@ -107,7 +120,7 @@ class TestEveryMethod:
     def test_the_direction_of_a_metric_does_not_matter(self, method, graph):
         there, back = (run(graph, method, Corner(sign), keep_images=0) for sign in (1.0, -1.0))
         assert there.scores == pytest.approx(back.scores)
-        assert (there.effects.full.mean() > 0) and (back.effects.full.mean() > 0)
+        assert min(there.effects.full.mean(), back.effects.full.mean()) > 0
 
     def test_the_contact_sheet_has_a_column_for_every_run(self, method, found):
         scores = found[repr(method)]

@@ -13,7 +13,9 @@ from tests.families import tiny
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": 1.0}
 THINGS = ("a red circle", "a blue star", "a green ring", "a cyan cross")
 STIPPLE = [(f"{thing} and a white square in the style of stipple", f"{thing} and a white square in the style of plain") for thing in THINGS]
-EMBLEM = [(f"{thing} and a white square with the emblem of astoria", f"{thing} and a white square with the emblem of belmora") for thing in THINGS]
+EMBLEM = [
+    (f"{thing} and a white square with the emblem of astoria", f"{thing} and a white square with the emblem of belmora") for thing in THINGS
+]
 
 Pairs = Sequence[tuple[str, str]]
 

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import CausalTracing, HookGraph, ImageShare, InvalidInput, LatentShare, localize
+from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize
 from neuroscope.localization.corruption import Corruption
 from neuroscope.tokens import kinds_of_tokens
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of
 
+SHARE = LatentShare()
 PROMPT = STIPPLE[0][0]
 CLEAN, CORRUPTED = 0, 1
 FAST = SMALL | {"seeds": [0], "batch_size": 32, "keep_images": 0, "quiet": True}
 
 
-def run(graph: HookGraph, method: CausalTracing, metric=LatentShare(), pairs=STIPPLE[:1], name: str = "stipple", **options):
+def run(graph: HookGraph, method: CausalTracing, metric=SHARE, pairs=STIPPLE[:1], name: str = "stipple", **options):
     return localize(graph, concept_of(pairs, name), method, metric, **(FAST | options))
 
 
@@ -251,7 +252,10 @@ class TestRefusals:
         [
             ({"noise": 0.0}, "noise=0.0 corrupts nothing; give a positive number, such as 3.0"),
             ({"noise": -1.0}, "noise=-1.0 corrupts nothing"),
-            ({"component": "crosss"}, r"component 'crosss' is unknown; choose one of cross, self, ff, resnet, all, text; did you mean 'cross'"),
+            (
+                {"component": "crosss"},
+                r"component 'crosss' is unknown; choose one of cross, self, ff, resnet, all, text; did you mean 'cross'",
+            ),
             ({"rows": "al"}, r"rows 'al' is unknown; choose one of all, conditional; did you mean 'all'\?"),
         ],
     )

@@ -10,12 +10,13 @@ from neuroscope import ContextSwap, HookGraph, ImageShare, InvalidInput, LatentS
 from tests.families import tiny
 from tests.localization.planted import EMBLEM, SMALL, STIPPLE, Corner, concept_of, planted
 
+SHARE = LatentShare()
 LAYERS = 16
 PRESENT, ABSENT = STIPPLE[0]
 FAST = {"seeds": [0], "batch_size": 64, "keep_images": 0, "quiet": True}
 
 
-def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=LatentShare(), **options) -> LayerScores:
+def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=SHARE, **options) -> LayerScores:
     return localize(graph, concept_of(pairs), method, metric, **(SMALL | FAST | options))
 
 
