@@ -15,6 +15,7 @@ BASE, GOAL, THIRD = "a red circle in the style of plain", "a blue star in the st
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32}
 TOLERANCE = 2e-5  # of the largest latent: float32 in batches of another size
 VISIBLE = 50 * TOLERANCE
+FULL = torch.OutOfMemoryError("CUDA out of memory")
 STRONG = [0, 1, 11, 13, 15]  # layers near both ends of a random UNet move its output most
 MODELS = {
     "sd1 DDIM": (tiny.sd1, DDIMScheduler, {}),
@@ -108,11 +109,9 @@ class TestRowsOfABatch:
     @pytest.mark.parametrize("scale", [7.5, 1.0])
     def test_with_no_layer_swapped_it_is_the_source_and_with_all_the_target_to_the_bit(self, model, scale):
         every = list(model.sites.layers)
-        sweep = sweep_of(model, 8, scale)
-        paths = model.sites.where(layer=every, text_only=True).paths
-        own, other = (ContextSwap(paths, sweep.context(text)[None]) for text in (BASE, GOAL))
-        rows = [Row(BASE, 3), Row(GOAL, 3), Row(BASE, 3, (other,)), Row(BASE, 3, (own,)), Row(BASE, 3, (swap(model, 1),))]
-        source, target, all_swapped, none_swapped, one = made(sweep, rows)
+        own = swap(model, every, BASE)
+        rows = [Row(BASE, 3), Row(GOAL, 3), Row(BASE, 3, (swap(model, every),)), Row(BASE, 3, (own,)), Row(BASE, 3, (swap(model, 1),))]
+        source, target, all_swapped, none_swapped, one = made(sweep_of(model, 8, scale), rows)
         assert torch.equal(all_swapped, target)
         assert torch.equal(none_swapped, source)
         assert distance(one, source) > VISIBLE
@@ -223,7 +222,7 @@ class TestMemory:
         """Makes the denoiser fail above a number of rows, as a full accelerator does; gives the batch sizes that were tried."""
         with ExitStack() as stack:
 
-            def limit(rows: int, error: BaseException = torch.OutOfMemoryError("CUDA out of memory")) -> list[int]:
+            def limit(rows: int, error: BaseException = FULL) -> list[int]:
                 tried = []
 
                 def refuse(_module, args):
@@ -238,11 +237,7 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "error",
-        [
-            torch.OutOfMemoryError("CUDA out of memory"),
-            MemoryError(),
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-        ],
+        [FULL, MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
         ids=["cuda", "python", "cpu"],
     )
     def test_a_batch_that_does_not_fit_is_halved_and_made_again(self, graph, pipe, limited, error):
