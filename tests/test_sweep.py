@@ -109,9 +109,11 @@ class TestRowsOfABatch:
     @pytest.mark.parametrize("scale", [7.5, 1.0])
     def test_with_no_layer_swapped_it_is_the_source_and_with_all_the_target_to_the_bit(self, model, scale):
         every = list(model.sites.layers)
-        own = swap(model, every, BASE)
-        rows = [Row(BASE, 3), Row(GOAL, 3), Row(BASE, 3, (swap(model, every),)), Row(BASE, 3, (own,)), Row(BASE, 3, (swap(model, 1),))]
-        source, target, all_swapped, none_swapped, one = made(sweep_of(model, 8, scale), rows)
+        sweep = sweep_of(model, 8, scale)
+        paths = model.sites.where(layer=every, text_only=True).paths
+        own, other = (ContextSwap(paths, sweep.context(text)[None]) for text in (BASE, GOAL))
+        rows = [Row(BASE, 3), Row(GOAL, 3), Row(BASE, 3, (other,)), Row(BASE, 3, (own,)), Row(BASE, 3, (swap(model, 1),))]
+        source, target, all_swapped, none_swapped, one = made(sweep, rows)
         assert torch.equal(all_swapped, target)
         assert torch.equal(none_swapped, source)
         assert distance(one, source) > VISIBLE
