@@ -5,11 +5,12 @@ the feed-forward neurons beside them. A `Concept` is a name with prompts in whic
 streams statistics of both into a `Recording`; `score` ranks neurons from it by a method such as `Welch`, giving
 `NeuronScores`; `.top(k)` of these are `Neurons`. A `NeuronMask` drives them to a value while the pipeline runs inside
 `graph.apply(mask)`. `evaluate` measures what changed, on other prompts and seeds; `plots` shows it. Results are saved
-and loaded as single safetensors files by `save` and `load`.
+and loaded as single safetensors files by `save` and `load`; `report` puts a folder of them on one page.
 """
 
 from neuroscope import plots, testbed
 from neuroscope._errors import (
+    ForeignFile,
     InvalidFile,
     InvalidInput,
     NeuroscopeError,
@@ -54,6 +55,7 @@ __all__ = [
     "EditReport",
     "Effects",
     "Folded",
+    "ForeignFile",
     "HookGraph",
     "ImageShare",
     "Intervention",

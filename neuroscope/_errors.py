@@ -33,6 +33,10 @@ class InvalidFile(NeuroscopeError, ValueError):
     """A file that cannot be read or written, or holds something else than expected."""
 
 
+class ForeignFile(InvalidFile):
+    """A sound file that something else wrote, such as another library's weights."""
+
+
 class NonFiniteActivation(NeuroscopeError, FloatingPointError):
     """Activations with NaN or infinity, from which no statistic can be made."""
 

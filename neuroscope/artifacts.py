@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from neuroscope._errors import InvalidFile, closest
+from neuroscope._errors import ForeignFile, InvalidFile, closest
 
 FORMAT = 1
 _KEY = "neuroscope"
@@ -124,7 +124,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise InvalidFile(f"{path} is damaged or not a safetensors file ({error}); make or copy it again") from error
     if _KEY not in metadata:
-        raise InvalidFile(f"{path} is a safetensors file that neuroscope did not write; it has no {_KEY!r} header")
+        raise ForeignFile(f"{path} is a safetensors file that neuroscope did not write; it has no {_KEY!r} header")
     try:
         header = json.loads(metadata[_KEY])
         _kind, newer = header["kind"], header["format"] > FORMAT

@@ -111,7 +111,8 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
         by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
         low, high = _bootstrap(by_prompt, confidence, seed)
-        rows.append((name, metric, float(by_prompt.mean()), low, high, int(group["score"].count())))
+        mean = float(by_prompt.mean()) if len(by_prompt) else np.nan
+        rows.append((name, metric, mean, low, high, int(group["score"].count())))
     return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
 
 
@@ -171,6 +172,8 @@ def _as_tuple(change: Change) -> tuple[Intervention, ...]:
 
 
 def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    if not len(values):
+        return np.nan, np.nan
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.min()), float(values.max())
     with warnings.catch_warnings():

@@ -41,7 +41,7 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
     for row, site in enumerate(scores.sites):
         grid[row, : site.width] = scores.scores[site.path].numpy()
     finite = np.where(np.isfinite(grid), grid, np.nan)
-    ax = ax or _axes(_COLUMN * 2, max(1.6, 0.6 + 0.16 * len(scores.sites)))
+    ax = ax or _axes(_COLUMN * 2, min(9.0, max(1.6, 0.6 + 0.16 * len(scores.sites))))
     if scores.two_sided:
         look: dict[str, Any] = {
             "cmap": _DIVERGING,
@@ -49,7 +49,8 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
         }
     else:
         look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(finite, 0.999) or 1}
-    sns.heatmap(grid, ax=ax, rasterized=True, cbar_kws={"label": _method(scores.provenance.method), "pad": 0.01}, **look)
+    bar = {"label": _wrapped(_method(scores.provenance.method), 24), "pad": 0.01, "fraction": 0.04, "aspect": 30}
+    sns.heatmap(grid, ax=ax, rasterized=True, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
     ax.set_facecolor("0.93")
     if marked is not None:
         rows = {path: row for row, path in enumerate(scores.sites.paths)}
@@ -66,28 +67,25 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
 
 
 def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | None = None, ax: Axes | None = None) -> Axes:
-    """A heatmap of layers: one row a method, each scaled to its own largest score; `marked` outlines a layer."""
+    """A heatmap of layers: one row a method, each scaled to its own largest score; `marked` outlines a layer.
+
+    Components such as "resnet 3", which causal tracing scores, have one row a kind, all on one scale.
+
+    Raises:
+        InvalidInput: no scores are given.
+    """
+    kinds = _by_kind(scores) if isinstance(scores, LayerScores) else None
     named = {_method(scores.provenance.method): scores} if isinstance(scores, LayerScores) else dict(scores)
     if not named:
         raise InvalidInput("there are no layer scores to plot; give at least one")
     table = pd.DataFrame({name: pd.Series(each.scores, index=list(each.layers)) for name, each in named.items()}).T
-    scaled = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)
-    ax = ax or _axes(_COLUMN * 2, 0.9 + 0.36 * len(named))
-    sns.heatmap(
-        scaled,
-        ax=ax,
-        cmap=_SEQUENTIAL,
-        vmin=0,
-        vmax=1,
-        linewidths=0.5,
-        linecolor="white",
-        cbar_kws={"label": "share of its largest", "pad": 0.01},
-    )
-    if marked is not None and marked in table.columns:
+    scaled = table.div(table.abs().max(axis=1).replace(0, 1), axis=0) if kinds is None else kinds / (float(np.nanmax(np.abs(kinds))) or 1)
+    ax = ax or _axes(_COLUMN * 2, 0.9 + 0.36 * len(scaled))
+    _heatmap(ax, scaled, "share of its largest" if kinds is None else "share of the largest", 1)
+    if marked is not None and kinds is None and marked in table.columns:
         left = list(table.columns).index(cast("Any", marked))
         ax.add_patch(plt.Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
-    ax.set(xlabel="cross-attention layer", ylabel="")
-    ax.tick_params(axis="y", rotation=0)
+    ax.set(xlabel="cross-attention layer" if kinds is None else "number among its kind, in execution order", ylabel="")
     return _finish(ax, "layers")
 
 
@@ -100,10 +98,8 @@ def grid(scores: LayerScores, *, ax: Axes | None = None) -> Axes:
     table = scores.grid().T
     ax = ax or _axes(_COLUMN * 2, 0.9 + 0.3 * len(table))
     widest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
-    bar = {"label": "share of the full effect" if scores.effects and scores.effects.relative else "effect", "pad": 0.01}
-    sns.heatmap(table, ax=ax, cmap=_SEQUENTIAL, vmin=0, vmax=widest, linewidths=0.5, linecolor="white", cbar_kws=bar)
+    _heatmap(ax, table, "share of the full effect" if scores.effects and scores.effects.relative else "effect", widest)
     ax.set(xlabel="layer", ylabel="")
-    ax.tick_params(axis="y", rotation=0)
     return _finish(ax, f"{scores.provenance.concept}: layers by part")
 
 
@@ -129,8 +125,9 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
             canvas[top : top + height, left : left + width] = np.asarray(picture.convert("RGB"))
     ax = ax or _axes(1.2 + 0.95 * count, 0.5 + 0.95 * len(rows) * height / width)
     ax.imshow(canvas, interpolation="nearest")
-    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows))
-    ax.set_xticks([column * (width + gap) + width / 2 for column in range(len(columns))], [_wrapped(name) for name in columns])
+    ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows), parse_math=False)
+    centres = [column * (width + gap) + width / 2 for column in range(len(columns))]
+    ax.set_xticks(centres, [_wrapped(name) for name in columns], parse_math=False)
     ax.tick_params(length=0, labelsize=_SMALL)
     sns.despine(ax=ax, left=True, bottom=True)
     return _finish(ax, "")
@@ -199,21 +196,50 @@ def _axes(width: float, height: float) -> Axes:
 
 
 def _finish(ax: Axes, title: str) -> Axes:
-    ax.set_title(title, fontsize=_NORMAL)
+    ax.set_title(title, fontsize=_NORMAL, parse_math=False)
     ax.tick_params(labelsize=_SMALL)
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_fontsize(_NORMAL)
     for collection in ax.collections:
         if collection.colorbar is not None:
             collection.colorbar.ax.tick_params(labelsize=_SMALL)
-            collection.colorbar.ax.yaxis.label.set_fontsize(_SMALL)
+            collection.colorbar.ax.yaxis.label.set(fontsize=_SMALL, parse_math=False)
             collection.colorbar.outline.set_visible(False)
     return ax
+
+
+def _heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
+    """Pale to dark from 0 to `largest`, with as many tick labels as there is room for."""
+    gap = 0.5 if table.shape[1] <= 40 else 0.0
+    look: dict[str, Any] = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": largest, "linewidths": gap, "linecolor": "white"}
+    sns.heatmap(table, ax=ax, xticklabels=False, yticklabels=False, cbar_kws={"label": label, "pad": 0.01}, **look)
+    columns = [str(column) for column in table.columns]
+    width, height = cast("Figure", ax.get_figure(root=True)).get_size_inches() * ax.get_position().size
+    step = _step(len(columns) * (1 + max(map(len, columns))) * _SMALL / 100 / width)
+    ax.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step], rotation=0)
+    lines = max(1, int(72 * height / len(table) / (1.3 * _SMALL)))
+    names = [_wrapped(str(name), max(14, int(4.5 * width)), lines) for name in table.index]
+    ax.set_yticks(np.arange(len(table)) + 0.5, names, rotation=0, parse_math=False)
+
+
+def _step(crowding: float) -> int:
+    """Every how many ticks one may be labelled, a round number, if all labels together took `crowding` times the room."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step >= min(crowding, 1000))
+
+
+def _by_kind(scores: LayerScores) -> pd.DataFrame | None:
+    """Scores of components named by kind and number: one row a kind, one column a number. None for other names."""
+    parts = [name.rpartition(" ") for name in scores.names]
+    if not parts or not all(kind and number.isdecimal() for kind, _, number in parts):
+        return None
+    cells = [(kind, int(number), score) for (kind, _, number), score in zip(parts, scores.scores, strict=True)]
+    table = pd.DataFrame(cells, columns=["kind", "number", "score"])
+    return table.pivot_table(index="kind", columns="number", values="score", sort=False).sort_index(axis="columns")
 
 
 def _method(name: str) -> str:
     return name.removesuffix("()").replace("()", "")
 
 
-def _wrapped(text: str, width: int = 16) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+def _wrapped(text: str, width: int = 16, lines: int | None = None) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))

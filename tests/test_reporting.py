@@ -2,17 +2,24 @@
 
 import itertools
 import re
+import shutil
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from neuroscope import (
+    Auroc,
+    ContextSwap,
     Cost,
     Effects,
     InvalidFile,
+    InvalidInput,
     LayerScores,
     LocoEdit,
     NeuronMask,
@@ -21,34 +28,55 @@ from neuroscope import (
     Welch,
     edit,
     plots,
+    record,
     report,
     save,
     score,
     summarize,
 )
+from neuroscope.cli import main
+from neuroscope.reporting import neurons, tables, where
+from neuroscope.reporting.blocks import Figure, Picture
 
-VOID = {"meta", "img", "br", "link"}
-SECTIONS = {
-    "Which layers": "layers.safetensors",
-    "Which neurons": "neurons.safetensors",
-    "What was changed": "mask.safetensors",
-    "Does it hold?": "evaluation.csv",
+BLANK = Picture("data:image/png;base64,", 1, 1)
+VOID = {"meta", "img", "source", "br"}
+STORY = {
+    "What was asked": ["*"],
+    "The model": ["*.safetensors"],
+    "Which layers": ["layers.*"],
+    "Which neurons": ["neurons.safetensors"],
+    "What was changed": ["mask.*", "edit.*", "swap.*"],
+    "Does it hold?": ["evaluation.csv", "images.png"],
+    "Other pictures": ["other.png"],
+    "What it cost": ["layers.safetensors"],
+    "Where it comes from": ["*.safetensors"],
 }
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced, and gathers texts, sources and headings."""
+    """Checks that tags are balanced, and gathers texts, sources, headings and tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.alts: list[str] = []
         self.texts: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        given = dict(attributes)
+        self.sources += [value for name, value in attributes if name in ("src", "srcset", "href")]
+        if tag == "img":
+            self.alts.append(given["alt"])
+            assert int(given["width"]) > 0
+            assert int(given["height"]) > 0
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -58,6 +86,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and data.strip():
             self.texts.append((self.open[-1], data.strip()))
+            if self.open[-1] in ("td", "th"):
+                self.rows[-1][-1] += data.strip()
 
     def of(self, tag: str) -> list[str]:
         return [text for found, text in self.texts if found == tag]
@@ -65,9 +95,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    jobs = itertools.product(["none", "mask"], range(4), range(2))
-    rows = [(name, f"prompt {number}", seed, "style is stipple", (number + seed + len(name)) / 9) for name, number, seed in jobs]
-    return pd.DataFrame(rows, columns=["intervention", "prompt", "seed", "metric", "score"])
+    cells = [(name, f"prompt {p}", seed, metric) for name in ("none", "mask") for p in range(4) for seed in (0, 1) for metric in ("a", "b")]
+    scores = np.random.default_rng(0).normal(size=len(cells))
+    return pd.DataFrame(cells, columns=["intervention", "prompt", "seed", "metric"]).assign(score=scores)
 
 
 @pytest.fixture(scope="module")
@@ -80,82 +110,259 @@ def layers() -> LayerScores:
     return LayerScores.of(effects, provenance=provenance, cost=Cost(1234, 5.0, 2**30), columns=("base", "0", "1", "2", "goal"), sheet=sheet)
 
 
-@pytest.fixture
-def run(tmp_path, graph, concept, recording, layers, table):
+@pytest.fixture(scope="module")
+def recording(graph, concept):
+    """Of four sites, which are drawn quickly."""
+    return record(graph, concept, graph.sites.where(layer=[3, 8], role=["key", "value"]), keep_samples=True, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, graph, concept, recording, layers, table):
+    """A run with something for every section."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder.mkdir()
     scores = score(recording, Welch())
-    save(layers, tmp_path / "layers.safetensors")
-    save(scores, tmp_path / "neurons.safetensors")
-    save(NeuronMask(scores.top(5)), tmp_path / "mask.safetensors")
-    save(edit(graph, concept, LocoEdit(), 8), tmp_path / "edit.safetensors")
-    table.to_csv(tmp_path / "evaluation.csv", index=False)
-    plots.write(plots.images({"before": [Image.new("RGB", (8, 8))]}), tmp_path / "images.png")
-    return tmp_path
+    save(layers, folder / "layers.safetensors")
+    save(scores, folder / "neurons.safetensors")
+    save(NeuronMask(scores.top(5)), folder / "mask.safetensors")
+    save(edit(graph, concept, LocoEdit(), 8), folder / "edit.safetensors")
+    save(ContextSwap.of(graph, graph.sites.where(layer=3, role="key"), "a red star", steps=(0.0, 0.5)), folder / "swap.safetensors")
+    table.to_csv(folder / "evaluation.csv", index=False)
+    plots.write(plots.images({"before": [Image.new("RGB", (8, 8))]}), folder / "images.png")
+    Image.new("RGB", (8, 8)).save(folder / "other.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(whole, tmp_path_factory) -> Page:
+    return Page(report(whole, tmp_path_factory.mktemp("page") / "report.html").read_text())
+
+
+@pytest.fixture
+def run(whole, tmp_path, monkeypatch):
+    """A copy of the run that a test may spoil, with blank plots."""
+    for module in (where, neurons):
+        monkeypatch.setattr(module, "drawn", lambda _plot, alt, caption: Figure(BLANK, alt, caption, BLANK))
+    return shutil.copytree(whole, tmp_path / "run")
 
 
 def page_of(run) -> Page:
     return Page(report(run).read_text())
 
 
-def test_the_whole_story_is_on_one_page(run):
-    page = page_of(run)
-    expected = ["What was asked", *SECTIONS, "What it cost", "Where it comes from"]
-    assert page.of("h2") == expected
-    assert page.of("h1") == ["stipple: where a model keeps it"]
+def test_the_whole_story_is_on_one_page_in_order(page):
+    assert page.of("h2") == list(STORY)
+    assert page.of("h1")[0].startswith("stipple in ")
     assert "All 2 prompts agree on layer 1." in page.of("p")
-    assert "1,234 denoiser rows, 5.0 s, peak 1.00 GiB" in page.of("dd")
+    assert {"LocoGen", "Welch", "mask", "edit", "swap", "Evaluation", "Before and after"} <= set(page.of("h3"))
+    assert "0 to 50 % of the schedule" in page.of("dd")
+    assert ["LocoGen (layers.safetensors)", "1,234", "5.0", "1.00"] in page.rows
 
 
-def test_it_needs_nothing_beside_itself(run):
-    page = page_of(run)
-    assert len(page.sources) == 1 + 1 + 5 + 1  # the layers' heatmap, the neurons', the contact sheet, the picture
+def test_it_needs_nothing_beside_itself(page, run):
+    wide, narrow, sheet, pictures = 2, 2, 5, 2
+    assert len(page.sources) == wide + narrow + sheet + pictures
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", report(run).read_text())
+    assert all(page.alts)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+def test_headings_are_in_order(run):
+    text = report(run).read_text()
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert text.startswith('<!doctype html>\n<html lang="en">')
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+
+
+@pytest.mark.parametrize("section", [name for name, files in STORY.items() if files != ["*"]])
 def test_a_section_without_data_is_left_out(run, section):
-    beside = {"What was changed": ["edit.safetensors"], "Does it hold?": ["images.png"]}
-    for name in (SECTIONS[section], *beside.get(section, [])):
-        (run / name).unlink()
+    for pattern in STORY[section]:
+        for file in run.glob(pattern):
+            file.unlink()
     assert section not in page_of(run).of("h2")
 
 
-def test_the_tables_hold_the_numbers(run, layers, table):
-    cells = page_of(run).of("td")
-    for name, metric, mean, low, high, images in summarize(table).itertuples(index=False):
-        row = [name, metric, f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}", str(images)]
-        assert any(cells[start : start + 6] == row for start in range(len(cells)))
-    assert ["1", "layer 1", "0.750", "0.750", "0.750", "0.750"] in [cells[start : start + 6] for start in range(len(cells))]
+def test_the_evaluation_holds_the_numbers_of_summarize(page, table):
+    for metric, group in summarize(table).groupby("metric", sort=False):
+        start = page.rows.index([metric]) + 1
+        expected = [
+            [row.intervention, signed(row.mean), f"{signed(row.low)} to {signed(row.high)}", str(row.images)]
+            for row in group.rename(columns={"mean": "centre"}).assign(mean=group["mean"]).itertuples()
+        ]
+        assert page.rows[start : start + len(expected)] == expected
 
 
-def test_what_people_wrote_is_escaped(tmp_path, layers):
-    from dataclasses import replace
+def signed(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
+
+def test_the_layers_table_holds_the_numbers_of_to_frame(page, layers):
+    for row in layers.to_frame().itertuples():
+        assert [str(row.layer), f"{row.score:.3f}", f"{row.low:.3f} to {row.high:.3f}", f"{row.share:.3f}"] in page.rows
+    assert ["a red star", "layer 1", "0.750", "0.000"] in page.rows
+
+
+def test_the_neurons_table_holds_the_numbers_of_to_frame(page, recording):
+    top = score(recording, Welch()).to_frame().head(12)
+    for row in top.itertuples():
+        expected = [str(row.rank), str(row.layer), row.role, str(row.neuron), signed(row.score)]
+        assert expected in [cells[:5] for cells in page.rows]
+
+
+def test_a_mask_says_how_many_neurons_of_which_sites(page, recording):
+    chosen = score(recording, Welch()).top(5)
+    for path, indices in chosen.items():
+        site = recording.sites.at([path])[0]
+        assert [f"{site.layer} {site.role}", str(len(indices)), str(site.width), path] in page.rows
+
+
+def test_what_people_wrote_is_escaped(tmp_path, layers, table):
     name = '<b>&"x"</b>'
-    save(replace(layers, provenance=replace(layers.provenance, concept=name)), tmp_path / "layers.safetensors")
+    effects = replace(layers.effects, prompts=(name, "a blue star"))
+    save(replace(layers, effects=effects, provenance=replace(layers.provenance, concept=name)), tmp_path / f"{name[:3]}.safetensors")
+    table.replace({"mask": name, "a": name, "prompt 0": name}).to_csv(tmp_path / "evaluation.csv", index=False)
     page = page_of(tmp_path)
-    assert page.of("h1") == [f"{name}: where a model keeps it"]
+    assert page.of("h1") == [f"{name} in testbed:sd1"]
     assert page.of("b") == []
+    assert [name] in page.rows
+    assert [name, "layer 1", "0.750", "0.000"] in page.rows
+    assert f"{name}, base" in page.alts
 
 
-def test_what_cannot_be_read_is_named_and_left_out(run):
-    (run / "broken.safetensors").write_bytes(b"no")
-    (run / "other.csv").write_text("a,b\n1,2\n")
-    said = " ".join(page_of(run).of("dd"))
-    assert "broken.safetensors is damaged or not a safetensors file" in said
-    assert "it is no evaluation; one has the columns intervention, prompt, seed, metric, score" in said
+def test_components_and_parts_have_grids_and_big_sheets_show_the_best(tmp_path, layers):
+    probes = tuple(Probe((layer,), part) for layer in range(12) for part in ("0-50 %", "50-100 %"))
+    values = torch.arange(24, dtype=torch.float64)[:, None, None].expand(24, 2, 2) / 24
+    effects = Effects(probes, ("a", "b"), (0, 1), values, torch.ones(2, 2).double(), relative=True)
+    names = tuple(f"{kind} {number}" for kind in ("cross", "ff") for number in range(6))
+    columns = ("base", *map(str, probes), "goal")
+    sheet = torch.zeros(1, 26, 8, 8, 3, dtype=torch.uint8)
+    save(LayerScores.of(effects, names=names, columns=columns, sheet=sheet, provenance=layers.provenance), tmp_path / "traced.safetensors")
+    page = page_of(tmp_path)
+    head = next(row for row in page.rows if "base" in row)
+    assert head == ["", "base", *(str(probe) for probe in reversed(probes[8:])), "goal"]
+    assert len(page.sources) == 2 + 2 + 18
+    assert ["ff 5", "0.938", "0.938 to 0.938", "0.938"] in page.rows
+
+
+def test_methods_are_compared(run, layers, recording):
+    save(replace(layers, scores=(0.1, 0.2, 0.3), provenance=replace(layers.provenance, method="Other()")), run / "other.safetensors")
+    save(score(recording, Auroc()), run / "auroc.safetensors")
+    page = page_of(run)
+    assert "Methods side by side" in page.of("h3")
+    agreement = score(recording, Auroc()).agreement(score(recording, Welch()))
+    assert f"Auroc and Welch agree with a rank correlation of {agreement:.2f}." in page.of("p")
+
+
+def test_a_recording_is_ranked_only_where_no_scores_were_saved(run, recording):
+    save(recording, run / "recording.safetensors")
+    assert page_of(run).of("h3").count("Welch") == 1
+    (run / "neurons.safetensors").unlink()
+    page = page_of(run)
+    assert page.of("h3").count("Welch") == 1
+    assert "6 prompts with the concept and 6 without, read at the last token" in page.of("dd")
+
+
+def test_an_unknown_intervention_is_shown_by_its_repr_and_header(run):
+    @dataclass(frozen=True, repr=False)
+    class Other(NeuronMask):
+        kind = "other-change"
+
+        def __repr__(self):
+            return "Other(<b>)"
+
+    save(Other(NeuronMask.from_parts(*_parts(run)).neurons, strength=0.25), run / "other.safetensors")
+    page = page_of(run)
+    assert "other.safetensors: Other(<b>)" in page.of("p")
+    assert "0.25" in page.of("dd")
+
+
+def _parts(run):
+    from neuroscope import load
+
+    return load(run / "mask.safetensors").to_parts()
+
+
+def test_models_that_differ_are_pointed_out(run, layers):
+    assert "more than one model" in " ".join(page_of(run).of("p"))
+    for file in run.glob("*.safetensors"):
+        file.unlink()
+    save(layers, run / "layers.safetensors")
+    assert "more than one model" not in " ".join(page_of(run).of("p"))
+
+
+def test_foreign_files_are_named_and_left_out(run):
+    save_file({"x": torch.zeros(2)}, run / "lora.safetensors")
+    (run / "other.csv").write_text("prompt,b\n1,2\n")
+    (run / "empty.csv").write_text("intervention,prompt,seed,metric,score\n")
+    (run / "notes.txt").write_text("x")
+    said = page_of(run).of("dd")
+    assert "lora.safetensors is a safetensors file that neuroscope did not write; it has no 'neuroscope' header" in said
+    assert "other.csv is no evaluation; it lacks the columns intervention, seed, metric, score" in said
+    assert "empty.csv is an evaluation without rows" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.safetensors", b"no", "x.safetensors is damaged or not a safetensors file"),
+        ("x.png", b"no", r"x.png is damaged or no PNG file \(.*\); make or copy it again"),
+        ("x.csv", b"", r"x.csv is no table \(.*\); make or copy it again"),
+        ("x.csv", b'a,b\n1,2\n"3,4', r"x.csv is no table \(.*\); make or copy it again"),
+        ("x.csv", b"intervention,prompt,seed,metric,score\na,b,0,c,high\n", "x.csv has scores that are no numbers"),
+    ],
+)
+def test_a_damaged_file_is_one_line(run, name, content, words):
+    (run / name).write_bytes(content)
+    with pytest.raises(InvalidFile, match=words) as caught:
+        report(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
 
 
 def test_nothing_to_report_is_an_error(tmp_path):
-    with pytest.raises(InvalidFile, match="there is no folder .*nowhere; give one with results, such as `neuroscope demo` writes"):
+    with pytest.raises(InvalidInput, match="there is no folder .*nowhere; give one with results, such as `neuroscope demo` writes"):
         report(tmp_path / "nowhere")
-    with pytest.raises(InvalidFile, match="holds no results to report; save some there with -o"):
+    with pytest.raises(InvalidInput, match="holds no results to report; save some there with -o"):
         report(tmp_path)
-    (tmp_path / "broken.safetensors").write_bytes(b"no")
-    with pytest.raises(InvalidFile, match="holds no results to report; broken.safetensors: .* is damaged"):
+    save_file({"x": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(InvalidInput, match="holds no results to report; lora.safetensors is a safetensors file that neuroscope did not"):
         report(tmp_path)
 
 
-def test_it_goes_where_it_is_told(run, tmp_path):
-    assert report(run) == run / "report.html"
-    assert report(run, tmp_path / "page.html").read_text() == (run / "report.html").read_text()
+def test_scores_that_are_missing_are_dashes(tmp_path, table):
+    table.assign(score=np.where(table["metric"] == "a", np.nan, table["score"])).to_csv(tmp_path / "evaluation.csv", index=False)
+    assert ["none", "–", "– to –", "0"] in page_of(tmp_path).rows
+
+
+def test_the_command_writes_where_it_is_told_and_says_so(run, capsys, untyped):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(each) for each in arguments])
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    assert call("report", run) == (0, f"wrote {run / 'report.html'}; open it in a browser\n", "")
+    assert call("report", run, "-o", run / "page.html", "--json")[0] == 0
+    assert (run / "page.html").read_text() == (run / "report.html").read_text()
+    code, out, error = call("report", run / "nowhere")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    code, out, error = call("report", run, "-o", run / "nowhere" / "page.html")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("values", "places"), [([], 3), ([0.0], 3), ([12.3, 0.001], 3), ([0.05, -0.04], 4), ([0.0004], 6), ([float("nan"), 0.5], 3)]
+    )
+    def test_small_columns_have_more_decimals(self, values, places):
+        assert tables.decimals(values) == places
+
+    @pytest.mark.parametrize(("value", "text"), [(-1.5, "−1.500"), (-0.0, "0.000"), (-1e-9, "0.000"), (float("nan"), "–"), (2, "2.000")])
+    def test_signs_are_typographic(self, value, text):
+        assert tables.number(value) == text
+
+    def test_columns_of_one_quantity_share_their_decimals(self):
+        made = tables.tabled(pd.DataFrame({"prompt": ["a"], "effect": [0.5], "next_best": [0.001]}), "")
+        assert [cell.text for cell in made.groups[0].rows[0]] == ["a", "0.500", "0.001"]

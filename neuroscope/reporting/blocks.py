@@ -1,74 +1,98 @@
-"""What a report's sections are made of: figures, tables and facts."""
+"""What a report is made of: sections of parts, and in them facts, figures, contact sheets and tables. Plain data."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
-
-import matplotlib.pyplot as plt
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
-from PIL import Image
-
-DOTS = 200  # an inch; a page shows half as many, so that dense screens stay sharp
-
-THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A picture inside the page; on a phone it shrinks or, if it is dense, scrolls."""
+class Picture:
+    """A PNG as a data URI, and its size on the page in CSS pixels."""
 
     data: str
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its caption.
+
+    Attributes:
+        picture: for wide windows.
+        alt: what it shows, for those who do not see it.
+        caption: what stands under it.
+        narrow: the same, drawn for a phone's width; without it a wide picture scrolls there.
+    """
+
+    picture: Picture
+    alt: str
     caption: str
-    scrolls: bool = True
+    narrow: Picture | None = None
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: named columns, and rows of a prompt and its pictures."""
+    """A contact sheet: named columns, of which one may be marked, and rows of a prompt and its pictures."""
 
     columns: Sequence[str]
-    rows: list[tuple[str, list[str]]]
+    rows: Sequence[tuple[str, Sequence[Picture]]]
     caption: str
+    marked: int | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell or column head."""
+    """The text of a table's cell or column head; numbers stand right."""
 
     text: str
-    number: bool
+    number: bool = False
 
-    @property
-    def name(self) -> str:
-        """A column's name."""
-        return self.text
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a table, with a heading of their own if they have a title."""
+
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """A table; a folded one opens on a click."""
 
-    columns: list[Cell]
-    rows: list[list[Cell]]
-    caption: str = ""
+    columns: Sequence[Cell]
+    groups: Sequence[Group]
+    caption: str
     folded: bool = False
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A name and what is said of it; several texts are a list."""
+
+    name: str
+    texts: Sequence[str]
+    code: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
-    """One result inside a section."""
+    """One result inside a section.
+
+    Attributes:
+        title: its heading.
+        source: the file it was read from, and how it was made.
+        said: the finding, in one sentence.
+        text: what a reader should know to read the rest.
+    """
 
     title: str = ""
+    source: str = ""
     said: str = ""
-    facts: Sequence[tuple[str, Any]] = ()
+    text: str = ""
+    facts: Sequence[Fact] = ()
     figures: Sequence[Figure] = ()
     sheet: Sheet | None = None
     tables: Sequence[Table] = ()
@@ -76,56 +100,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A step of the story."""
+    """A step of the story; one without parts is left out."""
 
     title: str
-    parts: list[Part] = field(default_factory=list)
+    parts: Sequence[Part] = field(default_factory=list)
     text: str = ""
-
-
-def drawn(ax: Axes, caption: str) -> Figure:
-    """A plot as a figure; the plot is closed."""
-    drawing = cast("Drawing", ax.get_figure(root=True))
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, dpi=DOTS, format="png")
-    plt.close(drawing)
-    return shown(buffer.getvalue(), caption)
-
-
-def shown(png: bytes, caption: str) -> Figure:
-    """The bytes of a PNG file as a figure at half its pixels."""
-    width, height = Image.open(io.BytesIO(png)).size
-    return Figure(_inline(png), width // 2, height // 2, caption)
-
-
-def sheet(rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], caption: str) -> Sheet:
-    """A contact sheet of small pictures."""
-    return Sheet(columns, [(name, [_small(each) for each in pictures]) for name, pictures in rows.items()], caption)
-
-
-def _small(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG")
-    return _inline(buffer.getvalue())
-
-
-def _inline(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def tabled(table: pd.DataFrame, caption: str = "", *, folded: bool = False) -> Table:
-    """A data frame; numbers with three decimals stand right."""
-    numeric = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
-    columns = [Cell(str(name).replace("_", " "), number) for name, number in zip(table.columns, numeric, strict=True)]
-    rows = [[Cell(_text(value), number) for value, number in zip(row, numeric, strict=True)] for row in table.itertuples(index=False)]
-    return Table(columns, rows, caption, folded)
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
-    return str(value)

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from importlib import resources
 from pathlib import Path
 
 import jinja2
 
 from neuroscope.artifacts import write_beside
-from neuroscope.reporting.run import read_run
-from neuroscope.reporting.sections import sections_of, title_of
+from neuroscope.reporting.changes import changes
+from neuroscope.reporting.holds import holds, others
+from neuroscope.reporting.neurons import neurons
+from neuroscope.reporting.origins import asked, cost, model, provenance
+from neuroscope.reporting.run import Run, read_run
+from neuroscope.reporting.tables import counted
+from neuroscope.reporting.where import where
+
+#: The story, in order.
+SECTIONS = (asked, model, where, neurons, changes, holds, others, cost, provenance)
 
 
 def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
     """Writes one self-contained HTML page of a folder of results.
 
-    What is there is shown in the order of the story: what was asked, the layers, the neurons, what was changed, whether it
-    holds, the cost, and where each file comes from.
+    What is there is shown in the order of the story: what was asked, of which model, the layers, the neurons, what was
+    changed, whether it holds, the cost, and where each file comes from. The page needs no network and no script.
 
     Args:
-        run: the folder, as `neuroscope demo` writes it, or filled with `-o` of other commands.
+        run: the folder, as `neuroscope demo` writes it, or filled with `-o` of other commands: saved results
+            (`*.safetensors`), evaluations (`*.csv`) and plots (`*.png`). Files that something else wrote are listed as left out.
         path: the page; by default "report.html" in the folder.
 
     Raises:
-        InvalidFile: no such folder, nothing in it to show, or a page that cannot be written.
+        InvalidInput: no such folder, or nothing in it to show.
+        InvalidFile: one of the results is damaged, or the page cannot be written.
     """
     found = read_run(Path(run))
-    template = (resources.files("neuroscope") / "data" / "report.html").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    title, lead = title_of(found)
-    page = environment.from_string(template).render(title=title, lead=lead, sections=sections_of(found))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("neuroscope", "data/report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [section for each in SECTIONS if (section := each(found)).parts]
+    page = environment.get_template("page.html").render(title=_title(found), lead=_lead(found), sections=sections)
     return write_beside(Path(path) if path else found.folder / "report.html", page.encode())
+
+
+def _title(run: Run) -> str:
+    concepts, models = run.said("concept"), run.said("model")
+    return f"{', '.join(concepts)} in {', '.join(models)}" if concepts and models else f"Results in {run.folder.resolve().name}"
+
+
+def _lead(run: Run) -> str:
+    held = {"result": len(run.artifacts), "evaluation": len(run.tables), "picture": len(run.pictures)}
+    counts = ", ".join(counted(count, noun) for noun, count in held.items() if count)
+    version = importlib.metadata.version("neuroscope")
+    return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version}."

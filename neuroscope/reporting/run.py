@@ -8,11 +8,15 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from neuroscope._errors import InvalidFile
+from neuroscope._errors import ForeignFile, InvalidFile, InvalidInput
 from neuroscope.artifacts import Artifact, load, read_header
 from neuroscope.evaluation import COLUMNS
+from neuroscope.recording import Recording
+from neuroscope.scores import NeuronScores
+from neuroscope.sites import Site
 
 Kind = TypeVar("Kind", bound=Artifact)
+_TEXTS = {"intervention": str, "prompt": str, "metric": str}
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Run:
         artifacts: by file name, what neuroscope saved.
         headers: by file name, the headers of these.
         tables: by file name, evaluations.
-        pictures: the PNG files.
+        pictures: by file name, PNG files.
         skipped: by file name, why it is left out.
     """
 
@@ -39,24 +43,39 @@ class Run:
         """The artefacts of a class, by file name."""
         return {name: each for name, each in self.artifacts.items() if isinstance(each, kind)}
 
+    def provenance(self, file: str) -> dict[str, str]:
+        """What a file's header says of model, concept and method."""
+        return self.headers[file].get("provenance") or {}
+
+    def said(self, name: str) -> list[str]:
+        """What all provenances say of one thing, such as "model"; each value once."""
+        values = (self.provenance(file).get(name) for file in self.headers)
+        return list(dict.fromkeys(value for value in values if value))
+
+    def sites(self) -> dict[str, Site]:
+        """The sites that recordings and scores describe, by path."""
+        described = [each.sites for each in self.artifacts.values() if isinstance(each, Recording | NeuronScores)]
+        return {site.path: site for sites in described for site in sites}
+
 
 def read_run(folder: Path) -> Run:
     """Reads a folder of results.
 
     Raises:
-        InvalidFile: there is no such folder, or nothing in it that a report could show.
+        InvalidInput: there is no such folder, or nothing in it that a report could show.
+        InvalidFile: one of the results is damaged.
     """
     if not folder.is_dir():
-        raise InvalidFile(f"there is no folder {folder}; give one with results, such as `neuroscope demo` writes")
+        raise InvalidInput(f"there is no folder {folder}; give one with results, such as `neuroscope demo` writes")
     run = Run(folder)
     for path in sorted(folder.iterdir()):
         try:
             _read(path, run)
-        except InvalidFile as error:
-            run.skipped[path.name] = str(error)
-    if not run.artifacts and not run.tables:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in run.skipped.items())
-        raise InvalidFile(f"{folder} holds no results to report{reasons}; save some there with -o, or run `neuroscope demo`")
+        except ForeignFile as error:
+            run.skipped[path.name] = str(error).replace(str(path), path.name)
+    if not (run.artifacts or run.tables or run.pictures):
+        reasons = "".join(f"; {reason}" for reason in run.skipped.values())
+        raise InvalidInput(f"{folder} holds no results to report{reasons}; save some there with -o, or run `neuroscope demo`")
     return run
 
 
@@ -67,15 +86,18 @@ def _read(path: Path, run: Run) -> None:
     elif path.suffix == ".png":
         run.pictures[path.name] = path
     elif path.suffix == ".csv":
-        table = _table(path)
-        if set(COLUMNS) <= set(table.columns):
-            run.tables[path.name] = table
-        else:
-            run.skipped[path.name] = f"it is no evaluation; one has the columns {', '.join(COLUMNS)}"
+        run.tables[path.name] = _table(path)
 
 
 def _table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, keep_default_na=False, na_values={"score": ["", "nan"]}, dtype=_TEXTS)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InvalidFile(f"{path} is no table: {error}") from error
+        raise InvalidFile(f"{path} is no table ({str(error).strip()}); make or copy it again") from error
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise ForeignFile(f"{path} is no evaluation; it lacks the columns {', '.join(missing)}")
+    if not len(table):
+        raise ForeignFile(f"{path} is an evaluation without rows")
+    if not pd.api.types.is_numeric_dtype(table["score"]):
+        raise InvalidFile(f"{path} has scores that are no numbers; make or copy it again")
+    return table
