@@ -91,8 +91,7 @@ class LatentShare:
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        first, middle, last = (each.double().cpu().numpy() for each in (source, run, target))
-        return _projection(middle, first, last, _ROUNDING[self.space])
+        return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,11 @@ class ImageShare:
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
         """The share of one picture; NaN where the full swap changes nothing."""
-        first, middle, last = (np.asarray(each, dtype=np.float64) for each in (source, run, target))
-        return _projection(middle, first, last, _ROUNDING[self.space])
+        return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
 
 
-def _projection(run: np.ndarray, source: np.ndarray, target: np.ndarray, rounding: float) -> float:
+def _projection(runs: Sequence[np.ndarray], rounding: float) -> float:
+    run, source, target = runs
     way = target - source
     length = float((way**2).sum())
     return float(((run - source) * way).sum()) / length if length > rounding**2 * float((source**2).sum()) else float("nan")

@@ -114,13 +114,14 @@ class TestIntervals:
         assert found.full_interval() == pytest.approx(tuple(effects_of(drawn).intervals()[2]))
 
 
-class TestLayers:
-    WINDOWS = (Probe((0, 1)), Probe((1, 2)), Probe((2, 3)))
+WINDOWS = [Probe((0, 1)), Probe((1, 2)), Probe((2, 3))]
 
+
+class TestLayers:
     def test_a_layers_score_is_the_mean_over_the_windows_that_hold_it(self, drawn):
         a, b, c = drawn.mean(axis=(1, 2))
         expected = [a, (a + b) / 2, (b + c) / 2, c]
-        np.testing.assert_allclose(effects_of(drawn, probes=self.WINDOWS).of_layers(range(4)), expected)
+        np.testing.assert_allclose(effects_of(drawn, probes=WINDOWS).of_layers(range(4)), expected)
 
     def test_a_layers_parts_are_averaged_too(self, drawn):
         probes = [Probe((0,), "0-50 %"), Probe((0,), "50-100 %"), Probe((1,), "0-50 %")]
@@ -129,7 +130,7 @@ class TestLayers:
 
     def test_a_layers_interval_is_that_of_its_own_means(self, drawn):
         middle = drawn[:2].mean(axis=0, keepdims=True)
-        found = effects_of(drawn, probes=self.WINDOWS).layer_intervals([1])
+        found = effects_of(drawn, probes=WINDOWS).layer_intervals([1])
         np.testing.assert_allclose(found, effects_of(middle).intervals())
 
     def test_shares_are_ratios_whatever_the_scores_are(self, drawn):

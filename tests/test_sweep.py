@@ -15,6 +15,7 @@ BASE, GOAL, THIRD = "a red circle in the style of plain", "a blue star in the st
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32}
 TOLERANCE = 2e-5  # of the largest latent: float32 in batches of another size
 VISIBLE = 50 * TOLERANCE
+FULL = torch.OutOfMemoryError("CUDA out of memory")
 STRONG = [0, 1, 11, 13, 15]  # layers near both ends of a random UNet move its output most
 MODELS = {
     "sd1 DDIM": (tiny.sd1, DDIMScheduler, {}),
@@ -223,7 +224,7 @@ class TestMemory:
         """Makes the denoiser fail above a number of rows, as a full accelerator does; gives the batch sizes that were tried."""
         with ExitStack() as stack:
 
-            def limit(rows: int, error: BaseException = torch.OutOfMemoryError("CUDA out of memory")) -> list[int]:
+            def limit(rows: int, error: BaseException = FULL) -> list[int]:
                 tried = []
 
                 def refuse(_module, args):
@@ -238,11 +239,7 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "error",
-        [
-            torch.OutOfMemoryError("CUDA out of memory"),
-            MemoryError(),
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-        ],
+        [FULL, MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
         ids=["cuda", "python", "cpu"],
     )
     def test_a_batch_that_does_not_fit_is_halved_and_made_again(self, graph, pipe, limited, error):

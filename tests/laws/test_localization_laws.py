@@ -30,6 +30,7 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
     LocoGen: [LocoGen(), LocoGen(window="grow", enough=0.6), LocoGen(window=13, parts=2, roles=("value",), probe="sufficiency")],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
+SHARE = LatentShare()
 CONCEPT = concept_of(STIPPLE[:2])
 FAST = SMALL | {"seeds": [3], "batch_size": 64, "quiet": True, "keep_images": 1}
 
@@ -50,7 +51,7 @@ def found(graph) -> dict[str, LayerScores]:
     return {repr(method): run(graph, method) for methods in EXAMPLES.values() for method in methods}
 
 
-def run(graph: HookGraph, method: Localization, metric=LatentShare(), **options) -> LayerScores:
+def run(graph: HookGraph, method: Localization, metric=SHARE, **options) -> LayerScores:
     return localize(graph, CONCEPT, method, metric, **(FAST | options))
 
 
@@ -119,8 +120,7 @@ class TestEveryMethod:
     def test_the_direction_of_a_metric_does_not_matter(self, method, graph):
         there, back = (run(graph, method, Corner(sign), keep_images=0) for sign in (1.0, -1.0))
         assert there.scores == pytest.approx(back.scores)
-        assert there.effects.full.mean() > 0
-        assert back.effects.full.mean() > 0
+        assert min(there.effects.full.mean(), back.effects.full.mean()) > 0
 
     def test_the_contact_sheet_has_a_column_for_every_run(self, method, found):
         scores = found[repr(method)]

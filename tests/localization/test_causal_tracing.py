@@ -10,12 +10,13 @@ from neuroscope.tokens import kinds_of_tokens
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of
 
+SHARE = LatentShare()
 PROMPT = STIPPLE[0][0]
 CLEAN, CORRUPTED = 0, 1
 FAST = SMALL | {"seeds": [0], "batch_size": 32, "keep_images": 0, "quiet": True}
 
 
-def run(graph: HookGraph, method: CausalTracing, metric=LatentShare(), pairs=STIPPLE[:1], name: str = "stipple", **options):
+def run(graph: HookGraph, method: CausalTracing, metric=SHARE, pairs=STIPPLE[:1], name: str = "stipple", **options):
     return localize(graph, concept_of(pairs, name), method, metric, **(FAST | options))
 
 

@@ -22,6 +22,7 @@ from neuroscope import (
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
 
+SHARE = LatentShare()
 CONCEPT = concept_of(STIPPLE)
 FAST = SMALL | {"batch_size": 4, "quiet": True, "keep_images": 0}
 METHOD = LocoGen(window=13)  # four windows, so six pictures for each prompt and seed
@@ -40,7 +41,7 @@ def no_hook_is_left(graph):
     assert tiny.hooks(graph.pipe) == []
 
 
-def run(graph: HookGraph, metric=LatentShare(), method=METHOD, concept=CONCEPT, **options):
+def run(graph: HookGraph, metric=SHARE, method=METHOD, concept=CONCEPT, **options):
     return localize(graph, concept, method, metric, **(FAST | {"seeds": [0], "pairs": 2} | options))
 
 
@@ -118,14 +119,21 @@ class TestWhatIsMeasured:
         assert scores.cost.seconds > 0
 
 
+@pytest.fixture(scope="module")
+def ledger(graph, tmp_path_factory) -> str:
+    """What a finished run of one pair has written."""
+    path = tmp_path_factory.mktemp("ledger") / "rows.jsonl"
+    run(graph, Corner(), pairs=1, output=path)
+    return path.read_text()
+
+
 class TestResuming:
-    @pytest.mark.parametrize("metric", [Corner(), LatentShare(), ImageShare()], ids=repr)
-    @pytest.mark.parametrize("keep", [0, 1])
+    @pytest.mark.parametrize(("metric", "keep"), [(Corner(), 1), (LatentShare(), 0), (LatentShare(), 1), (ImageShare(), 1)])
     def test_a_finished_run_costs_what_the_contact_sheet_needs(self, graph, tmp_path, metric, keep):
-        options = {"output": tmp_path / "rows.jsonl", "keep_images": keep, "seeds": [0, 1]}
+        options = {"output": tmp_path / "rows.jsonl", "keep_images": keep}
         first = run(graph, metric, **options)
-        assert pictures_made(graph, metric, **options) == keep * PICTURES
         second = run(graph, metric, **options)
+        assert second.cost.rows == keep * PICTURES * SMALL["num_inference_steps"]
         assert torch.equal(second.effects.values, first.effects.values)
         assert torch.equal(second.effects.full, first.effects.full)
         assert second.scores == first.scores
@@ -164,6 +172,13 @@ class TestResuming:
         assert pictures_made(graph, **options) == len(lines) - found + 2
         assert pictures_made(graph, **options) == 0
 
+    @pytest.fixture
+    def finished(self, ledger, tmp_path) -> dict:
+        """The options of a finished run, with a copy of its file."""
+        copy = tmp_path / "rows.jsonl"
+        copy.write_text(ledger)
+        return {"output": copy, "pairs": 1, "metric": Corner()}
+
     @pytest.mark.parametrize(
         "change",
         [
@@ -176,38 +191,33 @@ class TestResuming:
         ],
         ids=["metric", "seed", "option", "method", "prompt", "absent prompt"],
     )
-    def test_whatever_a_score_depends_on_makes_it_anew(self, graph, tmp_path, change):
-        options = {"output": tmp_path / "rows.jsonl", "pairs": 1, "metric": Corner()}
-        run(graph, **options)
+    def test_whatever_a_score_depends_on_makes_it_anew(self, graph, finished, change):
         halves = 2 if "guidance_scale" in change else 1
-        assert pictures_made(graph, **options) == 0
-        assert pictures_made(graph, **(options | change)) == PICTURES * halves
+        assert pictures_made(graph, **(finished | change)) == PICTURES * halves
+
+    def test_what_it_does_not_depend_on_does_not(self, graph, finished):
+        assert pictures_made(graph, **(finished | {"batch_size": 3, "concept": concept_of(STIPPLE[:1]), "pairs": None})) == 0
 
     def test_another_corrupted_word_makes_it_anew(self, graph, tmp_path):
         """The prompts are the same, but a concept's name says what is corrupted in them."""
-        options = {"output": tmp_path / "rows.jsonl", "pairs": 1, "method": CausalTracing(component="text"), "metric": Corner()}
+        options = {"output": tmp_path / "rows.jsonl", "pairs": 1, "method": CausalTracing(), "metric": Corner()}
         run(graph, **options)
         assert pictures_made(graph, **options) == 0
-        assert pictures_made(graph, **(options | {"concept": concept_of(STIPPLE, "square")})) > 0
+        assert pictures_made(graph, **(options | {"concept": concept_of(STIPPLE, "square")})) >= 2 + 16
 
     @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
-    def test_other_weights_make_it_anew(self, graph, tmp_path, part):
-        options = {"output": tmp_path / "rows.jsonl", "pairs": 1, "metric": Corner()}
-        run(graph, **options)
+    def test_other_weights_make_it_anew(self, graph, finished, part):
         weight = next(getattr(graph.pipe, part).parameters())
         before = weight.detach().clone()
         weight.data *= 1.01
         try:
-            assert pictures_made(graph, **options) == PICTURES
+            assert pictures_made(graph, **finished) == PICTURES
         finally:
             weight.data.copy_(before)
-        assert pictures_made(graph, **options) == 0
 
-    def test_another_scheduler_makes_it_anew(self, graph, tmp_path, monkeypatch):
-        options = {"output": tmp_path / "rows.jsonl", "pairs": 1, "metric": Corner()}
-        run(graph, **options)
+    def test_another_scheduler_makes_it_anew(self, graph, finished, monkeypatch):
         monkeypatch.setattr(graph.pipe, "scheduler", EulerDiscreteScheduler.from_config(graph.pipe.scheduler.config))
-        assert pictures_made(graph, **options) == PICTURES
+        assert pictures_made(graph, **finished) == PICTURES
 
     def test_a_place_that_cannot_be_written_is_refused_before_any_picture(self, graph, tmp_path):
         with (

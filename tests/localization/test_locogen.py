@@ -10,12 +10,13 @@ from neuroscope import ContextSwap, HookGraph, ImageShare, InvalidInput, LatentS
 from tests.families import tiny
 from tests.localization.planted import EMBLEM, SMALL, STIPPLE, Corner, concept_of, planted
 
+SHARE = LatentShare()
 LAYERS = 16
 PRESENT, ABSENT = STIPPLE[0]
 FAST = {"seeds": [0], "batch_size": 64, "keep_images": 0, "quiet": True}
 
 
-def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=LatentShare(), **options) -> LayerScores:
+def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=SHARE, **options) -> LayerScores:
     return localize(graph, concept_of(pairs), method, metric, **(SMALL | FAST | options))
 
 
@@ -107,6 +108,12 @@ class TestWindows:
 
 
 @pytest.fixture(scope="module")
+def blocked() -> HookGraph:
+    """No layer lets the concept pass."""
+    return planted(STIPPLE[:2], {})
+
+
+@pytest.fixture(scope="module")
 def spread() -> HookGraph:
     """The concept enters through three adjacent layers, so that wider windows hold more of it."""
     return planted(STIPPLE[:1], {12: STIPPLE, 13: STIPPLE, 14: STIPPLE}, louder=1)
@@ -141,9 +148,9 @@ class TestGrowing:
         assert found.provenance.method.startswith("LocoGen(window=3, enough=0.99), ")
         assert found.best == Probe((12, 13, 14))
 
-    def test_without_any_full_change_it_does_not_grow(self):
+    def test_without_any_full_change_it_does_not_grow(self, blocked):
         with pytest.warns(UserWarning, match=r"the full change hardly moves LatentShare\(\) \(0.000 on average\)"):
-            found = run(planted(STIPPLE[:1], {}), LocoGen(window="grow"))
+            found = run(blocked, LocoGen(window="grow"))
         assert len(found.effects.probes) == LAYERS
 
 
@@ -177,18 +184,17 @@ class TestPlants:
         np.testing.assert_allclose(scores.scores, [0.5 if layer in (1, 13) else 0 for layer in range(LAYERS)], atol=1e-3)
 
     @pytest.mark.parametrize("metric", [LatentShare(), ImageShare(), Corner()], ids=repr)
-    def test_where_nothing_passes_no_layer_is_found(self, metric):
+    def test_where_nothing_passes_no_layer_is_found(self, blocked, metric):
         """Rounding errors alone are left, of which every layer would have a share."""
         message = r"the full change hardly moves .* \(-?0.000 on average\), so no layer can be found by it; choose another metric"
         with pytest.warns(UserWarning, match=message):
-            scores = run(planted(STIPPLE[:2], {}), LocoGen(), STIPPLE[:2], metric, seeds=[0, 1])
+            scores = run(blocked, LocoGen(), STIPPLE[:2], metric)
         assert scores.verdict == "no layer stands out; the best, layer 0, has 0.00 [0.00, 0.00]"
         assert scores.scores == (0.0,) * LAYERS
 
 
 class TestDirection:
-    @pytest.mark.parametrize("sign", [1.0, -1.0])
-    @pytest.mark.parametrize("probe", ["necessity", "sufficiency"])
+    @pytest.mark.parametrize(("sign", "probe"), [(1.0, "necessity"), (-1.0, "necessity"), (1.0, "sufficiency")])
     def test_a_metric_may_fall_or_rise_under_the_full_change(self, sign, probe):
         graph = planted(STIPPLE[:1], {13: STIPPLE[:1]})
         scores = run(graph, LocoGen(probe=probe), metric=Corner(sign), guidance_scale=7.5)
@@ -276,7 +282,7 @@ class TestCost:
 
 
 class TestContactSheet:
-    @pytest.mark.parametrize("metric", [LatentShare(), ImageShare(), Corner()], ids=repr)
+    @pytest.mark.parametrize("metric", [LatentShare(), Corner()], ids=repr)
     def test_it_shows_the_pipelines_own_pictures_of_the_first_seed(self, graph, metric):
         scores = run(graph, LocoGen(window=14), STIPPLE[:3], metric, keep_images=2, seeds=[7, 8], guidance_scale=7.5)
         assert scores.columns == ("base", "0-13", "1-14", "2-15", "goal")
