@@ -157,7 +157,7 @@ def test_the_whole_story_is_on_one_page_in_order(page):
     assert "All 2 prompts agree on layer 1." in page.of("p")
     assert {"LocoGen", "Welch", "mask", "edit", "swap", "Evaluation", "Before and after"} <= set(page.of("h3"))
     assert "0 to 50 % of the schedule" in page.of("dd")
-    assert ["LocoGen (layers.safetensors)", "1,234", "5.0", "1.00"] in page.rows
+    assert ["LocoGen (layers)", "1,234", "5.0", "1.00"] in page.rows
 
 
 def test_it_needs_nothing_beside_itself(page, run):

@@ -57,7 +57,9 @@ def model(run: Run) -> Section:
 def cost(run: Run) -> Section:
     """What localisations cost, and all of them together."""
     known = {name: scores.cost for name, scores in run.of_kind(LayerScores).items() if scores.cost}
-    rows = [(f"{method_of(run.provenance(name).get('method', ''))} ({name})", each) for name, each in known.items()]
+    rows = [
+        (f"{method_of(run.provenance(name).get('method', ''))} ({name.removesuffix('.safetensors')})", each) for name, each in known.items()
+    ]
     if len(rows) > 1:
         rows.append(("all", reduce(add, known.values())))
     text = "A denoiser row is one row of a batch through the denoiser once: a count that is the same on every machine."
