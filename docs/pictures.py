@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,9 +22,10 @@ TRAINING = Path(__file__).parent / "training"
 
 def main() -> None:
     """Draws all pictures anew."""
-    run_demo(PICTURES)
-    for leftover in ("mask.safetensors", "evaluation.csv"):
-        (PICTURES / leftover).unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        run_demo(Path(folder))
+        for picture in Path(folder).glob("*.png"):
+            shutil.copy(picture, PICTURES)
     plots.write(world(), PICTURES / "world.png")
     plots.write(plots.graph(ns.HookGraph(ns.testbed.load("sd1"))), PICTURES / "graph.png")
     plots.write(losses(), PICTURES / "losses.png")

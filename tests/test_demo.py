@@ -12,7 +12,11 @@ def test_the_demo_finds_the_style_and_switches_it_off(tmp_path):
     assert outcome["layer"] == 12
     assert score["mask", "style is stipple"] <= 0.1
     assert score["mask: random", "style is stipple"] >= 0.9
+    assert score["edit", "style is stipple"] <= 0.1
     for metric in ("object is right", "colour is right"):
         assert abs(score["mask", metric] - score["none", metric]) <= 0.03
+        assert abs(score["edit", metric] - score["none", metric]) <= 0.03
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["dose.png", "evaluation.csv", "images.png", "layers.png", "mask.safetensors", "neurons.png"]
+    pictures = ["dose.png", "images.png", "layers.png", "neurons.png"]
+    files = ["edit.safetensors", "evaluation.csv", "layers.safetensors", "mask.safetensors", "neurons.safetensors", "report.html"]
+    assert written == sorted(pictures + files)
