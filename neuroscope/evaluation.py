@@ -19,7 +19,7 @@ from neuroscope._errors import InvalidInput
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, NeuronMask
 from neuroscope.ledger import Ledger, digest, key_of, origin
-from neuroscope.metrics import Metric, bind
+from neuroscope.metrics import Metric, Share, bind
 from neuroscope.scores import Neurons
 from neuroscope.sweep import Row, Sweep
 
@@ -78,6 +78,10 @@ def evaluate(
     """
     seeds = list(seeds)
     _check_any(prompts=prompts, seeds=seeds, metrics=metrics)
+    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
+        raise InvalidInput(
+            f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single pictures"
+        )
     bound = [bind(metric, graph) for metric in metrics]
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")

@@ -87,8 +87,8 @@ class LayerScores(Artifact):
         low, high = effects.intervals()[effects.probes.index(self.best)]
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
         if low <= 0 or not found:
-            best = float(effects.means().max())
-            return f"no layer stands out; the best, {self.name(self.top(1)[0])}, has {best:.2f} [{low:.2f}, {high:.2f}]"
+            best = " and ".join(map(self.name, self.best.layers))
+            return f"no layer stands out; the best, {best}, has {float(effects.means().max()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
         if len(counts) == 1:

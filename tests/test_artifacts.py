@@ -7,16 +7,19 @@ import torch
 from safetensors.torch import save_file
 
 from neuroscope import (
+    Concept,
     ContextSwap,
     Intervention,
     InvalidFile,
     LayerScores,
+    LocoEdit,
     NeuronMask,
     Neurons,
     NeuronScores,
     Provenance,
     Recording,
     Welch,
+    edit,
     load,
     read_header,
     save,
@@ -35,7 +38,9 @@ def every(recording, graph) -> dict[type, Artifact]:
     value = graph.sites.where(layer=3, role="value")
     mask = NeuronMask(scores.top(5), fill=recording.mean("absent"), strength=0.5, rows="all", tokens=(1, 2), steps=(0.0, 0.5))
     swap = ContextSwap.of(graph, value, "a blue star", neurons=Neurons.at(graph.sites, {value[0].path: [1]}), steps=(0.5, 1.0))
-    return {type(each): each for each in (recording, scores, scores.by_layer(), scores.top(5), mask, swap)}
+    concept = Concept("stipple", ["a red star in the style of stipple"], ["a red star in the style of plain"])
+    made = edit(graph, concept, LocoEdit(), 3)
+    return {type(each): each for each in (recording, scores, scores.by_layer(), scores.top(5), mask, swap, made)}
 
 
 def test_every_kind_of_artefact_comes_back_the_same(every, tmp_path):

@@ -13,6 +13,7 @@ from neuroscope import (
     HookGraph,
     InvalidFile,
     InvalidInput,
+    LatentShare,
     NeuronMask,
     Neurons,
     UnknownSite,
@@ -239,6 +240,8 @@ def test_what_cannot_work_is_refused_before_any_picture(graph, pipe, mask, tmp_p
         for name in ("prompts", "seeds", "metrics"):
             with pytest.raises(InvalidInput, match=f"there are no {name} to evaluate; give at least one"):
                 run(graph, {"mask": mask}, **{name: []})
+        with pytest.raises(InvalidInput, match=r"LatentShare\(\) compares a run with its two ends, which localize makes"):
+            run(graph, {"mask": mask}, metrics=[LatentShare()])
         with pytest.raises(InvalidInput, match="two metrics have the same name: brightness, brightness"):
             run(graph, {"mask": mask}, metrics=[Brightness(), Brightness()])
         with pytest.raises(InvalidInput, match='the name "none" is the untouched model\'s; give the intervention another'):

@@ -53,9 +53,10 @@ class LocoEdit:
     preserve: tuple[str, ...] = ()
     preserve_weight: float = 1.0
     tokens: str | tuple[str, ...] = "subject"
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
         for each in self._kinds:
             choose("token", each, EDITED)
         for role in self.roles:

@@ -47,13 +47,14 @@ class LocoGen(Localization):
 
     window: int | Literal["grow"] = 1
     enough: float = 0.5
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
     probe: Literal["necessity", "sufficiency"] = "necessity"
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
     parts: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
         if self.window != "grow" and not (isinstance(self.window, int) and self.window >= 1):
             raise InvalidInput(f'window={self.window!r} is no number of layers; give 1 or more, or "grow"')
         if not 0 < self.enough <= 1:

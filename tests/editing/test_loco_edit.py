@@ -31,6 +31,11 @@ def test_by_default_keys_and_values_are_edited_at_the_subject(graph, concept):
     assert made.provenance.method == repr(LocoEdit())
 
 
+def test_one_role_may_be_named_alone(graph, concept):
+    made = edit(graph, concept, LocoEdit(roles="value"), 8)
+    assert made.paths == graph.sites.where(layer=8, role="value").paths
+
+
 def test_the_report_is_measured(graph, concept):
     report = edit(graph, concept, LocoEdit(ridge=1e-9, preserve=("a blue star",)), 8).report
     assert report.residual < 1e-3
