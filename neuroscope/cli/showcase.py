@@ -28,7 +28,7 @@ def demo(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find a style's neurons in the bundled model, switch them off, and show what changed. A minute on two cores."""
+    """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
     options.writable_folder(output_dir)
     outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else typer.echo, quiet=quiet)
     if as_json:
