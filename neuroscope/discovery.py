@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroscope._errors import UnsupportedModel
-from neuroscope.families import Family, SitePattern
+from neuroscope.families import Family, SitePattern, uncompiled
 from neuroscope.sites import Place, Site, Sites
 
 
@@ -80,7 +80,7 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
 
 
 def _twin(denoiser: Any) -> Any:
-    inner = getattr(denoiser, "_orig_mod", denoiser)
+    inner = uncompiled(denoiser)
     with torch.device("meta"):
         return type(inner).from_config(inner.config).eval()
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of, has_other_guidance
+from neuroscope.families import family_of, has_other_guidance, uncompiled
 
 State = Literal["fine", "note", "wrong"]
 
@@ -30,7 +30,7 @@ def diagnose(pipe: Any) -> list[Finding]:
     """
     family = family_of(pipe)
     denoiser = getattr(pipe, family.component)
-    inner = getattr(denoiser, "_orig_mod", denoiser)
+    inner = uncompiled(denoiser)
     refusals: list[tuple[str, State, str, bool]] = [
         (refusal.name, "wrong", refusal.reason, refusal.applies(inner)) for refusal in family.refusals
     ]

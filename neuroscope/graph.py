@@ -18,7 +18,8 @@ from neuroscope._errors import InvalidInput, SiteNeverRan, UnknownSite, closest
 from neuroscope.calls import Call, Clock
 from neuroscope.captured import Captured
 from neuroscope.discovery import find_places, find_sites, row_bytes
-from neuroscope.families import Family, SitePattern, family_of
+from neuroscope.families import Family, SitePattern, family_of, uncompiled
+from neuroscope.parameters import read_parameter
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
@@ -49,7 +50,7 @@ class HookGraph:
         self.family.refuse_unknown(pipe)
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
-        self._modules = dict(getattr(self.denoiser, "_orig_mod", self.denoiser).named_modules())
+        self._modules = dict(uncompiled(self.denoiser).named_modules())
         self.sites = find_sites(self.family, self.denoiser)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
@@ -93,17 +94,17 @@ class HookGraph:
         pattern = self._pattern(site)
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
-        weight = self._modules[f"{pattern.block_of(site.module)}.{pattern.reader}"].weight
-        return weight.detach().to("cpu", torch.float64).norm(dim=1 if pattern.reader_rows else 0)
+        weight = read_parameter(uncompiled(self.denoiser), f"{pattern.block_of(site.module)}.{pattern.reader}.weight")
+        return weight.double().norm(dim=1 if pattern.reader_rows else 0)
 
     def fingerprint(self) -> str:
         """A short hash of the pipeline's weights, from sums over each, so that results of changed weights are told apart."""
         digest = hashlib.sha256()
         for component, part in self.pipe.components.items():
-            for name, weight in part.state_dict().items() if isinstance(part, nn.Module) else ():
-                values = weight.detach().to("cpu", torch.float64).flatten()
+            for name in uncompiled(part).state_dict() if isinstance(part, nn.Module) else ():
+                values = read_parameter(uncompiled(part), name).double()
                 sums = [float(values.sum()), float(values.square().sum())]
-                digest.update(f"{component}.{name} {tuple(weight.shape)} {sums}".encode())
+                digest.update(f"{component}.{name} {tuple(values.shape)} {sums}".encode())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
@@ -274,7 +275,7 @@ class HookGraph:
         )
 
     def _likely_cause(self, path: str) -> str:
-        if hasattr(self.denoiser, "_orig_mod"):
+        if uncompiled(self.denoiser) is not self.denoiser:
             return "the denoiser was compiled before it was hooked; hook first, or use the uncompiled module"
         attention = self._modules.get(path.split(".", 1)[1].rsplit(".", 1)[0])
         if "Fused" in type(getattr(attention, "processor", None)).__name__:

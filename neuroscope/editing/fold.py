@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from accelerate.utils import align_module_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from neuroscope._errors import InvalidInput, UnsupportedModel
+from neuroscope._errors import InvalidInput
 from neuroscope.editing.weights import updates_of
+from neuroscope.families import uncompiled
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
+from neuroscope.parameters import read_parameter, write_parameter
 
 
 class Folded:
@@ -39,13 +39,12 @@ class Folded:
         """
         if not self._active:
             return
+        root = uncompiled(self._graph.denoiser)
         for name, after in self._after.items():
-            with _weight(self._graph.denoiser, name) as weight:
-                if not torch.equal(weight.cpu(), after):
-                    raise InvalidInput(f"{name} was changed after this was folded; take out later changes first, in reverse order")
+            if not torch.equal(read_parameter(root, name), after):
+                raise InvalidInput(f"{name} was changed after this was folded; take out later changes first, in reverse order")
         for name, before in self._before.items():
-            with _weight(self._graph.denoiser, name) as weight:
-                weight.copy_(before)
+            write_parameter(root, name, before)
         self._active = False
 
     def __enter__(self) -> Self:
@@ -67,33 +66,14 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
     """
     if not changes:
         raise InvalidInput("there is nothing to fold; give at least one intervention")
-    updates = updates_of(graph, changes)
+    root = uncompiled(graph.denoiser)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
-    for path, update in updates.items():
+    for path, update in updates_of(graph, changes).items():
         for name, delta in ((f"{path}.weight", update.delta), (f"{path}.bias", update.bias)):
-            if delta is None:
-                continue
-            with _weight(graph.denoiser, name) as weight:
-                before[name] = weight.detach().cpu().clone()
-                changed = torch.where(delta == 0, before[name], (before[name].double() + delta).to(weight.dtype))
-                after[name] = changed
+            if delta is not None:
+                before[name] = read_parameter(root, name).clone()
+                after[name] = torch.where(delta == 0, before[name], (before[name].double() + delta).to(before[name].dtype))
     for name, changed in after.items():
-        with _weight(graph.denoiser, name) as weight:
-            weight.copy_(changed)
+        write_parameter(root, name, changed)
     return Folded(graph, changes, before, after)
-
-
-@contextmanager
-def _weight(denoiser: Any, name: str) -> Iterator[Tensor]:
-    """A weight to read and write in place, also where it rests elsewhere between calls."""
-    path, _, kind = name.rpartition(".")
-    module: nn.Module = getattr(denoiser, "_orig_mod", denoiser).get_submodule(path)
-    resting = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    if getattr(module, kind).device.type == "meta" and resting is None:
-        raise UnsupportedModel(f"{name} has no values here; load the model before folding into it")
-    with torch.no_grad(), align_module_device(module):
-        weight = getattr(module, kind).data
-        yield weight
-        if resting is not None:
-            resting[kind].copy_(weight)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from neuroscope._errors import UnsupportedModel
+from neuroscope.families import uncompiled
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, LinearUpdate
+from neuroscope.parameters import read_parameter
 
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -30,9 +30,9 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
         change.check(graph)
         change.expect_foldable()
     steps = [(site, change) for site in graph.sites for change in changes if site.path in change.paths]
-    behind = [step for step in steps if step[0].role == "output"]
-    reader = _Reader(graph.denoiser)
-    for site, change in [*reversed([step for step in steps if step not in behind]), *behind]:
+    behind, inside = ([step for step in steps if (step[0].role == "output") is last] for last in (True, False))
+    reader = _Reader(uncompiled(graph.denoiser))
+    for site, change in [*reversed(inside), *behind]:
         for update in change.linear_updates(graph, site, reader):
             reader.add(update)
     return reader.updates
@@ -41,9 +41,9 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
 class _Reader:
     """The current values of parameters in float64, with the updates so far."""
 
-    def __init__(self, denoiser: Any) -> None:
+    def __init__(self, root: nn.Module) -> None:
         self.updates: dict[str, LinearUpdate] = {}
-        self._root: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
+        self._root = root
         self._first: dict[str, Tensor] = {}
 
     def __call__(self, name: str) -> Tensor:
@@ -74,5 +74,4 @@ class _Reader:
             raise UnsupportedModel(f"{path} is a {what}, which cannot be changed exactly; load the model in a floating-point format")
         if getattr(module, kind) is None:
             raise UnsupportedModel(f"{path} has no {kind}, which the change needs; apply the change instead")
-        with align_module_device(module):
-            return getattr(module, kind).detach().to("cpu", torch.float64)
+        return read_parameter(self._root, f"{path}.{kind}").double()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from neuroscope._errors import UnsupportedModel
-from neuroscope.families._family import Family, SitePattern, has_other_guidance
+from neuroscope.families._family import Family, SitePattern, has_other_guidance, uncompiled
 from neuroscope.families.unet import UNET
 
 FAMILIES = (UNET,)
 
-__all__ = ["FAMILIES", "Family", "SitePattern", "family_of", "has_other_guidance"]
+__all__ = ["FAMILIES", "Family", "SitePattern", "family_of", "has_other_guidance", "uncompiled"]
 
 
 def family_of(pipe: Any) -> Family:
@@ -21,7 +21,7 @@ def family_of(pipe: Any) -> Family:
     """
     for family in FAMILIES:
         denoiser = getattr(pipe, family.component, None)
-        if type(getattr(denoiser, "_orig_mod", denoiser)).__name__ in family.denoisers:
+        if type(uncompiled(denoiser)).__name__ in family.denoisers:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.denoisers)
     raise UnsupportedModel(f"{type(pipe).__name__} has no denoiser that neuroscope knows; it knows {known}")

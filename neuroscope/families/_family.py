@@ -86,6 +86,11 @@ class Family:
                 raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {refusal.reason}")
 
 
+def uncompiled(denoiser: Any) -> Any:
+    """A denoiser itself, without the wrapper that torch.compile puts around it."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
 def has_other_guidance(pipe: Any) -> bool:
     """Whether a pipeline's batches hold other parts than unconditional and conditional rows."""
     return any(hasattr(type(pipe), name) for name in _OTHER_GUIDANCE)

@@ -18,7 +18,7 @@ from neuroscope.effects import Effects, Probe
 from neuroscope.graph import HookGraph
 from neuroscope.layer_scores import contact_sheet
 from neuroscope.ledger import Ledger, key_of
-from neuroscope.metrics import ImageShare, LatentShare, Metric, Share
+from neuroscope.metrics import Metric, Share
 from neuroscope.provenance import Provenance
 from neuroscope.sweep import Enter, Row, Sweep
 
@@ -74,7 +74,7 @@ class Study:
 
     def sweep(self, texts: Iterable[str], **options: Any) -> Sweep:
         """A sweep over these texts with the study's options."""
-        space = self.metric.space if isinstance(self.metric, LatentShare | ImageShare) else "image"
+        space = self.metric.space if isinstance(self.metric, Share) else "image"
         return Sweep(self.graph, list(texts), self.generation, batch_size=self.batch_size, space=space, **options)
 
     def cases(self, probes: Sequence[Probe | str]) -> Iterator[Case]:

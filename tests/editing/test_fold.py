@@ -131,6 +131,16 @@ def test_narrow_formats_are_rounded_once(fresh, dtype):
     assert same(weights(fresh), before)
 
 
+def test_offloaded_weights_are_read_like_others(fresh, graph, pipe):
+    fresh.unet.load_state_dict(pipe.unet.state_dict())
+    expected = HookGraph(fresh).fingerprint()
+    cpu_offload(fresh.unet, execution_device="cpu")
+    offloaded = HookGraph(fresh)
+    assert offloaded.fingerprint() == expected
+    (site,) = graph.sites.where(layer=8, role="value")
+    assert torch.equal(offloaded.outgoing_norm(site), graph.outgoing_norm(site))
+
+
 def test_offloaded_weights_are_changed_where_they_rest(fresh, graph, pipe):
     with fold(graph, a_map(graph)):
         expected = tiny.draw(pipe)
