@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
+from neuroscope.conditions import Conditions
 from neuroscope.sites import Site
 
 Rows = Literal["all", "conditional"]
@@ -25,6 +26,7 @@ class Call:
         steps: the number of denoising steps; None outside a pipeline's schedule.
         guided: whether the batch holds unconditional rows before the conditional ones.
         project: the module's own computation on another input, without hooks.
+        read: what the module reads of other prompts, as `HookGraph.read` gives it.
     """
 
     site: Site
@@ -32,6 +34,7 @@ class Call:
     steps: int | None
     guided: bool
     project: Callable[[Tensor], Tensor] = field(repr=False)
+    read: Callable[[Conditions], Tensor] = field(repr=False)
 
     def rows(self, rows: Rows, batch: int) -> slice:
         """The batch rows meant: all, or only those that carry the prompt."""
@@ -82,6 +85,6 @@ class Clock:
             self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
         return self._order
 
-    def call(self, site: Site, project: Callable[[Tensor], Tensor]) -> Call:
+    def call(self, site: Site, project: Callable[[Tensor], Tensor], read: Callable[[Conditions], Tensor]) -> Call:
         """What a hook is told about the current call."""
-        return Call(site, self._step, self._steps, self.guided, project)
+        return Call(site, self._step, self._steps, self.guided, project, read)

@@ -44,7 +44,10 @@ class Captured:
         if len({each.shape for each in chosen}) > 1:
             sizes = ", ".join(sorted({str(tuple(each.shape)) for each in chosen}))
             raise InvalidInput(f"the runs differ in size: {sizes}; capture each in a block of its own")
-        return torch.stack(chosen)[:, :, token if isinstance(token, slice) else slice(token, token + 1 or None)]
+        every = torch.stack(chosen)
+        if every.ndim < 4:  # pooled text has no tokens
+            return every
+        return every[:, :, token if isinstance(token, slice) else slice(token, token + 1 or None)]
 
     def keep(self, activation: Tensor, call: Call) -> None:
         """The hook: stores a copy on the CPU and changes nothing."""

@@ -31,18 +31,18 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
     twin = _twin(denoiser)
     for path, module in twin.named_modules():
         for pattern in family.patterns:
-            if block := pattern.block_of(path):
+            if (block := pattern.block_of(path)) is not None:
                 register = module.register_forward_pre_hook if pattern.before_module else module.register_forward_hook
                 register(partial(watch, path, block, pattern))
     _run(family, twin)
     if not order:
         raise UnsupportedModel(f"this {type(denoiser).__name__} has no cross-attention site that neuroscope knows")
-    blocks = list(dict.fromkeys(block for _, _, block, _ in order))
+    blocks = list(dict.fromkeys(block for _, pattern, block, _ in order if pattern.in_layer))
     return Sites(
         Site(
             path=f"{family.component}.{path}{':input' if pattern.before_module else ''}",
-            layer=blocks.index(block),
-            block=family.block_name(block),
+            layer=blocks.index(block) if pattern.in_layer else None,
+            block=family.block_name(block) if pattern.in_layer else "time",
             role=pattern.role,
             width=width,
             text_only=pattern.text_only,

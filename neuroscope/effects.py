@@ -19,7 +19,7 @@ class Probe:
     """One change that a localisation tries.
 
     Attributes:
-        layers: the changed layers.
+        layers: the changed layers, none for the pooled text path.
         part: what of them: a part of the schedule such as "0-25 %", a kind of token, or all ("").
     """
 
@@ -27,8 +27,14 @@ class Probe:
     part: str = ""
 
     def __str__(self) -> str:
-        layers = str(self.layers[0]) if len(self.layers) == 1 else f"{self.layers[0]}-{self.layers[-1]}"
+        first, last = (self.layers[0], self.layers[-1]) if self.layers else (0, -1)
+        adjacent = self.layers == tuple(range(first, last + 1))
+        layers = f"{first}-{last}" if adjacent and last > first else "+".join(map(str, self.layers))
         return f"{layers} {self.part}".strip()
+
+
+#: The change of the pooled text path, which belongs to no layer.
+POOLED = Probe((), "pooled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,12 @@ class Effects:
     def shares(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's mean effect as a share of the full change."""
         return _score(self._by_layer(layers), self.full.numpy())
+
+    def share_of(self, probe: Probe, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+        """One probe's mean effect as a share of the full change, and its bootstrap interval as in `intervals`."""
+        values, full = self.values.numpy()[[self.probes.index(probe)]], self.full.numpy()
+        low, high = self._intervals(values, full, confidence, seed)[0]
+        return float(_score(values, full)[0]), float(low), float(high)
 
     def to_header(self) -> dict[str, Any]:
         """All but the tensors, as plain values."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope._errors import InvalidInput, SiteNeverRan, UnknownSite, closest
+from neuroscope._errors import InvalidInput, SiteNeverRan, UnknownSite, UnsupportedModel, closest
 from neuroscope.calls import Call, Clock
 from neuroscope.captured import Captured
+from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes
 from neuroscope.families import Family, SitePattern, family_of, uncompiled
 from neuroscope.parameters import read_parameter
@@ -66,7 +69,7 @@ class HookGraph:
     @property
     def edges(self) -> list[tuple[str, str]]:
         """The flow of data between "prompt", "image" and the sites' paths, as (source, target)."""
-        edges: list[tuple[str, str]] = []
+        edges = [("prompt", path) for path in self.sites.where(role="pooled").paths]
         stream = "image"
         for layer in self.sites.layers:
             by_role = {site.role: site.path for site in self.sites.where(layer=layer)}
@@ -87,14 +90,14 @@ class HookGraph:
         pattern = self._pattern(site)
         if pattern.reader is None or pattern.reader_rows:
             return None
-        return f"{pattern.block_of(site.module)}.{pattern.reader}"
+        return self._beside(site, pattern.reader)
 
     def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
         pattern = self._pattern(site)
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
-        weight = read_parameter(uncompiled(self.denoiser), f"{pattern.block_of(site.module)}.{pattern.reader}.weight")
+        weight = read_parameter(uncompiled(self.denoiser), f"{self._beside(site, pattern.reader)}.weight")
         return weight.double().norm(dim=1 if pattern.reader_rows else 0)
 
     def fingerprint(self) -> str:
@@ -107,29 +110,77 @@ class HookGraph:
                 digest.update(f"{component}.{name} {tuple(values.shape)} {sums}".encode())
         return digest.hexdigest()[:16]
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Float[Tensor, "prompt token channel"]:
-        """The contexts that the pipeline's own text encoder makes of the prompts.
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as the pipeline calls it.
 
-        Warns of prompts that are longer than the encoder reads, naming the lost words.
+        Raises:
+            UnsupportedModel: the pipeline's tokenizers split text differently, so that a position means two things.
+        """
+        every = [getattr(self.pipe, name) for name in ("tokenizer", "tokenizer_2") if getattr(self.pipe, name, None) is not None]
+        first = every[0]
+        if any(each.model_max_length != first.model_max_length or each.get_vocab() != first.get_vocab() for each in every[1:]):
+            raise UnsupportedModel(f"the tokenizers of {type(self.pipe).__name__} split text differently, so positions mean two things")
+        return self.family.words(first)
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        """The pipeline's text encoders, whose outputs lie side by side in the context."""
+        return [part for name in ("text_encoder", "text_encoder_2") if (part := getattr(self.pipe, name, None)) is not None]
+
+    def conditions(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Conditions:
+        """What the pipeline's own text encoders make of the prompts.
+
+        Warns of prompts that are longer than the encoders read, naming the lost words.
         """
         if not prompts:
             raise InvalidInput("there is no prompt to encode; give at least one")
-        warn_of_lost_words(self.pipe.tokenizer, prompts)
-        device = self.pipe._execution_device
+        warn_of_lost_words(self.tokenizer, prompts)
         batches = (list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size))
-        return torch.cat([self.pipe.encode_prompt(batch, device, 1, False, clip_skip=clip_skip)[0] for batch in batches])
+        return Conditions.of([self._encode(batch, clip_skip) for batch in batches])
+
+    def negative(self, prompt: str | None = None) -> Conditions:
+        """What the unconditional rows are told: a negative prompt, or what the pipeline takes without one."""
+        return self._encode([""], None, None if prompt is None else [prompt], against=True)
+
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Float[Tensor, "prompt token channel"]:
+        """The contexts that cross-attention reads of the prompts: `conditions` without pooled text."""
+        return self.conditions(prompts, batch_size, clip_skip).context
+
+    @cached_property
+    def context_shape(self) -> tuple[int, int]:
+        """The tokens and channels of every prompt's context."""
+        tokens, channels = self.negative().context.shape[1:]
+        return tokens, channels
+
+    def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
+        """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
+        values = (conditions.context, negative.context, conditions.pooled, negative.pooled)
+        return {name: value for name, value in zip(self.family.encoded, values, strict=False) if value is not None}
+
+    @torch.no_grad()
+    def read(self, site: Site, conditions: Conditions) -> Float[Tensor, "prompt *token channel"]:
+        """What a text-side site's module reads of prompts; of modules that read more, these are the first channels."""
+        inner = uncompiled(self.denoiser)
+        return self.family.read(inner, site.module, conditions.to(self.pipe._execution_device, inner.dtype))
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
-        """The pictures that the pipeline's own autoencoder makes of final latents, one at a time to spare the memory."""
+        """The pictures of final latents (or final pixels, of a model without an autoencoder), one at a time to spare the memory."""
+        if not self.has_latents:
+            return self.pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
         scaled = latents / self.pipe.vae.config.scaling_factor
         pixels = torch.cat([self.pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
         return self.pipe.image_processor.postprocess(pixels, output_type="pil")
 
+    @property
+    def has_latents(self) -> bool:
+        """Whether the denoiser works on an autoencoder's latents rather than on pixels."""
+        return getattr(self.pipe, "vae", None) is not None
+
     def row_bytes(self, height: int | None = None, width: int | None = None) -> int:
         """An upper bound of the memory that one denoiser row takes for pictures of a size in pixels, by default the model's."""
-        scale, size = self.pipe.vae_scale_factor, int(self.denoiser.config.sample_size)
+        scale, size = self.pipe.vae_scale_factor if self.has_latents else 1, int(self.denoiser.config.sample_size)
         latents = (height // scale if height else size, width // scale if width else size)
         if latents not in self._row_bytes:
             self._row_bytes[latents] = row_bytes(self.family, self.denoiser, latents)
@@ -221,6 +272,22 @@ class HookGraph:
             yield self
         self._expect_runs(set(sites.paths), ran, clock)
 
+    @torch.no_grad()
+    def _encode(self, prompts: list[str], clip_skip: int | None, negative: list[str] | None = None, against: bool = False) -> Conditions:
+        """The pipeline's own conditions of prompts, or of what stands against them."""
+        options: dict[str, Any] = {} if clip_skip is None else {"clip_skip": clip_skip}
+        if unknown := options.keys() - inspect.signature(self.pipe.encode_prompt).parameters.keys():
+            raise InvalidInput(f"{type(self.pipe).__name__} takes no {unknown.pop()}; leave it out")
+        found = self.pipe.encode_prompt(
+            prompt=prompts,
+            device=self.pipe._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=against,
+            negative_prompt=negative,
+            **options,
+        )
+        return Conditions(*found[int(against) :: 2])
+
     def _start_clock(self, stack: ExitStack) -> Clock:
         clock = Clock(self.pipe)
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
@@ -252,9 +319,11 @@ class HookGraph:
     def _hook(self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
         module = self.module(site)
 
+        read = functools.cache(partial(self.read, site))  # what prompts say is the same at every step
+
         def run(tensor: Tensor) -> Tensor | None:
             ran[site.path] += 1
-            return act(tensor, clock.call(site, module.forward))
+            return act(tensor, clock.call(site, module.forward, read))
 
         if site.before_module if before is None else before:
             handle = module.register_forward_pre_hook(partial(_change_input, run), with_kwargs=True)
@@ -281,6 +350,11 @@ class HookGraph:
         if "Fused" in type(getattr(attention, "processor", None)).__name__:
             return "its projections are fused; call `unfuse_qkv_projections()`"
         return "a wrapper that caches or skips layers, or a replaced attention processor; take it off"
+
+    def _beside(self, site: Site, module: str) -> str:
+        """The path of a module that belongs to the same block as a site."""
+        block = self._pattern(site).block_of(site.module)
+        return f"{block}.{module}" if block else module
 
     def _pattern(self, site: Site) -> SitePattern:
         return next(pattern for pattern in self.family.patterns if pattern.role == site.role)

@@ -17,7 +17,7 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.cost import Cost
-from neuroscope.effects import Effects, Probe
+from neuroscope.effects import POOLED, Effects, Probe
 from neuroscope.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LayerScores(Artifact):
 
     @property
     def best(self) -> Probe:
-        """The probe (a window of layers, and a part of the schedule) with the largest mean effect."""
+        """The probe (a window of layers and a part of the schedule, or the pooled text path) with the largest mean effect."""
         effects = self._measured("best")
         return effects.probes[int(np.argmax(effects.means()))]
 
@@ -84,11 +84,19 @@ class LayerScores(Artifact):
     def verdict(self) -> str:
         """What the scores say, in words: the layer, and whether single prompts agree on it."""
         effects = self._measured("verdict")
-        low, high = effects.intervals()[effects.probes.index(self.best)]
+        best = self.best
+        low, high = effects.intervals()[effects.probes.index(best)]
+        pooled = self.pooled_share
+        share = f"{pooled[0]:.0%} [{pooled[1]:.0%}, {pooled[2]:.0%}] of the full change" if pooled else ""
+        if best == POOLED and low > 0:
+            return f"the pooled text carries {share}, more than any layer"
+        return self._said_of_layers(low, high) + (f"; the pooled text carries {share}" if pooled else "")
+
+    def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
         if low <= 0 or not found:
-            best = " and ".join(map(self.name, self.best.layers))
-            return f"no layer stands out; the best, {best}, has {float(effects.means().max()):.2f} [{low:.2f}, {high:.2f}]"
+            best = " and ".join(map(self.name, self.best.layers)) or "the pooled text"
+            return f"no layer stands out; the best, {best}, has {max(self._measured('verdict').means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
         if len(counts) == 1:
@@ -97,6 +105,13 @@ class LayerScores(Artifact):
             return f"{counts[0][1]} of {of} agree on {self.name(counts[0][0])}"
         places = ", ".join(f"{self.name(layer)} ({count})" for layer, count in counts[:4])
         return f"the {of} disagree: {places}; the place depends on the prompt"
+
+    @property
+    def pooled_share(self) -> tuple[float, float, float] | None:
+        """The share of the full change that the pooled text path carries, with its interval (low, high); None without such a path."""
+        if self.effects is None or POOLED not in self.effects.probes:
+            return None
+        return self.effects.share_of(POOLED)
 
     @property
     def images(self) -> dict[str, list[Image.Image]]:
@@ -140,7 +155,7 @@ class LayerScores(Artifact):
         effects = self._measured("grid")
         cells = [(layer, probe.part, mean) for probe, mean in zip(effects.probes, effects.means(), strict=True) for layer in probe.layers]
         table = pd.DataFrame(cells, columns=["layer", "part", "effect"])
-        parts = list(dict.fromkeys(probe.part for probe in effects.probes))
+        parts = list(dict.fromkeys(probe.part for probe in effects.probes if probe.layers))
         return table.pivot_table(index="layer", columns="part", values="effect", aggfunc="mean", dropna=False)[parts]
 
     def to_frame(self) -> pd.DataFrame:

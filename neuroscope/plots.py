@@ -54,7 +54,7 @@ def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | N
     ax.set_facecolor("0.93")
     if marked is not None:
         _mark(ax, scores, marked)
-    labels = [f"{site.layer} {site.role}" for site in scores.sites]
+    labels = [site.label for site in scores.sites]
     step = -(-len(labels) // 40)
     ax.set_yticks(np.arange(0, len(labels), step) + 0.5, labels[::step], rotation=0)
     ticks = np.linspace(0, widest, 5, dtype=int)
@@ -153,7 +153,9 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     """The hook graph: one column a layer in execution order, one row a role, widths as marker sizes, and the data's flow."""
     roles = ("key", "value", "query", "heads", "output", "feedforward")
-    place: dict[str, tuple[float, float]] = {site.path: (site.layer, -roles.index(site.role)) for site in graph.sites}
+    pooled = graph.sites.where(role="pooled")
+    place: dict[str, tuple[float, float]] = dict.fromkeys(pooled.paths, (-1, 1))
+    place |= {site.path: (site.layer, -roles.index(site.role)) for site in graph.sites if site.layer is not None}
     place |= {"prompt": (-1.6, -0.5), "image": (-1.6, -2)}
     ax = ax or _axes(max(_COLUMN, 0.42 * len(graph.sites.layers) + 1), 2.6)
     text = {path for source, path in graph.edges if source == "prompt"}
@@ -167,7 +169,8 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
         ax.scatter(*place[site.path], s=size, color="tab:blue" if site.text_only else "0.35", edgecolors="white", linewidths=0.5, zorder=2)
     for name in ("prompt", "image"):
         ax.annotate(name, place[name], ha="right", va="center", fontsize=_SMALL)
-    ax.set_yticks([-row for row in range(len(roles))], roles)
+    rows = dict(zip(roles, range(0, -len(roles), -1), strict=True)) | ({"pooled": 1} if pooled else {})
+    ax.set_yticks(list(rows.values()), list(rows))
     ax.set_xticks(graph.sites.layers)
     ax.set(xlabel="cross-attention layer, in execution order", xlim=(-3.4, max(graph.sites.layers) + 0.7))
     sns.despine(ax=ax, left=True)

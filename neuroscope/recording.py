@@ -129,7 +129,7 @@ def record(
         NonFiniteActivation: an activation is NaN or infinite; the message names its site.
     """
     choose("token", token, TOKENS)
-    chosen = graph.sites.where(text_only=True) if sites is None else graph.sites.at(site.path for site in sites)
+    chosen = graph.sites.where(role=("key", "value")) if sites is None else graph.sites.at(site.path for site in sites)
     if not chosen:
         raise InvalidInput("there is no site to record; choose some with graph.sites.where(...)")
     text, denoised = chosen.where(text_only=True), chosen.where(text_only=False)
@@ -182,10 +182,11 @@ class _Tally:
 def _record_text(graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally) -> None:
     if not sites:
         return
-    context = graph.encode(prompts)
-    chosen = torch.from_numpy(select_tokens(graph.pipe.tokenizer, prompts, token, subject)).to(context.device)
+    conditions = graph.conditions(prompts)
+    chosen = torch.from_numpy(select_tokens(graph.tokenizer, prompts, token, subject)).to(conditions.context.device)
     for site in sites:
-        tally.add(site.path, _average(graph.module(site)(context), chosen))
+        activation = graph.module(site)(graph.read(site, conditions))
+        tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:
@@ -200,7 +201,8 @@ def _record_denoised(
     seen: dict[str, dict[int, list[Tensor]]] = {path: {} for path in sites.paths}
 
     def keep(activation: Tensor, call: Call) -> None:
-        mean = activation[call.rows("conditional", len(activation))].detach().to(torch.float64).mean(dim=1)
+        mean = activation[call.rows("conditional", len(activation))].detach().to(torch.float64)
+        mean = mean if mean.ndim == 2 else mean.mean(dim=1)  # pooled text has no places to average over
         seen[call.site.path].setdefault(call.step or 0, []).append(mean)
 
     with graph.observe(sites, keep):

@@ -12,8 +12,10 @@ from neuroscope._errors import InvalidInput, UnknownSite, choose, closest
 if TYPE_CHECKING:
     import pandas as pd
 
-Role = Literal["key", "value", "query", "heads", "output", "feedforward"]
+Role = Literal["key", "value", "query", "heads", "output", "feedforward", "pooled"]
 ROLES: tuple[str, ...] = get_args(Role)
+#: The roles of sites whose modules read nothing but what the prompt says (and, for pooled text, the picture's size).
+TEXT_ROLES = ("key", "value", "pooled")
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,17 @@ class Site:
     Attributes:
         path: the pipeline component and the torch module path, and the key in every saved file. It names the module's
             output, or its input where the path ends in ":input".
-        layer: the cross-attention layer, counted from 0 in execution order.
+        layer: the cross-attention layer, counted from 0 in execution order; None for the pooled text, which is in no layer.
         block: where the layer stands, such as "down.1", "mid" or "up.2".
         role: "key", "value" or "query" (a projection's output), "heads" (all heads' outputs side by side),
-            "output" (after the output projection) or "feedforward" (the hidden neurons of the feed-forward beside the layer).
+            "output" (after the output projection), "feedforward" (the hidden neurons of the feed-forward beside the layer), or
+            "pooled" (what a summary of the prompt adds to the time embedding, by which it reaches every block).
         width: the number of neurons.
         text_only: whether the tensor depends on the prompt alone, so that recording it needs no denoising.
     """
 
     path: str
-    layer: int
+    layer: int | None
     block: str
     role: Role
     width: int
@@ -42,6 +45,11 @@ class Site:
     def module(self) -> str:
         """The path of the module whose input or output the site is, inside the denoiser."""
         return self.path.split(".", 1)[1].removesuffix(":input")
+
+    @property
+    def label(self) -> str:
+        """How plots and tables call it: "8 value", or "pooled"."""
+        return self.role if self.layer is None else f"{self.layer} {self.role}"
 
     @property
     def before_module(self) -> bool:
@@ -111,7 +119,7 @@ class Sites(Sequence[Site]):
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that these sites belong to, in order."""
-        return tuple(sorted({site.layer for site in self}))
+        return tuple(sorted({site.layer for site in self if site.layer is not None}))
 
     @property
     def paths(self) -> tuple[str, ...]:

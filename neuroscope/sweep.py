@@ -14,17 +14,19 @@ from typing import Any
 
 import psutil
 import torch
-from jaxtyping import Float
 from PIL.Image import Image
-from torch import Tensor
 
 from neuroscope._errors import InvalidInput
+from neuroscope.conditions import Conditions
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
 from neuroscope.metrics import Space
 
 LARGEST_BATCH = 64
-_OWN_ARGUMENTS = ("prompt", "generator", "output_type", "prompt_embeds", "negative_prompt_embeds", "num_images_per_prompt", "return_dict")
+_OWN_ARGUMENTS = (
+    *("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "num_images_per_prompt", "output_type", "return_dict"),
+    *("negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Sweep:
         generation: options for the pipeline, such as `num_inference_steps`.
         batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
         space: "image" gives pictures, "latent" final latents, which saves the autoencoder's work.
-        contexts: further texts by name, each [token, channel], such as corrupted ones.
+        contexts: further texts by name, each of one prompt, such as corrupted ones.
 
     Raises:
         InvalidInput: an option of the pipeline that sweeps set themselves.
@@ -68,7 +70,7 @@ class Sweep:
         *,
         batch_size: int | None = None,
         space: Space = "image",
-        contexts: Mapping[str, Float[Tensor, "token channel"]] | None = None,
+        contexts: Mapping[str, Conditions] | None = None,
     ) -> None:
         if taken := sorted(set(generation) & set(_OWN_ARGUMENTS)):
             raise InvalidInput(f"{taken[0]} is set for each picture here; give only options that all pictures share")
@@ -79,9 +81,9 @@ class Sweep:
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
         clip_skip = generation.get("clip_skip")
         distinct = list(dict.fromkeys(texts))
-        encoded = graph.encode(distinct, clip_skip=clip_skip) if distinct else ()
-        self._contexts = dict(zip(distinct, encoded, strict=True)) | dict(contexts or {})
-        self._negative = graph.encode([generation.get("negative_prompt") or ""])[0]  # pipelines skip no layer of it
+        encoded = graph.conditions(distinct, clip_skip=clip_skip) if distinct else ()
+        self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
+        self._negative = graph.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
 
     def run(self, rows: Sequence[Row], enter: Enter | None = None, lead: Sequence[Row] = ()) -> Iterator[tuple[list[Row], list[Any]]]:
@@ -111,9 +113,9 @@ class Sweep:
             yield batch, made[len(lead) :]
             rows = rows[len(batch) :]
 
-    def context(self, text: str) -> Float[Tensor, "token channel"]:
-        """What the denoiser reads for a text."""
-        return self._contexts[text]
+    def conditions(self, text: str) -> Conditions:
+        """What the denoiser is told for a text."""
+        return self._conditions[text]
 
     def pictures(self, made: Sequence[Any]) -> list[Image]:
         """What `run` gave, as pictures."""
@@ -121,12 +123,14 @@ class Sweep:
 
     def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
         device = self.graph.pipe._execution_device
+        told = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
+        against = Conditions.of([self._negative] * len(rows)).to(device)
+        raw = "latent" if self.graph.has_latents else "pt"
         with enter(rows):
             made = self.graph.pipe(
-                prompt_embeds=torch.stack([self._contexts[row.text] for row in rows]).to(device),
-                negative_prompt_embeds=self._negative.expand(len(rows), -1, -1).to(device),
+                **self.graph.arguments(told, against),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-                output_type="pil" if self.space == "image" else "latent",
+                output_type="pil" if self.space == "image" else raw,
                 **self._generation,
             ).images
         return list(made)

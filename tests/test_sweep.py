@@ -111,7 +111,7 @@ class TestRowsOfABatch:
         every = list(model.sites.layers)
         sweep = sweep_of(model, 8, scale)
         paths = model.sites.where(layer=every, text_only=True).paths
-        own, other = (ContextSwap(paths, sweep.context(text)[None]) for text in (BASE, GOAL))
+        own, other = (ContextSwap(paths, sweep.conditions(text).context) for text in (BASE, GOAL))
         window = Row(BASE, 3, (swap(model, 1),))
         source, target, one = made(sweep, [Row(BASE, 3), Row(GOAL, 3), window])
         # in the same slots, because sums may be rounded by the slot where several threads share a batch
@@ -209,10 +209,10 @@ class TestBatches:
             assert distance(drawn(**{other: value for other, value in options.items() if other != name}), found) > VISIBLE
 
     def test_further_contexts_are_texts_by_name(self, graph):
-        sweep = Sweep(graph, [BASE], SMALL, batch_size=2, space="latent", contexts={"mine": graph.encode([GOAL])[0]})
+        sweep = Sweep(graph, [BASE], SMALL, batch_size=2, space="latent", contexts={"mine": graph.conditions([GOAL])})
         found = made(sweep, [Row("mine", 0), Row(BASE, 0)])
         assert torch.equal(found, made(sweep_of(graph, 2), [Row(GOAL, 0), Row(BASE, 0)]))
-        assert torch.equal(sweep.context("mine"), graph.encode([GOAL])[0])
+        assert torch.equal(sweep.conditions("mine").context, graph.encode([GOAL]))
 
     def test_what_a_sweep_sets_itself_is_refused(self, graph):
         with pytest.raises(InvalidInput, match="num_images_per_prompt is set for each picture here; give only options that all pictures"):

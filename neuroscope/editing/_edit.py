@@ -31,4 +31,8 @@ def edit(graph: HookGraph, concept: Concept | Collection[Concept], method: LocoE
     chosen = [layers] if isinstance(layers, int) else list(layers)
     if not chosen:
         raise InvalidInput("there are no layers to edit; give at least one, such as layers.top(1)")
-    return method(graph, concepts, graph.sites.where(layer=chosen, role=method.roles))
+    inside = graph.sites.where(layer=chosen, role=method.roles).paths
+    beside = graph.sites.where(role="pooled").paths if "pooled" in method.roles else ()
+    if "pooled" in method.roles and not beside:
+        raise InvalidInput(f"{graph.family.name} has no pooled text path; edit keys and values alone")
+    return method(graph, concepts, graph.sites.at([*inside, *beside]))

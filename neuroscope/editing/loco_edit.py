@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from torch.nn import functional
 
 from neuroscope._errors import InvalidInput, NonFiniteActivation, choose
 from neuroscope.concepts import Concept
+from neuroscope.conditions import Conditions
 from neuroscope.editing.solving import Solution, solve
 from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextMap, EditReport
+from neuroscope.interventions import ContextMap, EditReport, Factor
 from neuroscope.provenance import Provenance
-from neuroscope.sites import Sites
+from neuroscope.sites import TEXT_ROLES, Site, Sites
 from neuroscope.tokens import EditedToken, align
 
-ROLES = ("key", "value")
 EDITED = get_args(EditedToken)
 _PROBES = 64
 
@@ -34,7 +35,8 @@ class LocoEdit:
 
         W' = W + W · (T − X)ᵀ (X Xᵀ + λ I)⁻¹ X
 
-    which is one map of the layers' input, the same for every W. Solved in float64, in as many dimensions as there are keys.
+    which is one map of what W reads, whatever W is: one for all layers that read the same vectors, and one for each that
+    projects or normalises its text for itself. Biases stay. Solved in float64, in as many dimensions as there are keys.
 
     Attributes:
         ridge: λ in units of the keys' mean squared length. The published 0.01 is absolute.
@@ -42,8 +44,8 @@ class LocoEdit:
         preserve_weight: how much a preserved vector counts beside an edited one.
         tokens: which vectors are edited: "subject" (the last token of the concept's name, as published), "eos" (the first
             end-of-text token), "padding" behind it, several of these, or "all". Text encoders carry a word on into later
-            tokens, and layers may read it there.
-        roles: edit "key" and "value", or one of them.
+            tokens (bidirectional ones into all), and layers may read it there.
+        roles: edit "key" and "value", or one of them; "pooled" edits the pooled text path as well, where the model has one.
 
     Raises:
         InvalidInput: a value that is not allowed.
@@ -53,14 +55,14 @@ class LocoEdit:
     preserve: tuple[str, ...] = ()
     preserve_weight: float = 1.0
     tokens: str | tuple[str, ...] = "subject"
-    roles: str | tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ("key", "value")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
         for each in self._kinds:
             choose("token", each, EDITED)
         for role in self.roles:
-            choose("role", role, ROLES)
+            choose("role", role, TEXT_ROLES)
         if not self._kinds or not self.roles:
             raise InvalidInput("tokens and roles must each name at least one; the defaults edit keys and values at the subject")
         if self.ridge < 0 or self.preserve_weight <= 0:
@@ -69,28 +71,71 @@ class LocoEdit:
 
     def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites) -> ContextMap:
         """The edit of these sites."""
-        keys, targets = (torch.cat(each) for each in zip(*(self._pairs(graph, concept) for concept in concepts), strict=True))
-        kept = graph.encode(list(self.preserve)).double().flatten(0, 1) if self.preserve else keys[:0]
-        if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
-            raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
-        kept, _ = _distinct(kept, kept)
-        solution = solve(keys, targets, kept, self.ridge, self.preserve_weight)
+        texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
+        preserved = graph.conditions(list(self.preserve)) if self.preserve else None
+        maps: list[_Map] = []
+        map_of: dict[str, _Map] = {}
+        for site in sites:
+            vectors = _vectors(graph, site, texts, preserved)
+            known = [each for each in maps if all(map(torch.equal, each.vectors, vectors))]
+            maps += [] if known else [self._map(graph, site, vectors)]
+            map_of[site.path] = known[0] if known else maps[-1]
         names = ", ".join(concept.name for concept in concepts)
         provenance = Provenance(graph.family.name, graph.model, names, repr(self))
-        report = _report(solution, keys, targets, kept)
-        return ContextMap(sites.paths, solution.read.float(), solution.write.float(), provenance=provenance, report=report)
+        report = EditReport.worst([each.report for each in maps])
+        read: Factor = maps[0].read if len(maps) == 1 else {path: each.read for path, each in map_of.items()}
+        write: Factor = maps[0].write if len(maps) == 1 else {path: each.write for path, each in map_of.items()}
+        return ContextMap(sites.paths, read, write, provenance=provenance, report=report)
 
-    def _pairs(self, graph: HookGraph, concept: Concept) -> tuple[Tensor, Tensor]:
-        """The concept's keys and targets, float64 [key, channel]; equal ones count once."""
-        pairs = list(zip(concept.present, concept.absent, strict=True))
-        aligned = align(graph.pipe.tokenizer, pairs, concept.name, self._kinds)
-        present, absent = (graph.encode(list(arm)).double().cpu() for arm in (concept.present, concept.absent))
-        rows = [(present[row, here], absent[row, there]) for row, places in enumerate(aligned) for here, there in places]
-        return _distinct(torch.stack([key for key, _ in rows]), torch.stack([target for _, target in rows]))
+    def _map(self, graph: HookGraph, site: Site, vectors: tuple[Tensor, Tensor, Tensor]) -> _Map:
+        solution = solve(*vectors, self.ridge, self.preserve_weight)
+        beside = int(graph.module(site).in_features) - solution.read.shape[1]  # type: ignore[arg-type]  # as sizes beside pooled text
+        read, write = (functional.pad(each.float(), (0, beside)) for each in (solution.read, solution.write))
+        return _Map(vectors, read, write, _report(solution, *vectors))
 
     @property
     def _kinds(self) -> tuple[str, ...]:
         return (self.tokens,) if isinstance(self.tokens, str) else tuple(self.tokens)
+
+
+class _Map(NamedTuple):
+    """The solution for sites that read the same vectors."""
+
+    vectors: tuple[Tensor, Tensor, Tensor]
+    read: Tensor
+    write: Tensor
+    report: EditReport
+
+
+class _Texts(NamedTuple):
+    """A concept's prompts in both arms, and which of their tokens correspond."""
+
+    present: Conditions
+    absent: Conditions
+    aligned: list[list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, graph: HookGraph, concept: Concept, kinds: tuple[str, ...]) -> Self:
+        pairs = list(zip(concept.present, concept.absent, strict=True))
+        present, absent = (graph.conditions(list(arm)) for arm in (concept.present, concept.absent))
+        return cls(present, absent, align(graph.tokenizer, pairs, concept.name, kinds))
+
+    def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
+        """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""
+        present, absent = (graph.read(site, arm).double().cpu() for arm in (self.present, self.absent))
+        if present.ndim == 2:
+            return present, absent
+        rows = [(present[row, here], absent[row, there]) for row, places in enumerate(self.aligned) for here, there in places]
+        return torch.stack([key for key, _ in rows]), torch.stack([target for _, target in rows])
+
+
+def _vectors(graph: HookGraph, site: Site, texts: Sequence[_Texts], preserved: Conditions | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, targets and kept vectors of a site, float64 [vector, channel]; equal ones count once."""
+    keys, targets = (torch.cat(each) for each in zip(*(each.pairs(graph, site) for each in texts), strict=True))
+    kept = keys[:0] if preserved is None else graph.read(site, preserved).double().cpu().flatten(0, -2)
+    if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
+        raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
+    return *_distinct(keys, targets), _distinct(kept, kept)[0]
 
 
 def _distinct(keys: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,13 @@ from typing import Any
 
 from neuroscope._errors import UnsupportedModel
 from neuroscope.families._family import Family, SitePattern, has_other_guidance, uncompiled
+from neuroscope.families.added_kv import ADDED_KV
+from neuroscope.families.sdxl import SDXL
 from neuroscope.families.unet import UNET
 
-FAMILIES = (UNET,)
+FAMILIES = (UNET, SDXL, ADDED_KV)
 
-__all__ = ["FAMILIES", "Family", "SitePattern", "family_of", "has_other_guidance", "uncompiled"]
+__all__ = ["FAMILIES", "Family", "SitePattern", "family_of", "family_of_denoiser", "has_other_guidance", "uncompiled"]
 
 
 def family_of(pipe: Any) -> Family:
@@ -19,9 +21,27 @@ def family_of(pipe: Any) -> Family:
     Raises:
         UnsupportedModel: no family knows this denoiser.
     """
-    for family in FAMILIES:
-        denoiser = getattr(pipe, family.component, None)
-        if type(uncompiled(denoiser)).__name__ in family.denoisers:
+    components = dict.fromkeys(family.component for family in FAMILIES)
+    denoiser = next((found for name in components if (found := getattr(pipe, name, None)) is not None), pipe)
+    return family_of_denoiser(denoiser)
+
+
+def family_of_denoiser(denoiser: Any) -> Family:
+    """The family of a denoiser, by its class and its config.
+
+    Raises:
+        UnsupportedModel: no family knows it.
+    """
+    inner = uncompiled(denoiser)
+    named = [family for family in FAMILIES if type(inner).__name__ in family.denoisers]
+    for family in named:
+        if family.matches(inner.config):
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.denoisers)
-    raise UnsupportedModel(f"{type(pipe).__name__} has no denoiser that neuroscope knows; it knows {known}")
+    if not named:
+        known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
+        raise UnsupportedModel(f"{type(inner).__name__} has no denoiser that neuroscope knows; it knows {known}")
+    kinds = {name: inner.config.get(name) for name in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")}
+    raise UnsupportedModel(
+        f"this {type(inner).__name__} takes its text in a way that neuroscope does not know ({kinds}); it knows "
+        f"{', '.join(family.name for family in FAMILIES)}"
+    )

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from neuroscope._errors import UnsupportedModel
+from neuroscope.conditions import Conditions
 from neuroscope.sites import Role
 
 #: Properties of pipelines whose batches hold other parts than unconditional and conditional rows.
@@ -18,7 +21,7 @@ _OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
 class SitePattern:
     """Which module carries a role: `module` is a regular expression over torch module paths.
 
-    Its named group `block` gives the transformer block, which ties the sites of one layer together.
+    What stands before it is the transformer block, which ties the sites of one layer together.
 
     Attributes:
         before_module: the site is the module's input, not its output.
@@ -26,6 +29,7 @@ class SitePattern:
         reader: the module path (below the block) whose weights read these neurons, for norms of outgoing weights; None
             where the neurons are added to the residual stream.
         reader_rows: the neurons meet the rows of the reader's weight rather than its columns.
+        in_layer: the site belongs to a cross-attention layer.
     """
 
     role: Role
@@ -34,10 +38,11 @@ class SitePattern:
     text_only: bool = False
     reader: str | None = None
     reader_rows: bool = False
+    in_layer: bool = True
 
     def block_of(self, module_path: str) -> str | None:
-        """The transformer block of a module that carries this role, else None."""
-        found = re.fullmatch(rf"(?P<block>.+)\.{self.module}", module_path)
+        """The transformer block of a module that carries this role ("" where it is in no layer), else None."""
+        found = re.fullmatch(rf"(?P<block>.+)\.{self.module}" if self.in_layer else rf"(?P<block>){self.module}", module_path)
         return found["block"] if found else None
 
 
@@ -58,21 +63,31 @@ class Family:
         name: how reprs and saved files call it.
         component: the pipeline's attribute that holds the denoiser.
         denoisers: the class names of such denoisers.
+        matches: whether a denoiser of such a class, by its config, is of this family.
         patterns: where the sites are.
-        refusals: the states in which a denoiser of that class is refused.
+        refusals: the states in which a denoiser of the family is refused.
         block_name: the display name of a transformer block's place, from its module path.
         inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
         places: for each kind of component that causal tracing restores, a regular expression over module paths.
+        encoded: what the pipeline's `encode_prompt` returns, in order, by the names under which its call takes them.
+        read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
+            [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
+            the first.
+        words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
     """
 
     name: str
     component: str
     denoisers: tuple[str, ...]
+    matches: Callable[[Any], bool]
     patterns: tuple[SitePattern, ...]
     refusals: tuple[Refusal, ...]
     block_name: Callable[[str], str]
     inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
     places: Mapping[str, re.Pattern[str]]
+    encoded: tuple[str, ...]
+    read: Callable[[Any, str, Conditions], Tensor]
+    words: Callable[[Any], Any] = lambda tokenizer: tokenizer
 
     def refuse_unknown(self, pipe: Any) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""

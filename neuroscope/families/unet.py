@@ -6,17 +6,20 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from neuroscope.conditions import Conditions
 from neuroscope.families._family import Family, Refusal, SitePattern
 
 
-def _block_name(path: str) -> str:
+def block_name(path: str) -> str:
     """'up_blocks.1.attentions.2.transformer_blocks.0' is in block 'up.1'."""
     parts = path.split(".")
     return "mid" if parts[0] == "mid_block" else f"{parts[0].removesuffix('_blocks')}.{parts[1]}"
 
 
-def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """One row of zeros, for every UNet of diffusers."""
     config = denoiser.config
     height, width = size or (2 ** len(config.block_out_channels),) * 2
     parameter = next(denoiser.parameters())
@@ -24,14 +27,42 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
     return {
         "sample": torch.zeros(1, config.in_channels, height, width, **place),
         "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
-        "encoder_hidden_states": torch.zeros(1, 2, config.cross_attention_dim, **place),
+        "encoder_hidden_states": torch.zeros(1, 2, config.encoder_hid_dim or config.cross_attention_dim, **place),
     }
 
+
+def is_plain(config: Any) -> bool:
+    """Whether a UNet reads its text as it comes, and nothing else; an IP-Adapter on it is refused by its own name."""
+    return config.encoder_hid_dim_type in (None, "ip_image_proj") and config.class_embed_type is None
+
+
+def _read(_denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
+    return conditions.context
+
+
+REFUSALS = (
+    Refusal(
+        "IP-Adapter",
+        "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
+        lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
+    ),
+    Refusal(
+        "fused projections",
+        "its projections are fused; call `unfuse_qkv_projections()` first",
+        lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
+    ),
+    Refusal(
+        "chunked feed-forward",
+        "its feed-forwards run in chunks; set their chunk size to None first",
+        lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
+    ),
+)
 
 UNET = Family(
     name="stable-diffusion-unet",
     component="unet",
     denoisers=("UNet2DConditionModel",),
+    matches=lambda config: config.addition_embed_type is None and is_plain(config),
     patterns=(
         SitePattern("query", r"attn2\.to_q", reader="attn2.to_k", reader_rows=True),
         SitePattern("key", r"attn2\.to_k", text_only=True, reader="attn2.to_q", reader_rows=True),
@@ -40,31 +71,15 @@ UNET = Family(
         SitePattern("output", r"attn2\.to_out\.0"),
         SitePattern("feedforward", r"ff\.net\.0", reader="ff.net.2"),
     ),
-    refusals=(
-        Refusal(
-            "pooled text",
-            "its pooled text reaches every layer through the time embedding",
-            lambda unet: unet.config.addition_embed_type is not None,
-        ),
-        Refusal("text projection", "its text is projected inside the denoiser", lambda unet: unet.config.encoder_hid_dim_type is not None),
-        Refusal(
-            "fused projections",
-            "its projections are fused; call `unfuse_qkv_projections()` first",
-            lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
-        ),
-        Refusal(
-            "chunked feed-forward",
-            "its feed-forwards run in chunks; set their chunk size to None first",
-            lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
-        ),
-        Refusal("class labels", "it is conditioned on class labels", lambda unet: unet.config.class_embed_type is not None),
-    ),
-    block_name=_block_name,
-    inputs=_inputs,
+    refusals=REFUSALS,
+    block_name=block_name,
+    inputs=inputs,
     places={
         "self": re.compile(r".+\.attn1"),
         "cross": re.compile(r".+\.attn2"),
         "ff": re.compile(r".+\.transformer_blocks\.\d+\.ff"),
         "resnet": re.compile(r".+\.resnets\.\d+"),
     },
+    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    read=_read,
 )

@@ -27,6 +27,13 @@ class Intervention(Artifact):
 
     paths: Collection[str]
 
+    def pooled_text(self, graph: HookGraph) -> str:
+        """Which prompt feeds the pooled text path, by which it reaches every block; "" where the model has none."""
+        pooled = graph.sites.where(role="pooled").paths
+        if not pooled:
+            return ""
+        return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
+
     @property
     def changes_input(self) -> bool:
         """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -14,10 +14,12 @@ from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.provenance import Provenance
-from neuroscope.sites import Site
+from neuroscope.sites import TEXT_ROLES, Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
+
+Factor = Float[Tensor, "rank channel"] | Mapping[str, Float[Tensor, "rank channel"]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class EditReport:
     preserved: float
     bystanders: float
 
+    @classmethod
+    def worst(cls, reports: Sequence[EditReport]) -> EditReport:
+        """One report for the maps of several layers: of each figure the largest."""
+        figures = (max(getattr(each, field.name) for each in reports) for field in fields(cls))
+        return cls(*figures)
+
     def __str__(self) -> str:
         posed = f"{self.keys} keys, {self.kept} kept, rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
         moves = f"outside the span {self.outside:.1e}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
@@ -61,8 +69,8 @@ class ContextMap(Intervention):
 
     Attributes:
         paths: the sites whose input is moved.
-        read: [rank, channel].
-        write: [rank, channel].
+        read: [rank, channel], one for all sites or, where they read different vectors, one for each path.
+        write: [rank, channel], likewise.
         strength: 0 leaves the model unchanged, 1 is the edit.
         rows: "all" (as changed weights would act) or "conditional".
         steps: the part of the denoising schedule, as fractions from 0 to 1.
@@ -76,8 +84,8 @@ class ContextMap(Intervention):
     kind: ClassVar[str] = "context-map"
 
     paths: Collection[str]
-    read: Float[Tensor, "rank channel"] = field(repr=False)
-    write: Float[Tensor, "rank channel"] = field(repr=False)
+    read: Factor = field(repr=False)
+    write: Factor = field(repr=False)
     strength: float = 1.0
     rows: Rows = "all"
     steps: tuple[float, float] = (0.0, 1.0)
@@ -88,24 +96,38 @@ class ContextMap(Intervention):
         object.__setattr__(self, "paths", tuple(self.paths))
         if not self.paths:
             raise InvalidInput("the map has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
-        if self.read.ndim != 2 or self.read.shape != self.write.shape:
-            shapes = f"{tuple(self.read.shape)} and {tuple(self.write.shape)}"
-            raise InvalidInput(f"the map's factors have shapes {shapes}; give two of one shape, [rank, channel]")
+        for path in self.paths:
+            read, write = self.factors(path)
+            if read.ndim != 2 or read.shape != write.shape:
+                shapes = f"{tuple(read.shape)} and {tuple(write.shape)}"
+                raise InvalidInput(f"the map's factors have shapes {shapes}; give two of one shape, [rank, channel]")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
+
+    def factors(self, path: str) -> tuple[Float[Tensor, "rank channel"], Float[Tensor, "rank channel"]]:
+        """What is read and written at a site.
+
+        Raises:
+            InvalidInput: the map holds nothing for this path.
+        """
+        found = [each.get(path) if isinstance(each, Mapping) else each for each in (self.read, self.write)]
+        if found[0] is None or found[1] is None:
+            raise InvalidInput(f"the map's factors lack {path}; give both for each of its paths, or one pair for all")
+        return found[0], found[1]
 
     @property
     def changes_input(self) -> bool:
         """See `Intervention`."""
         return True
 
-    def on_input(self, context: Float[Tensor, "row token channel"], call: Call) -> Float[Tensor, "row token channel"]:
+    def on_input(self, context: Float[Tensor, "row *token channel"], call: Call) -> Float[Tensor, "row *token channel"]:
         """See `Intervention`."""
         if not call.within(self.steps):
             return context
         rows = call.rows(self.rows, len(context))
         moved = context.clone()
-        moved[rows] += self.strength * (context[rows] @ self.read.to(context).T) @ self.write.to(context)
+        read, write = self.factors(call.site.path)
+        moved[rows] += self.strength * (context[rows] @ read.to(context).T) @ write.to(context)
         return moved
 
     def check(self, graph: HookGraph) -> None:
@@ -114,30 +136,39 @@ class ContextMap(Intervention):
         if family and family != graph.family.name:
             raise InvalidInput(f"the map was made for the family {family}, and this model is of {graph.family.name}; edit this model anew")
         for site in graph.sites.at(self.paths):
-            if not site.text_only:
+            if site.role not in TEXT_ROLES:
                 raise InvalidInput(f"{site.path} does not read the prompt alone; map the context of keys and values")
-            width = graph.module(site).in_features
-            if width != self.read.shape[1]:
-                raise InvalidInput(f"the map moves {self.read.shape[1]} channels, and {site.path} reads {width}; edit this model anew")
+            width, moved = graph.module(site).in_features, self.factors(site.path)[0].shape[1]
+            if width != moved:
+                raise InvalidInput(f"the map moves {moved} channels, and {site.path} reads {width}; edit this model anew")
 
     def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
         """See `Intervention`."""
         weight = weights(f"{site.module}.weight")
-        yield LinearUpdate(site.module, self.strength * weight @ self.write.to(weight).T, self.read.to(weight))
+        read, write = self.factors(site.path)
+        yield LinearUpdate(site.module, self.strength * weight @ write.to(weight).T, read.to(weight))
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
         header: dict[str, Any] = {"paths": list(self.paths), "strength": self.strength, "rows": self.rows, "steps": self.steps}
         header |= {"provenance": asdict(self.provenance), "report": asdict(self.report) if self.report else None}
-        return {"read": self.read, "write": self.write}, header
+        if not isinstance(self.read, Mapping):
+            return {"read": self.read, "write": self.write}, header  # type: ignore[dict-item]
+        named = {path: self.factors(path) for path in self.paths}
+        tensors = {f"read:{path}": read.clone() for path, (read, _) in named.items()}
+        return tensors | {f"write:{path}": write.clone() for path, (_, write) in named.items()}, header
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
         """See `Artifact`."""
+        paths = header["paths"]
+        read, write = (
+            tensors[name] if name in tensors else {path: tensors[f"{name}:{path}"] for path in paths} for name in ("read", "write")
+        )
         return cls(
             header["paths"],
-            tensors["read"],
-            tensors["write"],
+            read,
+            write,
             header["strength"],
             header["rows"],
             tuple(header["steps"]),

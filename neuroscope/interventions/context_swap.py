@@ -1,9 +1,10 @@
-"""Letting chosen keys and values read another prompt, LOCOGEN's probe."""
+"""Letting chosen keys and values (or the pooled text) read another prompt, LOCOGEN's probe."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import einops
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
+from neuroscope.conditions import Conditions
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.provenance import Provenance
 from neuroscope.scores import Neurons
-from neuroscope.sites import Site
+from neuroscope.sites import TEXT_ROLES, Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ContextSwap(Intervention):
-    """Gives some key and value sites the context of another prompt (Basu et al. 2024, LOCOGEN).
+    """Gives some key, value or pooled sites what another prompt says (Basu et al. 2024, LOCOGEN).
+
+    Each site's own module is given what it would read of that prompt, projections and normalisation included. The pooled
+    text path keeps the run's own prompt unless its site is among the paths.
 
     Attributes:
         paths: the sites that read the other prompt.
         context: [prompt, token, channel], from `graph.encode`; one for all rows, or one for each prompt of the batch.
+        pooled: [prompt, channel], from `graph.conditions`, for a pooled site that does not read the tokens.
         neurons: only these neurons read it; by default all neurons of the sites.
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule, as fractions from 0 to 1.
@@ -45,6 +51,7 @@ class ContextSwap(Intervention):
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
     provenance: Provenance = Provenance()
+    pooled: Float[Tensor, "prompt channel"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(self.paths))
@@ -62,31 +69,40 @@ class ContextSwap(Intervention):
     @classmethod
     def of(cls, graph: HookGraph, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:
         """A swap to prompts, encoded by the model's own text encoder; further options are the class's fields."""
-        context = graph.encode([prompts] if isinstance(prompts, str) else prompts)
-        return cls([site.path for site in sites], context, provenance=Provenance(graph.family.name, graph.model), **options)
+        conditions = graph.conditions([prompts] if isinstance(prompts, str) else prompts)
+        paths = [site.path for site in sites]
+        provenance = Provenance(graph.family.name, graph.model)
+        return cls(paths, conditions.context, provenance=provenance, pooled=conditions.pooled, **options)
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What the other prompts say."""
+        return Conditions(self.context, self.pooled)
 
     @property
     def changes_input(self) -> bool:
         """See `Intervention`: whole sites read the other prompt as their input, chosen neurons are computed beside it."""
         return self.neurons is None
 
-    def on_input(self, context: Float[Tensor, "row token channel"], call: Call) -> Float[Tensor, "row token channel"]:
+    def on_input(self, context: Float[Tensor, "row *token channel"], call: Call) -> Float[Tensor, "row *token channel"]:
         """See `Intervention`."""
         if not call.within(self.steps):
             return context
         rows = call.rows(self.rows, len(context))
         edited = context.clone()
-        edited[rows] = self._for_rows(rows.stop - rows.start, call.guided, context)
+        other = self._for_rows(call.read(self.conditions), rows.stop - rows.start, call.guided)
+        edited[rows, ..., : other.shape[-1]] = other.to(context)
         return edited
 
-    def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
+    def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
         """See `Intervention`."""
         chosen = list(self.neurons.get(call.site.path, ())) if self.neurons is not None else []
         if not call.within(self.steps):
             return activation
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
-        edited[rows, :, chosen] = call.project(self._for_rows(rows.stop - rows.start, call.guided, activation))[..., chosen]
+        other = call.project(call.read(self.conditions))
+        edited[rows, ..., chosen] = self._for_rows(other, rows.stop - rows.start, call.guided)[..., chosen].to(activation)
         return edited
 
     def expect_foldable(self) -> None:
@@ -96,23 +112,24 @@ class ContextSwap(Intervention):
     def check(self, graph: HookGraph) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
         for site in graph.sites.at(self.paths):
-            if not site.text_only:
+            if site.role not in TEXT_ROLES:
                 raise InvalidInput(f"{site.path} does not read the prompt alone; swap the context of keys and values")
             width = site.width if self.neurons is None else self.neurons.widths.get(site.path, site.width)
             if width != site.width:
                 raise UnknownSite(
                     f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
                 )
-            expected = (graph.pipe.tokenizer.model_max_length, graph.module(site).in_features)
-            if tuple(self.context.shape[1:]) != expected:
-                raise InvalidInput(
-                    f"the swap's context has {tuple(self.context.shape[1:])} tokens and channels, "
-                    f"and the model's {expected}; encode it anew"
-                )
+        if tuple(self.context.shape[1:]) != graph.context_shape:
+            given = tuple(self.context.shape[1:])
+            raise InvalidInput(f"the swap's context has {given} tokens and channels, and the model's {graph.context_shape}; encode it anew")
+        for site in graph.sites.at(self.paths).where(role="pooled"):
+            if self.neurons is not None:
+                raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
+            graph.read(site, self.conditions)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
-        tensors = {"context": self.context}
+        tensors = {"context": self.context} | ({} if self.pooled is None else {"pooled": self.pooled})
         header = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "provenance": asdict(self.provenance), "neurons": None}
         if self.neurons is not None:
             indices, header["neurons"] = self.neurons.to_parts()
@@ -125,16 +142,15 @@ class ContextSwap(Intervention):
         indices = {name.removeprefix("indices:"): tensor for name, tensor in tensors.items() if name.startswith("indices:")}
         neurons = None if header["neurons"] is None else Neurons.from_parts(indices, header["neurons"])
         provenance = Provenance(**header["provenance"])
-        return cls(header["paths"], tensors["context"], neurons, header["rows"], tuple(header["steps"]), provenance)
+        return cls(header["paths"], tensors["context"], neurons, header["rows"], tuple(header["steps"]), provenance, tensors.get("pooled"))
 
-    def _for_rows(self, rows: int, guided: bool, like: Tensor) -> Tensor:
-        """The context of each row; several images of one prompt lie side by side, in each half of a guided batch."""
+    def _for_rows(self, others: Tensor, rows: int, guided: bool) -> Tensor:
+        """What each row takes of the prompts'; several images of one prompt lie side by side, in each half of a guided batch."""
         halves = 2 if guided and self.rows == "all" else 1
-        images, rest = divmod(rows, halves * len(self.context))
+        images, rest = divmod(rows, halves * len(others))
         if rest:
             raise InvalidInput(
                 f"the swap holds contexts of {len(self.context)} prompts, which {rows // halves} rows cannot be shared among; "
                 "give one or as many as prompts"
             )
-        context = self.context.to(like.device, like.dtype)
-        return einops.repeat(context, "prompt ... -> (half prompt image) ...", half=halves, image=images)
+        return einops.repeat(others, "prompt ... -> (half prompt image) ...", half=halves, image=images)

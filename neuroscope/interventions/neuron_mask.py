@@ -15,7 +15,7 @@ from neuroscope.calls import Call, Rows
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.scores import Neurons
-from neuroscope.sites import Site
+from neuroscope.sites import Site, Sites
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
@@ -67,7 +67,7 @@ class NeuronMask(Intervention):
         """The fill of the chosen neurons, by path."""
         return cast("Mapping[str, Tensor]", self.fill)
 
-    def on_output(self, activation: Float[Tensor, "row token neuron"], call: Call) -> Float[Tensor, "row token neuron"]:
+    def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
         """See `Intervention`."""
         if not call.within(self.steps):
             return activation
@@ -99,24 +99,19 @@ class NeuronMask(Intervention):
                 f"the mask was made for another model; {len(differing)} of its sites differ: {', '.join(differing[:3])}{more}"
             )
 
-        length = graph.pipe.tokenizer.model_max_length
-        if (
-            self.tokens
-            and graph.sites.at(self.paths).where(text_only=True)
-            and not -length <= min(self.tokens) <= max(self.tokens) < length
-        ):
-            raise InvalidInput(f"the mask's tokens {self.tokens} are not all there; the model's prompts have {length}")
+        if self.tokens:
+            self._check_tokens(self.tokens, graph.sites.at(self.paths), graph.tokenizer.model_max_length)
 
     def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
         """See `Intervention`: chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
 
-        A constant at a key changes nothing, because softmax ignores a shift; at a value it passes through the attention as
-        it is, because the attention's weights sum to 1.
+        A projection with a bias of its own takes the fill there. Without one, a constant at a key changes nothing, because
+        softmax ignores a shift; at a value it passes through the attention as it is, because the attention's weights sum to 1.
         """
         chosen = torch.tensor(self.neurons[site.path])
         fill = self.strength * self.values[site.path].double()
         reader = graph.reader(site)
-        if site.role == "output":
+        if not site.before_module and getattr(graph.module(site), "bias", None) is not None:
             yield self._scaled_rows(site.module, weights, chosen, fill - self.strength * weights(f"{site.module}.bias")[chosen])
             return
         if site.role != "key" and fill.any():
@@ -130,6 +125,12 @@ class NeuronMask(Intervention):
             weight = weights(f"{reader}.weight")
             units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
             yield LinearUpdate(reader, -self.strength * weight[:, chosen], units)
+
+    def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int) -> None:
+        if pooled := sites.where(role="pooled"):
+            raise InvalidInput(f"{pooled[0].path} has no tokens; make the mask without tokens, or leave its neurons out")
+        if sites.where(text_only=True) and not -length <= min(tokens) <= max(tokens) < length:
+            raise InvalidInput(f"the mask's tokens {tokens} are not all there; the model's prompts have {length}")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`: for each site the indices and the fill of the chosen neurons."""

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, choose
+from neuroscope.conditions import Conditions
 from neuroscope.cost import metered
 from neuroscope.effects import Probe
 from neuroscope.graph import HookGraph
@@ -133,7 +134,7 @@ class CausalTracing(Localization):
         yield count // 2
 
 
-Traced = tuple[list[Probe], tuple[str, ...], list[Group], dict[str, Tensor]]
+Traced = tuple[list[Probe], tuple[str, ...], list[Group], dict[str, Conditions]]
 
 
 def _corrupted(case: Case) -> str:

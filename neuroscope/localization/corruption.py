@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
+from neuroscope.conditions import Conditions
 from neuroscope.graph import HookGraph
 from neuroscope.tokens import kinds_of_tokens
 
@@ -36,7 +37,7 @@ class Corruption:
 
     @property
     def layer_count(self) -> int:
-        """The number of the text encoder's layers."""
+        """The number of the text encoders' layers, one encoder's after the other's."""
         return len(self._layers)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -50,8 +51,8 @@ class Corruption:
         return list(dict.fromkeys(self._kinds(prompts).flatten().tolist()))
 
     @torch.no_grad()
-    def encode(self, prompt: str, seed: int, restored: tuple[int, str] | None = None) -> Float[Tensor, "token channel"]:
-        """The corrupted context of a prompt.
+    def encode(self, prompt: str, seed: int, restored: tuple[int, str] | None = None) -> Conditions:
+        """The corrupted conditions of a prompt, pooled text included.
 
         Args:
             prompt: it holds the subject.
@@ -65,10 +66,11 @@ class Corruption:
                 put = _putting(self._clean(prompt)[layer], kinds == kind)
                 handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
                 stack.callback(handle.remove)
-            embedding = self._graph.pipe.text_encoder.get_input_embeddings()
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
-            stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed)).remove)
-            return self._graph.encode([prompt], clip_skip=self._clip_skip)[0]
+            for encoder in self._graph.text_encoders:
+                corrupt = partial(self._corrupt, subject, seed)
+                stack.callback(encoder.get_input_embeddings().register_forward_hook(corrupt).remove)
+            return self._graph.conditions([prompt], clip_skip=self._clip_skip)
 
     def _corrupt(self, subject: Bool[Tensor, "token"], seed: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         """A forward hook of the token embedding [prompt, token, channel]."""
@@ -88,12 +90,16 @@ class Corruption:
         return self._states[prompt]
 
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
-        return kinds_of_tokens(self._graph.pipe.tokenizer, prompts, self._subject)
+        return kinds_of_tokens(self._graph.tokenizer, prompts, self._subject)
 
     @cached_property
     def _layers(self) -> Sequence[nn.Module]:
-        stacks = [list(module) for module in self._graph.pipe.text_encoder.modules() if isinstance(module, nn.ModuleList)]
-        return max(stacks, key=len)
+        return [layer for encoder in self._graph.text_encoders for layer in _stack(encoder)]
+
+
+def _stack(encoder: nn.Module) -> nn.ModuleList:
+    """The longest list of modules, which holds an encoder's layers under every name."""
+    return max((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
 def _state(output: Any) -> Tensor:

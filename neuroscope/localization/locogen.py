@@ -12,7 +12,7 @@ import numpy as np
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
 from neuroscope.cost import metered
-from neuroscope.effects import Probe
+from neuroscope.effects import POOLED, Probe
 from neuroscope.interventions import ContextSwap
 from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
@@ -31,6 +31,9 @@ class LocoGen(Localization):
     from the same noise. The score is how far the metric falls (or, for a fact with a new answer, rises), in its own units.
     Windows share batches, so that a sweep runs as fast as the bare pipeline.
 
+    Models with a pooled text path get a run more for each picture, in which that path alone reads the other prompt: what
+    it carries, no layer can. `LayerScores.pooled_share` reports it.
+
     Attributes:
         window: how many adjacent layers change together, the same at both ends of the model; or "grow", the paper's
             procedure: 1, and wider until some window has at least `enough` of the effect of changing all layers.
@@ -40,6 +43,7 @@ class LocoGen(Localization):
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule in which the layers read the other prompt.
         parts: cut `steps` into as many equal parts and probe each on its own, for a layer × part grid.
+        pooled: which prompt feeds the pooled text path in a window's run: its "own", or the "other", as the window's.
 
     Raises:
         InvalidInput: a value that is not allowed.
@@ -52,6 +56,7 @@ class LocoGen(Localization):
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
     parts: int = 1
+    pooled: Literal["own", "other"] = "own"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
@@ -65,6 +70,7 @@ class LocoGen(Localization):
             choose("role", role, ROLES)
         choose("probe", self.probe, ("necessity", "sufficiency"))
         choose("rows", self.rows, ("conditional", "all"))
+        choose("pooled", self.pooled, ("own", "other"))
         check_schedule_part(self.steps)
         if self.parts < 1:
             raise InvalidInput(f"parts={self.parts} is no number of parts; give 1 or more")
@@ -80,6 +86,7 @@ class LocoGen(Localization):
             for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
                 method = replace(self, window=width)
                 probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
+                probes += [POOLED] if study.graph.sites.where(role="pooled") else []
                 measured = study.measure(sweep, [method._group(study, sweep, probes)], method, measured)
                 effects = measured.effects(study, probes, relative=False)
                 if effects.full_mean() <= 0 or effects.means().max() >= self.enough * effects.full_mean():
@@ -99,9 +106,12 @@ class LocoGen(Localization):
         return Row(base, case.seed, (swaps[case.probe, case.pair],))
 
     def _swap(self, study: Study, sweep: Sweep, probe: Probe, pair: int) -> ContextSwap:
-        sites = study.graph.sites.where(layer=probe.layers, role=self.roles)
-        context = sweep.context(self._texts(study, pair)[1])[None]
-        return ContextSwap(sites.paths, context, rows=self.rows, steps=self._parts()[probe.part])
+        sites = study.graph.sites
+        inside = sites.where(layer=probe.layers, role=self.roles).paths
+        beside = sites.where(role="pooled").paths if probe == POOLED or self.pooled == "other" else ()
+        steps = self.steps if probe == POOLED else self._parts()[probe.part]
+        other = sweep.conditions(self._texts(study, pair)[1])
+        return ContextSwap([*beside, *inside], other.context, rows=self.rows, steps=steps, pooled=other.pooled)
 
     def _texts(self, study: Study, pair: int) -> tuple[str, str]:
         present, absent = study.pairs[pair]

@@ -64,7 +64,7 @@ def _sites(change: Intervention | Neurons, known: Mapping[str, Site]) -> Table:
     rows = []
     for path in change if isinstance(change, Neurons) else change.paths:
         site = known.get(path)
-        row: dict[str, Any] = {"layer": f"{site.layer} {site.role}"} if site else {"layer": None}
+        row: dict[str, Any] = {"layer": site.label} if site else {"layer": None}
         rows.append(row | ({"neurons": len(chosen[path]), "of": chosen.widths[path]} if chosen else {}) | {"site": path})
     table = pd.DataFrame(rows).dropna(axis="columns", how="all")
     return tabled(table, f"Its {counted(len(rows), 'site')}", folded=len(rows) > _SHORT)

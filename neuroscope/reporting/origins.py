@@ -15,6 +15,7 @@ from neuroscope.reporting.blocks import Fact, Part, Section
 from neuroscope.reporting.run import Run
 from neuroscope.reporting.tables import counted, tabled
 from neuroscope.reporting.where import method_of
+from neuroscope.sites import Sites
 
 
 def asked(run: Run) -> Section:
@@ -41,7 +42,7 @@ def asked(run: Run) -> Section:
 
 def model(run: Run) -> Section:
     """What the results say about the model that they are of."""
-    sites = run.sites().values()
+    sites = Sites(run.sites().values())
     layers = {len(scores.layers) for scores in run.of_kind(LayerScores).values() if not scores.names}
     said = {
         "name": run.said("model"),
@@ -92,9 +93,8 @@ def _costs(rows: list[tuple[str, Cost]]) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["found by", "denoiser rows", "seconds", "peak GiB"])
 
 
-def _described(sites: Iterable) -> str:
-    sites = list(sites)
-    layers = counted(len({site.layer for site in sites}), "layer")
+def _described(sites: Sites) -> str:
+    layers = counted(len(sites.layers), "layer")
     return f"{counted(len(sites), 'site')} in {layers} were recorded, {counted(sum(site.width for site in sites), 'neuron')}"
 
 

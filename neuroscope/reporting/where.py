@@ -69,7 +69,7 @@ def _figures(scores: LayerScores, *, compared: bool) -> list[Figure]:
     caption = "Darker: the layer controls the concept more. Negative scores are as pale as 0."
     shown_as = scores if scores.names else {method_of(scores.provenance.method): scores}
     figures = [] if compared else [drawn(partial(plots.layers, shown_as), alt, caption)]
-    if scores.effects and len({probe.part for probe in scores.effects.probes}) > 1:
+    if scores.effects and len({probe.part for probe in scores.effects.probes if probe.layers}) > 1:
         alt, caption = "Heatmap of effects by layer and part", "The layers with each part probed on its own."
         figures.append(drawn(partial(plots.grid, scores), alt, caption))
     return figures

@@ -67,7 +67,7 @@ def test_that_order_is_not_the_order_of_the_modules_names(model):
 
 def test_every_layer_has_every_role_once(model):
     for layer in model.sites.layers:
-        assert sorted(site.role for site in model.sites.where(layer=layer)) == sorted(ROLES)
+        assert sorted(site.role for site in model.sites.where(layer=layer)) == sorted(roles_of(model))
 
 
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):

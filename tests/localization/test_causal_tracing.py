@@ -30,7 +30,7 @@ def draw(graph: HookGraph, contexts: list[torch.Tensor], **options) -> torch.Ten
 
 @pytest.fixture(scope="module")
 def contexts(graph) -> list[torch.Tensor]:
-    return [graph.encode([PROMPT])[0], Corruption(graph, "stipple", 3.0).encode(PROMPT, seed=0)]
+    return [graph.encode([PROMPT])[0], Corruption(graph, "stipple", 3.0).encode(PROMPT, seed=0).context[0]]
 
 
 def replayed(graph: HookGraph, contexts: list[torch.Tensor], path: str, rows: str, **options) -> torch.Tensor:
@@ -141,7 +141,7 @@ class TestTextEncoder:
     def test_the_last_layers_tokens_are_the_clean_contexts(self, corruption, contexts, kinds):
         """Each kind of token is put back alone; all of them together are the clean context."""
         for kind in corruption.parts([PROMPT]):
-            restored = corruption.encode(PROMPT, 0, restored=(corruption.layer_count - 1, kind))
+            restored = corruption.encode(PROMPT, 0, restored=(corruption.layer_count - 1, kind)).context[0]
             assert torch.equal(restored[kinds == kind], contexts[CLEAN][kinds == kind])
             assert torch.equal(restored[kinds != kind], contexts[CORRUPTED][kinds != kind])
         assert corruption.parts([PROMPT]) == ["start", "before", "last subject", "eos", "padding"]
@@ -153,10 +153,10 @@ class TestTextEncoder:
         assert not torch.isclose(contexts[CLEAN][~before], contexts[CORRUPTED][~before], atol=1e-3).all(dim=1).any()
         for layer in range(corruption.layer_count):
             for kind in ("start", "before"):
-                assert torch.equal(corruption.encode(PROMPT, 0, restored=(layer, kind)), contexts[CORRUPTED])
+                assert torch.equal(corruption.encode(PROMPT, 0, restored=(layer, kind)).context[0], contexts[CORRUPTED])
 
     def test_what_is_restored_early_is_read_by_later_tokens(self, corruption, contexts, kinds):
-        restored = corruption.encode(PROMPT, 0, restored=(0, "last subject"))
+        restored = corruption.encode(PROMPT, 0, restored=(0, "last subject")).context[0]
         after = np.isin(kinds, ["eos", "padding"])
         assert not torch.isclose(restored[after], contexts[CORRUPTED][after], atol=1e-3).all(dim=1).any()
         near, far = ((each - contexts[CLEAN])[after].norm() for each in (restored, contexts[CORRUPTED]))
@@ -169,7 +169,7 @@ class TestTextEncoder:
         assert list(grid.columns) == ["start", "before", "last subject", "eos", "padding"]
         target, source = draw(graph, contexts)
         for layer, kind in ((0, "last subject"), (2, "padding"), (1, "eos")):
-            restored = draw(graph, [corruption.encode(PROMPT, 0, restored=(layer, kind))])[0]
+            restored = draw(graph, [corruption.encode(PROMPT, 0, restored=(layer, kind)).context[0]])[0]
             assert grid.loc[layer, kind] == pytest.approx(share_of(restored, source, target), abs=1e-4)
         assert (grid[["start", "before"]].abs() < 1e-4).all(axis=None)
         assert (grid[["last subject", "eos", "padding"]].abs() > 1e-3).any(axis=None)
@@ -180,12 +180,12 @@ class TestTextEncoder:
         vars(fresh.text_encoder)["text_model"] = fresh.text_encoder
         graph = HookGraph(fresh)
         corruption = Corruption(graph, "stipple", 3.0, clip_skip=1)
-        clean, corrupted = graph.encode([PROMPT], clip_skip=1)[0], corruption.encode(PROMPT, 0)
+        clean, corrupted = graph.encode([PROMPT], clip_skip=1)[0], corruption.encode(PROMPT, 0).context[0]
         (kinds,) = kinds_of_tokens(fresh.tokenizer, [PROMPT], "stipple")
         before = np.isin(kinds, ["start", "before"])
         assert torch.equal(clean[before], corrupted[before])
-        assert not torch.allclose(corrupted, Corruption(graph, "stipple", 3.0).encode(PROMPT, 0), atol=1e-2)
-        restored = corruption.encode(PROMPT, 0, restored=(corruption.layer_count - 2, "eos"))
+        assert not torch.allclose(corrupted, Corruption(graph, "stipple", 3.0).encode(PROMPT, 0).context[0], atol=1e-2)
+        restored = corruption.encode(PROMPT, 0, restored=(corruption.layer_count - 2, "eos")).context[0]
         assert torch.equal(restored[kinds == "eos"], clean[kinds == "eos"])
         scores = run(graph, CausalTracing(), clip_skip=1)
         (place,) = [place for place in graph.places if str(place) == "cross 15"]
@@ -204,7 +204,7 @@ class TestNoise:
         layer = graph.pipe.text_encoder.encoder.layers[0]
         handle = layer.register_forward_pre_hook(lambda _module, args, kwargs: seen.append(args[0].clone()), with_kwargs=True)
         graph.encode([PROMPT])
-        Corruption(graph, name, 2.5).encode(PROMPT, seed=7)
+        Corruption(graph, name, 2.5).encode(PROMPT, seed=7).context[0]
         handle.remove()
         clean, corrupted = (each[0] for each in seen)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
@@ -215,17 +215,17 @@ class TestNoise:
         torch.testing.assert_close((corrupted - clean)[subject], 2.5 * spread * noise[subject], rtol=1e-4, atol=1e-5)
 
     def test_the_same_seed_is_the_same_noise_and_another_is_not(self, graph):
-        first, again, other = (Corruption(graph, "stipple", 3.0).encode(PROMPT, seed) for seed in (0, 0, 1))
+        first, again, other = (Corruption(graph, "stipple", 3.0).encode(PROMPT, seed).context[0] for seed in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.allclose(first, other, atol=1e-2)
 
     def test_more_noise_corrupts_more(self, graph, contexts):
-        far = [(Corruption(graph, "stipple", noise).encode(PROMPT, 0) - contexts[CLEAN]).norm() for noise in (0.01, 0.1, 1.0)]
+        far = [(Corruption(graph, "stipple", noise).encode(PROMPT, 0).context[0] - contexts[CLEAN]).norm() for noise in (0.01, 0.1, 1.0)]
         assert far == sorted(far)
         assert far[0] < 0.1 * far[2]
 
     def test_the_text_encoder_is_left_as_it_was(self, graph, contexts):
-        Corruption(graph, "stipple", 3.0).encode(PROMPT, 0, restored=(1, "eos"))
+        Corruption(graph, "stipple", 3.0).encode(PROMPT, 0, restored=(1, "eos")).context[0]
         assert torch.equal(graph.encode([PROMPT])[0], contexts[CLEAN])
         assert tiny.hooks(graph.pipe) == []
 
@@ -235,7 +235,7 @@ class TestNoise:
             layer = graph.pipe.text_encoder.encoder.layers[2]
             stack.callback(layer.register_forward_pre_hook(lambda *_: 1 / 0).remove)
             with pytest.raises(ZeroDivisionError):
-                corruption.encode(PROMPT, 0, restored=(1, "eos"))
+                corruption.encode(PROMPT, 0, restored=(1, "eos")).context[0]
         assert tiny.hooks(graph.pipe) == []
 
 
