@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import neuroscope as ns
+from benchmarks.topologies import SD_V1
 
 
 def stable_diffusion_v1() -> StableDiffusionPipeline:
@@ -16,14 +17,7 @@ def stable_diffusion_v1() -> StableDiffusionPipeline:
     text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     text.max_position_embeddings = tokenizer.model_max_length
     text.bos_token_id, text.eos_token_id, text.pad_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=[320, 640, 1280, 1280],
-        cross_attention_dim=768,
-        attention_head_dim=8,
-        down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    )
+    unet = UNet2DConditionModel(**SD_V1)
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(ns.testbed.path("sd1") / "vae"),
         text_encoder=CLIPTextModel(text).eval(),

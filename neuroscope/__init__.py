@@ -24,7 +24,9 @@ from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedN
 from neuroscope.calls import Call
 from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
+from neuroscope.conditions import Conditions
 from neuroscope.cost import Cost
+from neuroscope.discovery import sites_from_config
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
 from neuroscope.effects import Effects, Probe
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
@@ -49,6 +51,7 @@ __all__ = [
     "CausalTracing",
     "ClipScore",
     "Concept",
+    "Conditions",
     "ContextMap",
     "ContextSwap",
     "Cost",
@@ -100,6 +103,7 @@ __all__ = [
     "report",
     "save",
     "score",
+    "sites_from_config",
     "summarize",
     "testbed",
 ]

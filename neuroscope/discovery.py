@@ -6,14 +6,19 @@ so that offloaded, quantised or compiled models are found as they are.
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
-from neuroscope._errors import UnsupportedModel
-from neuroscope.families import Family, SitePattern, uncompiled
+from neuroscope._errors import InvalidInput, UnsupportedModel
+from neuroscope.families import Family, SitePattern, family_of_denoiser, uncompiled
 from neuroscope.sites import Place, Site, Sites
 
 
@@ -49,6 +54,34 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         )
         for path, pattern, block, width in order
     )
+
+
+def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sites:
+    """The sites of a denoiser that is known by its config alone, such as a published model's "unet/config.json"; no weight is made.
+
+    Raises:
+        InvalidInput: the file cannot be read, or is no config of a diffusers model.
+        UnsupportedModel: no family knows such a denoiser.
+    """
+    found = config if isinstance(config, Mapping) else _read_config(Path(config))
+    kind = getattr(diffusers, found.get("_class_name", "UNet2DConditionModel"), None)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise InvalidInput(f"the config is of a {found.get('_class_name')}, which is no model of diffusers; give a denoiser's config.json")
+    with torch.device("meta"):
+        denoiser = kind.from_config(dict(found))
+    return find_sites(family_of_denoiser(denoiser), denoiser)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"the config {path} cannot be read: {error.strerror}; give a denoiser's config.json") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the config {path} is not JSON: {error}; give a denoiser's config.json") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"the config {path} holds no settings; give a denoiser's config.json")
+    return found
 
 
 def find_places(family: Family, denoiser: Any) -> tuple[Place, ...]:

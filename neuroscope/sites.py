@@ -183,7 +183,8 @@ class Sites(Sequence[Site]):
         """A table with one row a site: path, layer, block, role, width, text_only."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(site) for site in self], columns=["path", "layer", "block", "role", "width", "text_only"])
+        table = pd.DataFrame([asdict(site) for site in self], columns=["path", "layer", "block", "role", "width", "text_only"])
+        return table.astype({"layer": "Int64"}) if any(site.layer is None for site in self) else table
 
     def _known_layers(self, layer: int | Collection[int] | None) -> set[int] | None:
         if layer is None:

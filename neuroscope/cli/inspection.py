@@ -14,6 +14,7 @@ from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
 from neuroscope.cli import options
+from neuroscope.discovery import sites_from_config
 from neuroscope.doctor import diagnose
 from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.layer_scores import LayerScores
@@ -29,15 +30,17 @@ def register(app: typer.Typer) -> None:
 
 def sites(
     model: options.Model = "testbed:sd1",
+    config: Annotated[Path | None, typer.Option(help="Instead of a model: a denoiser's config.json; no weights are needed.")] = None,
     layer: options.Layers = None,
     role: options.Roles = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List what a model exposes: sites in execution order, with layer, role and width."""
-    graph = options.open_graph(model)
-    chosen = graph.sites.where(layer=layer or None, role=role or None)
+    graph = None if config else options.open_graph(model)
+    found = graph.sites if graph else sites_from_config(config or "")
+    chosen = found.where(layer=layer or None, role=role or None)
     table = chosen.to_frame()
-    typer.echo(table.to_json(orient="records", indent=1) if as_json else f"{graph}\n{table.to_string(index=False)}\n{chosen}")
+    typer.echo(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
 
 
 def doctor(model: options.Model = "testbed:sd1", as_json: options.AsJson = False) -> None:

@@ -6,7 +6,6 @@ from torch import nn
 
 from neuroscope import HookGraph
 from neuroscope.families import FAMILIES, family_of
-from neuroscope.sites import ROLES
 from tests.families import tiny
 
 STEPS = 2

@@ -1,0 +1,73 @@
+"""The published denoisers' configs: what differs from diffusers' defaults.
+
+From the checkpoints' own `unet/config.json`. Of DeepFloyd's two files the last lines were completed by inference; their numbers of
+weights match the advertised sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SD_V1: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD_V2 = SD_V1 | {
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+IF_I_XL: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 6,
+    "act_fn": "gelu",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 64,
+    "attention_head_dim": 64,
+    "block_out_channels": [704, 1408, 2112, 2816],
+    "cross_attention_dim": 2816,
+    "cross_attention_norm": "group_norm",
+    "encoder_hid_dim": 4096,
+    "encoder_hid_dim_type": "text_proj",
+    "layers_per_block": 3,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "resnet_time_scale_shift": "scale_shift",
+    "down_block_types": ["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+}
+IF_II_L = IF_I_XL | {
+    "sample_size": 256,
+    "in_channels": 6,
+    "class_embed_type": "timestep",
+    "block_out_channels": [160, 320, 640, 960, 1280],
+    "cross_attention_dim": 1280,
+    "layers_per_block": [2, 2, 3, 5, 5],
+    "mid_block_scale_factor": 2**0.5,
+    "resnet_out_scale_factor": 2**0.5,
+    "resnet_skip_time_act": True,
+    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3,
+}
+
+#: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
+PUBLISHED = {"SD v1": SD_V1, "SD v2": SD_V2, "OpenJourney": SD_V1, "SDXL": SDXL, "DeepFloyd IF-I-XL": IF_I_XL, "DeepFloyd IF-II-L": IF_II_L}

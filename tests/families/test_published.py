@@ -1,0 +1,117 @@
+"""Published topologies, from their configs alone, against counts that others give (see the sources beside each)."""
+
+import json
+
+import pytest
+
+from benchmarks.topologies import IF_I_XL, IF_II_L, PUBLISHED, SD_V1, SD_V2, SDXL
+from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
+from neuroscope.cli import main
+
+#: By model: layers, channels of the text, key neurons and feed-forward neurons of all layers.
+COUNTS = {
+    "SD v1": (16, 768, 12_480, 49_920),
+    "SD v2": (16, 1024, 12_480, 49_920),
+    "OpenJourney": (16, 768, 12_480, 49_920),
+    "SDXL": (70, 2048, 83_200, 332_800),
+    "DeepFloyd IF-I-XL": (22, 2816, 3 * 1408 + 3 * 2112 + 3 * 2816 + 2816 + 4 * 2816 + 4 * 2112 + 4 * 1408, 0),
+    "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
+}
+#: The layers' places in execution order: from which number on, below which block.
+PLACES = {
+    "SD v1": {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"},
+    "SDXL": {0: "down.1", 4: "down.2", 24: "mid", 34: "up.0", 64: "up.1"},
+    "DeepFloyd IF-I-XL": {0: "down.1", 3: "down.2", 6: "down.3", 9: "mid", 10: "up.0", 14: "up.1", 18: "up.2"},
+}
+#: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
+NAMED = {
+    ("SD v1", 8): "unet.up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v",
+    ("SD v1", 9): "unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v",
+    ("SDXL", 45): "unet.up_blocks.0.attentions.1.transformer_blocks.1.attn2.to_v",
+    ("SDXL", 55): "unet.up_blocks.0.attentions.2.transformer_blocks.1.attn2.to_v",
+    ("DeepFloyd IF-I-XL", 17): "unet.up_blocks.1.attentions.3.add_v_proj",
+}
+
+
+@pytest.fixture(scope="module")
+def sites() -> dict[str, Sites]:
+    return {name: sites_from_config(config) for name, config in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_layers_and_neurons_are_as_many_as_published(sites, name):
+    found = sites[name]
+    keys, feed_forward = found.where(role="key"), found.where(role="feedforward")
+    layers, channels, key_neurons, feed_forward_neurons = COUNTS[name]
+    assert found.layers == tuple(range(layers))
+    assert PUBLISHED[name]["cross_attention_dim"] == channels
+    assert keys.neuron_count == found.where(role="value").neuron_count == key_neurons
+    assert feed_forward.neuron_count == feed_forward_neurons
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_layers_stand_in_execution_order(sites, name):
+    blocks = [site.block for site in sites[name].where(role="value")]
+    changes = {number: block for number, block in enumerate(blocks) if not number or blocks[number - 1] != block}
+    assert changes == PLACES[name]
+
+
+@pytest.mark.parametrize(("name", "layer"), NAMED)
+def test_layers_have_the_names_that_the_literature_gives_them(sites, name, layer):
+    assert sites[name].where(layer=layer, role="value").paths == (NAMED[name, layer],)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooled"),
+    [
+        (SD_V1, ()),
+        (SD_V2, ()),
+        (SDXL, ("unet.add_embedding.linear_1",)),
+        (IF_I_XL, ("unet.add_embedding.proj",)),
+        (IF_II_L, ("unet.add_embedding.proj",)),
+    ],
+)
+def test_the_pooled_text_is_a_site_of_no_layer(config, pooled):
+    found = sites_from_config(config).where(role="pooled")
+    assert found.paths == pooled
+    assert all(site.layer is None and site.label == "pooled" for site in found)
+
+
+def test_the_command_reads_a_config_file(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(IF_I_XL))
+    with pytest.raises(SystemExit, match="0"):
+        main(["sites", "--config", str(tmp_path / "config.json"), "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert listed[0] | {"width": None} == {
+        "path": "unet.add_embedding.proj",
+        "layer": None,
+        "block": "time",
+        "role": "pooled",
+        "width": None,
+        "text_only": True,
+    }
+    assert [each["layer"] for each in listed if each["role"] == "key"] == list(range(22))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no settings"),
+        ('{"_class_name": "Nothing"}', "the config is of a Nothing, which is no model of diffusers"),
+    ],
+)
+def test_files_that_are_no_config_are_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        sites_from_config(tmp_path / "config.json")
+
+
+def test_a_config_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be read: No such file or directory; give a denoiser's config.json"):
+        sites_from_config(tmp_path / "config.json")
+
+
+def test_other_denoisers_are_refused():
+    with pytest.raises(UnsupportedModel, match="UNet1DModel has no denoiser that neuroscope knows"):
+        sites_from_config({"_class_name": "UNet1DModel"})
