@@ -34,7 +34,7 @@ from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization import CausalTracing, Localization, LocoGen, localize
-from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric
+from neuroscope.metrics import ClipScore, Flipped, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
 from neuroscope.reporting import report
@@ -57,6 +57,7 @@ __all__ = [
     "Cost",
     "EditReport",
     "Effects",
+    "Flipped",
     "Folded",
     "ForeignFile",
     "HookGraph",

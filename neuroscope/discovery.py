@@ -64,8 +64,8 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
         UnsupportedModel: no family knows such a denoiser.
     """
     found = config if isinstance(config, Mapping) else _read_config(Path(config))
-    kind = getattr(diffusers, found.get("_class_name", "UNet2DConditionModel"), None)
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+    kind: Any = getattr(diffusers, found.get("_class_name", "UNet2DConditionModel"), None)
+    if not hasattr(kind, "from_config") or not hasattr(kind, "named_modules"):
         raise InvalidInput(f"the config is of a {found.get('_class_name')}, which is no model of diffusers; give a denoiser's config.json")
     with torch.device("meta"):
         denoiser = kind.from_config(dict(found))

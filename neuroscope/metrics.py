@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
@@ -106,6 +107,35 @@ class ImageShare:
         return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
 
 
+@dataclass(frozen=True)
+class Flipped:
+    """Whether a run flipped: 1 where it moved at least `from_share` of the way to the full swap, else 0.
+
+    What layers add up in the latent, a viewer or a reader sees all at once: with a low bar each of several layers may
+    suffice, with a high one several may be needed.
+
+    Attributes:
+        from_share: the bar, between 0 and 1.
+    """
+
+    from_share: float = 0.5
+    space: ClassVar[Space] = "latent"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.from_share < 1:
+            raise InvalidInput(f"from_share={self.from_share} is no bar; give a share between 0 and 1, such as 0.5")
+
+    @property
+    def name(self) -> str:
+        """How tables and plots call it."""
+        return f"flipped from {self.from_share:.0%}"
+
+    def __call__(self, run: Any, source: Any, target: Any) -> float:
+        """1 or 0 for one picture; NaN where the full swap changes nothing."""
+        share = LatentShare()(run, source, target)
+        return share if math.isnan(share) else float(share >= self.from_share)
+
+
 def _projection(runs: Sequence[np.ndarray], rounding: float) -> float:
     run, source, target = runs
     way = target - source
@@ -123,7 +153,7 @@ def load_clip(model: str) -> tuple[CLIPModel, Any]:
         raise InvalidInput(f"the CLIP model {model} cannot be loaded: {error}") from error
 
 
-Share = LatentShare | ImageShare
+Share = LatentShare | ImageShare | Flipped
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:

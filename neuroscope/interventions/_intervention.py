@@ -71,6 +71,12 @@ class Intervention(Artifact):
         """Raises before any image is made if the intervention does not fit the model."""
 
 
+def counted_sites(paths: Collection[str]) -> str:
+    """The sites of a change in a few words."""
+    first, *others = paths
+    return f"{first} and {len(others)} more" if others else first
+
+
 def check_schedule_part(steps: tuple[float, float]) -> None:
     """Raises InvalidInput unless `steps` are two fractions of the schedule in order."""
     if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Call, Rows
-from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.provenance import Provenance
 from neuroscope.sites import TEXT_ROLES, Site
@@ -83,7 +83,7 @@ class ContextMap(Intervention):
 
     kind: ClassVar[str] = "context-map"
 
-    paths: Collection[str]
+    paths: Sequence[str]
     read: Factor = field(repr=False)
     write: Factor = field(repr=False)
     strength: float = 1.0
@@ -103,6 +103,10 @@ class ContextMap(Intervention):
                 raise InvalidInput(f"the map's factors have shapes {shapes}; give two of one shape, [rank, channel]")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
+
+    def __repr__(self) -> str:
+        said = f"strength={self.strength}, rows={self.rows!r}, steps={self.steps}"
+        return f"ContextMap({counted_sites(self.paths)}, rank {max(len(self.factors(path)[0]) for path in self.paths)}, {said})"
 
     def factors(self, path: str) -> tuple[Float[Tensor, "rank channel"], Float[Tensor, "rank channel"]]:
         """What is read and written at a site.

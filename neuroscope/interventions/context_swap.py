@@ -14,7 +14,7 @@ from torch import Tensor
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
 from neuroscope.conditions import Conditions
-from neuroscope.interventions._intervention import Intervention, check_schedule_part
+from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.provenance import Provenance
 from neuroscope.scores import Neurons
 from neuroscope.sites import TEXT_ROLES, Site
@@ -65,6 +65,10 @@ class ContextSwap(Intervention):
             raise InvalidInput(f"the swap's neurons are of {sorted(set(self.neurons) - set(self.paths))[0]}, which is not among its sites")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
+
+    def __repr__(self) -> str:
+        said = f"prompts={len(self.context)}, rows={self.rows!r}, steps={self.steps}"
+        return f"ContextSwap({self.neurons or counted_sites(self.paths)}, {said})"
 
     @classmethod
     def of(cls, graph: HookGraph, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from neuroscope._errors import InvalidInput
+from neuroscope._errors import InvalidInput, SiteNeverRan
 from neuroscope.conditions import Conditions
 from neuroscope.graph import HookGraph
 from neuroscope.tokens import kinds_of_tokens
@@ -67,13 +67,19 @@ class Corruption:
                 handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
                 stack.callback(handle.remove)
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
-            for encoder in self._graph.text_encoders:
-                corrupt = partial(self._corrupt, subject, seed)
-                stack.callback(encoder.get_input_embeddings().register_forward_hook(corrupt).remove)
-            return self._graph.conditions([prompt], clip_skip=self._clip_skip)
+            ran: list[nn.Module] = []
+            for embedding in self._embeddings:
+                stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed, ran)).remove)
+            conditions = self._graph.conditions([prompt], clip_skip=self._clip_skip)
+        if len(ran) < len(self._graph.text_encoders):
+            raise SiteNeverRan("a text encoder's token embedding never ran, so nothing was corrupted; use another component than its noise")
+        return conditions
 
-    def _corrupt(self, subject: Bool[Tensor, "token"], seed: int, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+    def _corrupt(
+        self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple, output: Tensor
+    ) -> Tensor:
         """A forward hook of the token embedding [prompt, token, channel]."""
+        ran.append(module)
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
         spread = output[:, subject].float().std().to(output.dtype)
         return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
@@ -91,6 +97,17 @@ class Corruption:
 
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
         return kinds_of_tokens(self._graph.tokenizer, prompts, self._subject)
+
+    @cached_property
+    def _embeddings(self) -> Sequence[nn.Module]:
+        """The modules that may be the token embeddings; encoders may keep several of one weight, and run another than they name."""
+        named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text_encoders]
+        return [
+            module
+            for encoder, weight in named
+            for module in encoder.modules()
+            if isinstance(module, nn.Embedding) and module.weight.shape == weight.shape
+        ]
 
     @cached_property
     def _layers(self) -> Sequence[nn.Module]:

@@ -12,7 +12,7 @@ import numpy as np
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
 from neuroscope.cost import metered
-from neuroscope.effects import POOLED, Probe
+from neuroscope.effects import POOLED, Effects, Probe
 from neuroscope.interventions import ContextSwap
 from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
@@ -37,7 +37,10 @@ class LocoGen(Localization):
     Attributes:
         window: how many adjacent layers change together, the same at both ends of the model; or "grow", the paper's
             procedure: 1, and wider until some window has at least `enough` of the effect of changing all layers.
-        enough: the share of the full effect at which a growing window is wide enough.
+        enough: the share of the full effect at which a growing window or set is large enough.
+        search: "windows" of adjacent layers, as published; or "sets", which finds layers that are not adjacent: the best
+            layer, then the best beside it, and so on until a set has `enough` of the full effect or a further layer adds
+            nothing. `LayerScores.best` is the set.
         roles: change "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         rows: "conditional" (the rows that carry the prompt) or "all".
@@ -51,6 +54,7 @@ class LocoGen(Localization):
 
     window: int | Literal["grow"] = 1
     enough: float = 0.5
+    search: Literal["windows", "sets"] = "windows"
     roles: str | tuple[str, ...] = ROLES
     probe: Literal["necessity", "sufficiency"] = "necessity"
     rows: Rows = "conditional"
@@ -68,6 +72,9 @@ class LocoGen(Localization):
             raise InvalidInput("roles is empty; give key, value or both")
         for role in self.roles:
             choose("role", role, ROLES)
+        choose("search", self.search, ("windows", "sets"))
+        if self.search == "sets" and (self.window != 1 or self.parts != 1):
+            raise InvalidInput("search='sets' adds single layers over the whole of `steps`; leave window and parts at 1")
         choose("probe", self.probe, ("necessity", "sufficiency"))
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
@@ -83,16 +90,49 @@ class LocoGen(Localization):
         with metered(study.graph.denoiser) as meter:
             sweep = study.sweep([text for pair in study.pairs for text in pair])
             measured = Measured()
-            for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
-                method = replace(self, window=width)
-                probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
-                probes += [POOLED] if study.graph.sites.where(role="pooled") else []
-                measured = study.measure(sweep, [method._group(study, sweep, probes)], method, measured)
-                effects = measured.effects(study, probes, relative=False)
-                if effects.full_mean() <= 0 or effects.means().max() >= self.enough * effects.full_mean():
-                    break
+            search = self._sets if self.search == "sets" else self._windows
+            method, probes, effects = search(study, sweep, measured)
         study.warn_of_no_change(effects)
         return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **measured.sheet(study, probes))
+
+    def _windows(self, study: Study, sweep: Sweep, measured: Measured) -> Found:
+        """Windows of one width, or of growing widths until one is wide enough."""
+        layers = study.graph.sites.layers
+        for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
+            method = replace(self, window=width)
+            probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
+            probes += self._beside(study)
+            effects = method._measure(study, sweep, probes, measured)
+            if self._is_enough(effects):
+                break
+        return method, probes, effects
+
+    def _sets(self, study: Study, sweep: Sweep, measured: Measured) -> Found:
+        """Sets that grow by the layer that adds most, until one is enough or none adds anything."""
+        layers = study.graph.sites.layers
+        chosen: tuple[int, ...] = ()
+        probes = self._beside(study)
+        reached = 0.0
+        while len(chosen) < len(layers):
+            probes = probes + [Probe(tuple(sorted((*chosen, layer)))) for layer in layers if layer not in chosen]
+            effects = self._measure(study, sweep, probes, measured)
+            means = np.where([bool(probe.layers) for probe in probes], effects.means(), -np.inf)
+            best = probes[int(means.argmax())]
+            if self._is_enough(effects) or best.layers == chosen or means.max() <= reached:
+                break
+            chosen, reached = best.layers, means.max()
+        return self, probes, effects
+
+    def _beside(self, study: Study) -> list[Probe]:
+        return [POOLED] if study.graph.sites.where(role="pooled") else []
+
+    def _measure(self, study: Study, sweep: Sweep, probes: Sequence[Probe], measured: Measured) -> Effects:
+        study.measure(sweep, [self._group(study, sweep, probes)], self, measured)
+        return measured.effects(study, probes, relative=False)
+
+    def _is_enough(self, effects: Effects) -> bool:
+        means = [mean for probe, mean in zip(effects.probes, effects.means(), strict=True) if probe.layers]
+        return effects.full_mean() <= 0 or max(means) >= self.enough * effects.full_mean()
 
     def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe]) -> Group:
         """The runs of every pair and seed: unchanged, wholly changed, and one for each probe."""
@@ -123,3 +163,6 @@ class LocoGen(Localization):
             return {"": self.steps}
         edges = np.linspace(*self.steps, self.parts + 1).tolist()
         return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
+
+
+Found = tuple[LocoGen, list[Probe], Effects]
