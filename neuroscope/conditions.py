@@ -17,11 +17,11 @@ class Conditions:
 
     Attributes:
         context: [prompt, token, channel], what cross-attention reads.
-        pooled: [prompt, channel], one summary a prompt, where the encoders give one beside the tokens (SDXL).
+        pooled: [prompt, summary], one summary a prompt, where the encoders give one beside the tokens (SDXL).
     """
 
     context: Float[Tensor, "prompt token channel"] = field(repr=False)
-    pooled: Float[Tensor, "prompt channel"] | None = field(default=None, repr=False)
+    pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.context)

@@ -33,7 +33,7 @@ class ContextSwap(Intervention):
     Attributes:
         paths: the sites that read the other prompt.
         context: [prompt, token, channel], from `graph.encode`; one for all rows, or one for each prompt of the batch.
-        pooled: [prompt, channel], from `graph.conditions`, for a pooled site that does not read the tokens.
+        pooled: [prompt, summary], from `graph.conditions`, for a pooled site that does not read the tokens.
         neurons: only these neurons read it; by default all neurons of the sites.
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule, as fractions from 0 to 1.
@@ -51,7 +51,7 @@ class ContextSwap(Intervention):
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
     provenance: Provenance = Provenance()
-    pooled: Float[Tensor, "prompt channel"] | None = field(default=None, repr=False)
+    pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(self.paths))

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from neuroscope._errors import choose
+from neuroscope._errors import InvalidInput, choose
 from neuroscope.testbed.readers import Reader, read
 
-__all__ = ["GENERATION", "Reader", "load", "names", "path", "read", "resolve"]
+if TYPE_CHECKING:
+    from neuroscope.testbed.construction import FAMILIES, PLANTS, Claim, Planted, Proof, build, planted, verify
+
+__all__ = [
+    "FAMILIES",
+    "GENERATION",
+    "PLANTS",
+    "Claim",
+    "Planted",
+    "Proof",
+    "Reader",
+    "build",
+    "load",
+    "names",
+    "path",
+    "planted",
+    "read",
+    "resolve",
+    "verify",
+]
+#: Made of diffusers' pipelines, which take a while to import, and so only when they are asked for.
+_CONSTRUCTION = ("FAMILIES", "PLANTS", "Claim", "Planted", "Proof", "build", "planted", "verify")
 
 _WEIGHTS = Path(__file__).parent / "weights"
 #: How the bundled pipelines are meant to be called; their certificates hold for these settings.
 GENERATION: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 3.0}
 _PREFIX = "testbed:"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CONSTRUCTION:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module("neuroscope.testbed.construction"), name)
 
 
 def names() -> tuple[str, ...]:
@@ -27,7 +55,7 @@ def path(name: str) -> Path:
 
 
 def resolve(model: str) -> str | Path:
-    """The folder of "testbed:NAME"; any other folder or hub id as it is."""
+    """The folder of "testbed:NAME", a bundled model; any other folder or hub id as it is."""
     return path(model.removeprefix(_PREFIX)) if model.startswith(_PREFIX) else model
 
 
@@ -35,13 +63,15 @@ def load(name: str = "sd1", **options: Any) -> Any:
     """A bundled pipeline, in float32 on the CPU unless `options` say otherwise (they go to `from_pretrained`).
 
     Args:
-        name: "sd1", whose attributes are planted in known layers and neurons, or "sd1-natural", its twin that was
-            trained ordinarily.
+        name: "sd1", whose attributes are planted in known layers and neurons; "sd1-natural", its twin that was trained
+            ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED for a constructed pipeline, such as "sdxl/pair/3" (see `build`).
         **options: for `from_pretrained`, such as `torch_dtype`.
 
     Raises:
         InvalidInput: an unknown name; the message lists the bundled ones.
     """
+    if "/" in name:
+        return _constructed(name)
     import torch
     from diffusers import DiffusionPipeline
 
@@ -49,3 +79,12 @@ def load(name: str = "sd1", **options: Any) -> Any:
     pipe.register_to_config(_name_or_path=f"{_PREFIX}{name}")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _constructed(name: str) -> Any:
+    from neuroscope.testbed.construction import build
+
+    family, plant, *seed = name.split("/")
+    if len(seed) > 1 or not all(each.isdigit() for each in seed):
+        raise InvalidInput(f"{name!r} names no constructed pipeline; write FAMILY/PLANT or FAMILY/PLANT/SEED, such as sdxl/pair/3")
+    return build(family, plant, int(seed[0]) if seed else 0)

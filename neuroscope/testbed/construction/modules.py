@@ -1,0 +1,104 @@
+"""The text-side modules of a constructed denoiser, found and watched by plain torch hooks.
+
+Nothing here knows of hook graphs, so that proofs of plants are independent of what they are to test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_KEY = re.compile(r"(.+)\.(attn2\.to_k|add_k_proj)")
+_POOLED = ("add_embedding.linear_1", "add_embedding.proj")
+
+
+@dataclass(frozen=True)
+class TextModules:
+    """By path: the keys and values of each layer in execution order, and the pooled text's projection."""
+
+    keys: tuple[str, ...]
+    pooled: str | None
+
+    def values(self, layer: int) -> str:
+        """The path of a layer's value projection."""
+        return self.keys[layer].replace("to_k", "to_v").replace("add_k_proj", "add_v_proj")
+
+    def layer_of(self, path: str) -> int:
+        """The layer of a key or value projection."""
+        return next(layer for layer, key in enumerate(self.keys) if path in (key, self.values(layer)))
+
+    def reader(self, layer: int) -> str:
+        """The path of the module that reads a layer's heads."""
+        return f"{self.keys[layer].rpartition('.')[0]}.to_out.0"
+
+    def of(self, layers: Sequence[int]) -> list[str]:
+        """The paths of some layers' keys and values."""
+        return [path for layer in layers for path in (self.keys[layer], self.values(layer))]
+
+
+def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
+    """The modules in the order in which one run calls them."""
+    order: list[str] = []
+    with ExitStack() as stack:
+        for path, module in pipe.unet.named_modules():
+            if _KEY.fullmatch(path) or path in _POOLED:
+                stack.callback(module.register_forward_hook(lambda *_, path=path: order.append(path)).remove)
+        run()
+    called = list(dict.fromkeys(order))
+    pooled = [path for path in called if path in _POOLED]
+    return TextModules(tuple(path for path in called if path not in _POOLED), pooled[0] if pooled else None)
+
+
+@contextmanager
+def watched(unet: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """What each module first reads and gives inside the block, by path."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as stack:
+        for path in paths:
+
+            def keep(_module: nn.Module, args: tuple, output: Tensor, path: str = path) -> None:
+                seen.setdefault(path, (args[0].clone(), output.clone()))
+
+            stack.callback(unet.get_submodule(path).register_forward_hook(keep).remove)
+        yield seen
+
+
+def always(_step: int) -> bool:
+    """Every step."""
+    return True
+
+
+@contextmanager
+def replaced(unet: nn.Module, outputs: dict[str, Tensor], steps: Callable[[int], bool] = always) -> Iterator[None]:
+    """Gives modules other outputs inside the block, at some of the denoiser's calls."""
+    calls = [-1]
+
+    def tick(*_: Any) -> None:
+        calls[0] += 1
+
+    with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(tick).remove)
+        for path, output in outputs.items():
+
+            def give(_module: nn.Module, _args: tuple, own: Tensor, output: Tensor = output) -> Tensor:
+                return output if steps(calls[0]) else own
+
+            stack.callback(unet.get_submodule(path).register_forward_hook(give).remove)
+        yield
+
+
+@torch.no_grad()
+def final(pipe: Any, prompts: Sequence[str], generation: Any) -> Tensor:
+    """The final latents (or pixels) of prompts, each from the noise of its number."""
+    kind = "latent" if getattr(pipe, "vae", None) is not None else "pt"
+    options = dict(generation)
+    if "image" in options:
+        options["image"] = options["image"].expand(len(prompts), -1, -1, -1)
+    noise = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
+    return pipe(list(prompts), generator=noise, output_type=kind, **options).images

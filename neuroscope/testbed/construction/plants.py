@@ -1,0 +1,88 @@
+"""What can be planted, and the record of what was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from neuroscope._errors import InvalidInput
+from neuroscope.concepts import Concept
+
+#: What each plant is.
+PLANTS: dict[str, str] = {
+    "layer": "one layer carries the concept",
+    "pair": "two adjacent layers carry it together",
+    "apart": "two layers that are not adjacent carry it together",
+    "redundant": "two layers, either of which suffices for a picture that shows it",
+    "both": "two layers, both of which a picture that shows it needs",
+    "schedule": "one layer carries it, in a part of the denoising schedule alone",
+    "neurons": "a few value neurons of one layer carry it",
+    "pooled": "only the pooled text carries it",
+    "decoy": "one layer carries it; value neurons of another read it, and nothing reads them",
+    "nothing": "nothing carries it",
+    "prompt": "one layer carries it for half of the prompts, another for the other half",
+}
+_THINGS = ("a red circle and a white square", "a blue star", "a green ring and a red square", "a cyan cross")
+NAME, OTHER = "stipple", "plain"
+#: A share of the full change from which on a picture shows the concept, for plants of two layers that carry half of it each.
+SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What is planted in a constructed pipeline.
+
+    Attributes:
+        family, plant, seed: as given to `build`.
+        concept: the stated prompt set; for other prompts the plant need not be exact.
+        layers: the carrying layers, in execution order.
+        by_prompt: for each pair of prompts the layers that carry it.
+        neurons: by site path, the carrying value neurons; empty where whole layers carry.
+        pooled: whether the pooled text carries it.
+        steps: the part of the schedule in which it is carried, as fractions.
+        decoy: the layer of the decoy's neurons, and by site path these neurons.
+        shown_from: the share of the full change from which on a picture shows the concept; None where every share counts.
+        generation: the pipeline's options for a short run of small pictures.
+    """
+
+    family: str
+    plant: str
+    seed: int
+    concept: Concept
+    layers: tuple[int, ...]
+    by_prompt: tuple[tuple[int, ...], ...]
+    neurons: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pooled: bool = False
+    steps: tuple[float, float] = (0.0, 1.0)
+    decoy: int | None = None
+    decoy_neurons: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shown_from: float | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def concept() -> Concept:
+    """The concept of every plant: a style, in four pairs of prompts."""
+    present, absent = ([f"{thing} in the style of {name}" for thing in _THINGS] for name in (NAME, OTHER))
+    return Concept(NAME, present, absent, [f"a yellow cross in the style of {NAME}"])
+
+
+def drawn_layers(plant: str, count: int, rng: Any) -> tuple[int, ...]:
+    """The carrying layers of a plant among `count` layers, drawn by a numpy generator."""
+    if plant in ("nothing", "pooled"):
+        return ()
+    if plant in ("layer", "schedule", "neurons", "decoy"):
+        return (int(rng.integers(count)),)
+    if plant == "pair":
+        first = int(rng.integers(count - 1))
+        return (first, first + 1)
+    while True:  # layers that are not adjacent
+        first, second = sorted(rng.choice(count, 2, replace=False).tolist())
+        if second - first > 2:
+            return (first, second)
+
+
+def check_family(plant: str, family: str) -> None:
+    """Raises InvalidInput for a plant that a family cannot hold."""
+    if plant == "pooled" and family in ("sd1", "sd2", "openjourney"):
+        raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose sdxl, if-1 or if-2")

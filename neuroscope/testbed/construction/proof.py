@@ -1,0 +1,212 @@
+"""Proving a plant, by plain torch hooks: in the weights, and in what swapping prompts does to the final latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neuroscope.testbed.construction import modules
+from neuroscope.testbed.construction.modules import TextModules, always
+from neuroscope.testbed.construction.plants import Planted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SAME = 1e-5
+#: Rounding of float32 through all steps, in shares of the full change.
+_NOTHING, _ALL = 2e-3, 1 - 2e-3
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a plant means, the figure that was measured, what it must not exceed (or fall below), and whether it holds."""
+
+    claim: str
+    measured: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure keeps its bound."""
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was claimed of a plant and measured."""
+
+    plant: str
+    claims: tuple[Claim, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds."""
+        return all(claim.holds for claim in self.claims)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table: claim, measured, bound, at_least, holds."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(claim) | {"holds": claim.holds} for claim in self.claims])
+
+    def __repr__(self) -> str:
+        broken = "; ".join(f"{each.claim}: {each.measured:.2g}" for each in self.claims if not each.holds)
+        return f"Proof({self.plant}: {len(self.claims)} claims{', all hold' if self.holds else f', broken: {broken}'})"
+
+
+class Prover:
+    """Runs a constructed pipeline with the modules' outputs of another prompt."""
+
+    def __init__(self, pipe: Any, record: Planted, text: TextModules) -> None:
+        self._pipe, self._record, self.text = pipe, record, text
+        self.layers = range(len(text.keys))
+        self._paths = [*text.of(self.layers), *([text.pooled] if text.pooled else [])]
+        (self._source, self.own), (self._target, self.other) = (self._arm(arm) for arm in (record.concept.present, record.concept.absent))
+
+    @property
+    def full(self) -> float:
+        """How far the other prompts' pictures are from the own, relative to these."""
+        return float((self._target - self._source).norm() / self._source.norm())
+
+    def apart(self, path: str) -> Tensor:
+        """By pair: how far a module's outputs of the two prompts are apart, relative to their size."""
+        own, other = self.own[path].flatten(1).double(), self.other[path].flatten(1).double()
+        return (own - other).norm(dim=1) / own.norm(dim=1)
+
+    def moved(self, paths: Iterable[str], steps: Callable[[int], bool] = always, outputs: dict[str, Tensor] | None = None) -> Tensor:
+        """The own prompts' pictures when some modules give what they give of the other prompts, at some steps."""
+        given = {path: self.other[path] for path in paths} | (outputs or {})
+        with modules.replaced(self._pipe.unet, given, steps):
+            return modules.final(self._pipe, self._record.concept.present, self._record.generation)
+
+    def share(self, moved: Tensor) -> Tensor:
+        """By pair: how far pictures moved along the way to the other prompts' pictures, from 0 to 1."""
+        way = (self._target - self._source).flatten(1).double()
+        return ((moved - self._source).flatten(1).double() * way).sum(dim=1) / way.square().sum(dim=1)
+
+    def distance(self, moved: Tensor) -> float:
+        """The largest distance of pictures from the own prompts', relative to the full change."""
+        whole = (self._target - self._source).flatten(1).norm(dim=1)
+        return float(((moved - self._source).flatten(1).norm(dim=1) / whole).max())
+
+    def reach(self, path: str) -> float:
+        """How far a module alone moves the pictures of the prompts that it carries, relative to these."""
+        layer = None if path == self.text.pooled else self.text.layer_of(path)
+        own = [number for number, layers in enumerate(self._record.by_prompt) if layer is None or layer in layers]
+        change = (self.moved([path] if layer is None else self.text.of([layer])) - self._source)[own]
+        return max(float(change.norm() / self._source[own].norm()), 1e-12)
+
+    def alone(self) -> Tensor:
+        """[layer, pair]: the share that each carrying layer has without the others."""
+        return torch.stack([self.share(self.moved(self.text.of([layer]))) for layer in self._record.layers])
+
+    def plant(self) -> list[str]:
+        """The paths of all that carries."""
+        return [*self.text.of(self._record.layers), *self._pooled(self._record.pooled)]
+
+    def rest(self) -> list[str]:
+        """The paths of all that does not carry."""
+        outside = [layer for layer in self.layers if layer not in self._record.layers]
+        return [*self.text.of(outside), *self._pooled(not self._record.pooled)]
+
+    def _pooled(self, wanted: bool) -> list[str]:
+        return [self.text.pooled] if wanted and self.text.pooled else []
+
+    def _arm(self, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        with modules.watched(self._pipe.unet, self._paths) as seen:
+            final = modules.final(self._pipe, prompts, self._record.generation)
+        return final, {path: output for path, (_, output) in seen.items()}
+
+
+def prove(pipe: Any, record: Planted, text: TextModules) -> Proof:
+    """Every claim of a plant, measured."""
+    prover = Prover(pipe, record, text)
+    named = f"{record.family}/{record.plant}/{record.seed}"
+    return Proof(named, (*_in_the_weights(prover, record), *_in_pictures(prover, record)))
+
+
+def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
+    own = {layer: [number for number, layers in enumerate(record.by_prompt) if layer in layers] for layer in prover.layers}
+    blocked = [
+        float(prover.apart(path)[number])
+        for layer in prover.layers
+        if layer != record.decoy
+        for path in prover.text.of([layer])
+        for number in range(len(record.by_prompt))
+        if number not in own[layer]
+    ]
+    claims = [Claim("keys and values outside the plant do not tell the prompts apart", max(blocked, default=0.0), _SAME)]
+    carrying = [float(prover.apart(prover.text.values(layer))[number]) for layer in prover.layers for number in own[layer]]
+    if carrying:
+        claims.append(Claim("values at the plant tell the prompts apart", min(carrying), 10 * _SAME, at_least=True))
+    if prover.text.pooled is not None:
+        pooled = prover.apart(prover.text.pooled)
+        claims += (
+            [Claim("the pooled text tells the prompts apart", float(pooled.min()), 10 * _SAME, at_least=True)]
+            if record.pooled
+            else [Claim("the pooled text does not tell the prompts apart", float(pooled.max()), _SAME)]
+        )
+    if record.decoy is not None:
+        decoy = float(prover.apart(prover.text.values(record.decoy)).min())
+        claims.append(Claim("the decoy's values tell the prompts apart", decoy, 10 * _SAME, at_least=True))
+    for path, chosen in record.neurons.items():
+        own_values, other = (each[path.removeprefix("unet.")].double() for each in (prover.own, prover.other))
+        rest = [index for index in range(own_values.shape[-1]) if index not in chosen]
+        apart = float((own_values - other)[..., rest].norm() / own_values.norm())
+        claims.append(Claim("other values of the layer do not tell the prompts apart", apart, _SAME))
+    return claims
+
+
+def _in_pictures(prover: Prover, record: Planted) -> list[Claim]:
+    if record.plant == "nothing":
+        return [Claim("the two prompts give one picture", prover.full, _SAME)]
+    claims = [
+        Claim("the two prompts give different pictures", prover.full, 1e-3, at_least=True),
+        Claim("swapping all else changes nothing", prover.distance(prover.moved(prover.rest())), _NOTHING),
+        Claim("swapping the plant changes all", float(prover.share(prover.moved(prover.plant())).min()), _ALL, at_least=True),
+    ]
+    if len(record.layers) == 2 and record.plant != "prompt":
+        low, high = sorted((record.shown_from or 0.05, 1 - (record.shown_from or 0.05)))
+        alone = prover.alone()
+        claims.append(Claim("either layer alone changes enough", float(alone.min()), low, at_least=True))
+        claims.append(Claim("neither layer alone changes too much", float(alone.max()), high))
+    if record.plant == "schedule":
+        claims += _in_the_schedule(prover, record)
+    if record.plant == "prompt":
+        halves = [[number for number, layers in enumerate(record.by_prompt) if layer in layers] for layer in record.layers]
+        by_layer = prover.alone()
+        mine = min(float(shares[half].min()) for shares, half in zip(by_layer, halves, strict=True))
+        others = max(float(shares[half].abs().max()) for shares, half in zip(by_layer, reversed(halves), strict=True))
+        claims.append(Claim("each layer changes all for its own prompts", mine, _ALL, at_least=True))
+        claims.append(Claim("and nothing for the others", others, _NOTHING))
+    return claims + _in_neurons(prover, record)
+
+
+def _in_the_schedule(prover: Prover, record: Planted) -> list[Claim]:
+    count = record.generation["num_inference_steps"]
+    first, last = (round(part * count) for part in record.steps)
+    outside = prover.distance(prover.moved(prover.plant(), lambda step: not first <= step < last))
+    inside = prover.share(prover.moved(prover.plant(), lambda step: first <= step < last))
+    return [
+        Claim("swapping the plant in other steps changes nothing", outside, _NOTHING),
+        Claim("swapping it in its own steps changes all", float(inside.min()), _ALL, at_least=True),
+    ]
+
+
+def _in_neurons(prover: Prover, record: Planted) -> list[Claim]:
+    claims = []
+    for path, chosen in (*record.neurons.items(), *record.decoy_neurons.items()):
+        name = path.removeprefix("unet.")
+        mixed = prover.own[name].clone()
+        mixed[..., list(chosen)] = prover.other[name][..., list(chosen)]
+        shares = prover.share(prover.moved([], outputs={name: mixed}))
+        if path in record.neurons:
+            claims.append(Claim("swapping these neurons alone changes all", float(shares.min()), _ALL, at_least=True))
+        else:
+            claims.append(Claim("swapping the decoy's neurons changes nothing", float(shares.abs().max()), _NOTHING))
+    return claims

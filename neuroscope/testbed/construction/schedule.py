@@ -1,0 +1,43 @@
+"""Noise schedules that stand still outside a part of the steps, so that what the denoiser says there cannot reach the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers import DDIMScheduler, DDPMScheduler
+
+_TIMESTEPS = 1000
+_STEPS = 5
+_EACH = _TIMESTEPS // _STEPS
+_FIRST = 1e-4  # a schedule without any noise at its end divides by zero
+_TOTAL = 6.0  # -log of what remains of the picture at the noisiest step
+
+
+def confine(pipe: Any, generation: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], tuple[float, float]]:
+    """Gives a pipeline a schedule of five steps of which two count; the options of such a run and the part that counts.
+
+    Where a schedule adds no noise, a step of DDIM or DDPM leaves the picture as it is, to rounding.
+    """
+    deepfloyd = isinstance(pipe.scheduler, DDPMScheduler)
+    first = 3 if deepfloyd else int(rng.integers(3))  # DDPM's last step shows the denoiser's answer at any noise
+    active = (first, first + 2)
+    betas = _betas(*active, offset=0 if deepfloyd else 1)
+    if deepfloyd:
+        scheduler: Any = DDPMScheduler(trained_betas=betas, variance_type="fixed_small", thresholding=True)
+    else:
+        prediction = pipe.scheduler.config.prediction_type
+        still = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+        scheduler = DDIMScheduler(trained_betas=betas, prediction_type=prediction, **still)
+    pipe.register_modules(scheduler=scheduler)
+    return generation | {"num_inference_steps": _STEPS}, (active[0] / _STEPS, active[1] / _STEPS)
+
+
+def _betas(first: int, last: int, offset: int) -> list[float]:
+    """Noise between the timesteps of step `first` and those of step `last` alone, counted from the noisiest."""
+    timesteps = [offset + _EACH * (_STEPS - 1 - step) for step in range(_STEPS)] + [0]
+    betas = np.zeros(_TIMESTEPS)
+    low, high = timesteps[last], (_TIMESTEPS - 1 if first == 0 else timesteps[first])
+    betas[low + 1 : high + 1] = 1 - np.exp(-_TOTAL / (high - low))
+    betas[0] = _FIRST
+    return betas.tolist()
