@@ -16,6 +16,7 @@ from neuroscope._errors import (
     NeuroscopeError,
     NonFiniteActivation,
     SiteNeverRan,
+    SiteRanUnevenly,
     UnknownSite,
     UnsupportedModel,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "Recording",
     "Site",
     "SiteNeverRan",
+    "SiteRanUnevenly",
     "Sites",
     "UnknownSite",
     "UnsupportedModel",

@@ -25,6 +25,10 @@ class SiteNeverRan(NeuroscopeError, RuntimeError):
     """A hooked site that did not run, so that an operation would have had no effect."""
 
 
+class SiteRanUnevenly(SiteNeverRan):
+    """A hooked site ran at some of the denoiser's calls only, or several times in one."""
+
+
 class UnsupportedModel(NeuroscopeError, ValueError):
     """A pipeline whose denoiser has no family here."""
 

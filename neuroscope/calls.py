@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
 from neuroscope.conditions import Conditions
+from neuroscope.running import Ears
 from neuroscope.sites import Site
 
 Rows = Literal["all", "conditional"]
@@ -24,7 +25,8 @@ class Call:
         site: the site.
         step: the denoising step, counted from 0; None outside a pipeline's schedule.
         steps: the number of denoising steps; None outside a pipeline's schedule.
-        guided: whether the batch holds unconditional rows before the conditional ones.
+        guided: whether the batch holds unconditional rows before the conditional ones; None where that is not known,
+            because the denoiser was not called by the graph's own pipeline.
         project: the module's own computation on another input, without hooks.
         read: what the module reads of other prompts, as `HookGraph.read` gives it.
     """
@@ -32,12 +34,21 @@ class Call:
     site: Site
     step: int | None
     steps: int | None
-    guided: bool
+    guided: bool | None
     project: Callable[[Tensor], Tensor] = field(repr=False)
     read: Callable[[Conditions], Tensor] = field(repr=False)
 
     def rows(self, rows: Rows, batch: int) -> slice:
-        """The batch rows meant: all, or only those that carry the prompt."""
+        """The batch rows meant: all, or only those that carry the prompt.
+
+        Raises:
+            InvalidInput: it is not known which rows carry the prompt.
+        """
+        if rows == "conditional" and self.guided is None and batch > 1:
+            raise InvalidInput(
+                f"the denoiser was called with {batch} rows, and not by this graph's pipeline, so it is not known which of them carry "
+                'the prompt; run `graph.pipe`, make a graph of the pipeline that you run, or use rows="all"'
+            )
         return slice(batch // 2, batch) if rows == "conditional" and self.guided else slice(0, batch)
 
     def within(self, steps: tuple[float, float]) -> bool:
@@ -53,23 +64,23 @@ class Call:
 class Clock:
     """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, ears: Ears) -> None:
         self.ticks = 0
+        self.guided: bool | None = None
         self._pipe = pipe
+        self._ears = ears
         self._step: int | None = None
         self._steps: int | None = None
-        self.guided = False
         self._schedule: Tensor | None = None
         self._order: dict[float, int] = {}
 
     def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
         self.ticks += 1
-        self.guided = hasattr(self._pipe, "_guidance_scale") and bool(self._pipe.do_classifier_free_guidance)
+        self.guided = self._ears.guided(self._pipe)
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-        number = self._numbers().get(now)
-        self.guided = self.guided and number is not None
+        number = None if self.guided is None else self._numbers().get(now)
         self._step = self._steps = None
         if number is not None:  # schedulers of second order may put timesteps of their own between the steps'
             self._steps = min(self._pipe.scheduler.num_inference_steps, len(self._numbers()))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of, has_other_guidance, uncompiled
+from neuroscope.families import family_of, has_other_guidance, is_compiled, uncompiled
 
 State = Literal["fine", "note", "wrong"]
 
@@ -44,18 +44,17 @@ def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, S
     guidance = "its batches have more parts than unconditional and conditional rows; use the plain pipeline"
     yield "other guidance", "wrong", guidance, has_other_guidance(pipe)
     compiled = "hooks added after the first compiled call never run; make the graph before compiling"
-    yield "compiled denoiser", "wrong", compiled, inner is not denoiser
+    yield "compiled denoiser", "wrong", compiled, is_compiled(denoiser)
     processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}
     others = {name for name in processors if not name.startswith(("AttnProcessor", "Fused", "Sliced"))}
     yield "replaced attention processors", "note", f"{', '.join(sorted(others))}: silent sites are reported after each run", bool(others)
     yield "attention slicing", "note", "slices change nothing at the sites known here", any("Sliced" in name for name in processors)
     adapters = _any_module(inner, lambda module: hasattr(module, "lora_A"))
     yield "LoRA", "note", "sites see the weights with the adapter's change", adapters
-    ip_adapter = any("IPAdapter" in name for name in processors)
-    yield "IP-Adapter", "wrong", "image tokens pass beside the hooked projections; unload it", ip_adapter
     offloaded = _any_module(inner, lambda module: hasattr(module, "_hf_hook"))
     yield "offload", "note", "modules move between devices at each call; hooks still run", offloaded
-    quantised = getattr(inner, "quantization_method", None) is not None or hasattr(inner, "hf_quantizer")
+    formats = _any_module(inner, lambda module: callable(getattr(module, "weight", None)))
+    quantised = formats or getattr(inner, "quantization_method", None) is not None or hasattr(inner, "hf_quantizer")
     yield "quantised weights", "note", "activations are read as they are; norms of outgoing weights are not available", quantised
     yield "cached layers", "wrong", "a cache skips layers at some steps; disable it", bool(getattr(inner, "is_cache_enabled", False))
     casting = _any_module(inner, lambda module: "layerwise_casting" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))

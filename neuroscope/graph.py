@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope._errors import InvalidInput, SiteNeverRan, UnknownSite, UnsupportedModel, closest
+from neuroscope._errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
 from neuroscope.calls import Call, Clock
 from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes
-from neuroscope.families import Family, SitePattern, family_of, uncompiled
-from neuroscope.parameters import read_parameter
+from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
+from neuroscope.parameters import read_effective_weight, read_parameter
+from neuroscope.running import listening, unheard
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
@@ -97,7 +98,7 @@ class HookGraph:
         pattern = self._pattern(site)
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
-        weight = read_parameter(uncompiled(self.denoiser), f"{self._beside(site, pattern.reader)}.weight")
+        weight = read_effective_weight(uncompiled(self.denoiser), self._beside(site, pattern.reader))
         return weight.double().norm(dim=1 if pattern.reader_rows else 0)
 
     def fingerprint(self) -> str:
@@ -276,9 +277,10 @@ class HookGraph:
     def _encode(self, prompts: list[str], clip_skip: int | None, negative: list[str] | None = None, against: bool = False) -> Conditions:
         """The pipeline's own conditions of prompts, or of what stands against them."""
         options: dict[str, Any] = {} if clip_skip is None else {"clip_skip": clip_skip}
-        if unknown := options.keys() - inspect.signature(self.pipe.encode_prompt).parameters.keys():
+        encode = unheard(self.pipe)
+        if unknown := options.keys() - inspect.signature(encode).parameters.keys():
             raise InvalidInput(f"{type(self.pipe).__name__} takes no {unknown.pop()}; leave it out")
-        found = self.pipe.encode_prompt(
+        found = encode(
             prompt=prompts,
             device=self.pipe._execution_device,
             num_images_per_prompt=1,
@@ -289,7 +291,8 @@ class HookGraph:
         return Conditions(*found[int(against) :: 2])
 
     def _start_clock(self, stack: ExitStack) -> Clock:
-        clock = Clock(self.pipe)
+        self.family.refuse_unknown(self.pipe, silent=True)
+        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)))
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
         return clock
 
@@ -302,6 +305,7 @@ class HookGraph:
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
+                counts = [ran, Counter()]  # a site may be hooked on both sides of its module, and counts once
                 for before in (True, False):
                     here = [
                         _Change(each, images, batch, acted)
@@ -309,7 +313,7 @@ class HookGraph:
                         if site.path in each.paths and (each.changes_input or site.before_module) == before
                     ]
                     if here:
-                        self._hook(stack, site, clock, ran, partial(_act, here), before)
+                        self._hook(stack, site, clock, counts.pop(0), partial(_act, here), before)
             yield
         self._expect_runs({path for each, _ in changes for path in each.paths}, ran, clock)
         for each, _ in changes:
@@ -334,17 +338,24 @@ class HookGraph:
     def _expect_runs(self, paths: Collection[str], ran: Counter[str], clock: Clock) -> None:
         known = (*self.sites.paths, *(path for path in paths if path not in self.sites.paths))
         silent = [path for path in known if path in paths and not ran[path]]
-        if not silent:
+        uneven = [path for path in known if path in paths and ran[path] != clock.ticks]
+        if not silent and not uneven:
             return
         if not clock.ticks:
             raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
-        named = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
-        raise SiteNeverRan(
-            f"the denoiser ran {clock.ticks} times, but {named} never did; the likely cause: {self._likely_cause(silent[0])}"
+        found = silent or uneven
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        if silent:
+            cause = self._likely_cause(silent[0])
+            raise SiteNeverRan(f"the denoiser ran {clock.ticks} times, but {named} never did; the likely cause: {cause}")
+        cause = "it runs in chunks or slices" if ran[uneven[0]] > clock.ticks else "a cache skips it at some steps"
+        raise SiteRanUnevenly(
+            f"the denoiser ran {clock.ticks} times, but {named} ran {ran[uneven[0]]} times, so what was done or seen there is not "
+            f"what was asked; the likely cause: {cause}; take that off"
         )
 
     def _likely_cause(self, path: str) -> str:
-        if uncompiled(self.denoiser) is not self.denoiser:
+        if is_compiled(self.denoiser):
             return "the denoiser was compiled before it was hooked; hook first, or use the uncompiled module"
         attention = self._modules.get(path.split(".", 1)[1].rsplit(".", 1)[0])
         if "Fused" in type(getattr(attention, "processor", None)).__name__:
@@ -402,7 +413,7 @@ def _rewire(
     path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
 ) -> Tensor:
     ran[path] += 1
-    return change(output, clock.guided)
+    return change(output, bool(clock.guided))
 
 
 def _change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
@@ -21,6 +23,24 @@ def read_parameter(root: nn.Module, name: str) -> Tensor:
     if values.device.type == "meta":
         raise UnsupportedModel(f"{name} has no values here; load the model's weights first")
     return values.cpu()
+
+
+@torch.no_grad()
+def read_effective_weight(root: nn.Module, path: str) -> Tensor:
+    """What a linear module multiplies by, on the CPU: its weight with what active LoRA adapters add to it.
+
+    Raises:
+        UnsupportedModel: it is quantised, or has no values.
+    """
+    module = root.get_submodule(path)
+    if callable(getattr(module, "weight", None)):
+        raise UnsupportedModel(f"{path} is quantised ({type(module).__name__}), so its weights cannot be read; load it unquantised")
+    if not hasattr(module, "base_layer"):
+        return read_parameter(root, f"{path}.weight")
+    layer: Any = module
+    weight = read_parameter(root, f"{path}.base_layer.weight")
+    active = [] if layer.merged or layer.disable_adapters else [name for name in layer.active_adapters if name in layer.lora_A]
+    return weight + sum(layer.get_delta_weight(name).cpu() for name in active)
 
 
 @torch.no_grad()

@@ -158,12 +158,15 @@ class TestRows:
         assert call.rows("all", 6) == slice(0, 6)
         assert call.rows("conditional", 6) == (slice(3, 6) if guided else slice(0, 6))
 
-    def test_a_denoiser_called_on_its_own_outside_the_schedule_is_not_guided(self, graph, pipe):
+    def test_of_a_denoiser_called_on_its_own_no_rows_are_known_to_carry_the_prompt(self, graph, pipe):
         tiny.draw(pipe)  # a guided run before must not be remembered
         context = graph.encode(["a red circle", "a blue star"])
         with graph.capture(graph.sites.where(layer=8, role="value")) as captured, torch.no_grad():
             pipe.unet(torch.zeros(2, 4, 16, 16), 7, encoder_hidden_states=context)
-        assert captured.select(captured.sites[0].path, rows="conditional").shape[1] == 2
+        path = captured.sites[0].path
+        assert captured.select(path, rows="all").shape[1] == 2
+        with pytest.raises(InvalidInput, match="called with 2 rows, and not by this graph's pipeline, so it is not known which of them"):
+            captured.select(path, rows="conditional")
 
 
 class TestApply:

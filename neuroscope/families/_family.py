@@ -48,11 +48,15 @@ class SitePattern:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it."""
+    """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it.
+
+    `silent` states are looked for at every block, because sites run as often as ever in them.
+    """
 
     name: str
     reason: str
     applies: Callable[[Any], bool]
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,27 @@ class Family:
     read: Callable[[Any, str, Conditions], Tensor]
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
 
-    def refuse_unknown(self, pipe: Any) -> None:
-        """Raises UnsupportedModel for a model that the family's operations would treat wrongly."""
+    def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
+        """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
         if has_other_guidance(pipe):
             raise UnsupportedModel(
                 f"{type(pipe).__name__} is not supported: its guidance has more parts than unconditional and conditional rows"
             )
         denoiser = getattr(pipe, self.component)
         for refusal in self.refusals:
-            if refusal.applies(denoiser):
+            if (refusal.silent or not silent) and refusal.applies(denoiser):
                 raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {refusal.reason}")
 
 
 def uncompiled(denoiser: Any) -> Any:
     """A denoiser itself, without the wrapper that torch.compile puts around it."""
     return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def is_compiled(denoiser: Any) -> bool:
+    """Whether a denoiser, or a part of it, was compiled: wrapped, in place, or block by block."""
+    inner = uncompiled(denoiser)
+    return inner is not denoiser or any(getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
 
 
 def has_other_guidance(pipe: Any) -> bool:

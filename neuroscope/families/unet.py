@@ -45,6 +45,7 @@ REFUSALS = (
         "IP-Adapter",
         "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
         lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
+        silent=True,
     ),
     Refusal(
         "fused projections",

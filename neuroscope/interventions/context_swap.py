@@ -94,7 +94,7 @@ class ContextSwap(Intervention):
             return context
         rows = call.rows(self.rows, len(context))
         edited = context.clone()
-        other = self._for_rows(call.read(self.conditions), rows.stop - rows.start, call.guided)
+        other = self._for_rows(call.read(self.conditions), rows.stop - rows.start, bool(call.guided))
         edited[rows, ..., : other.shape[-1]] = other.to(context)
         return edited
 
@@ -106,7 +106,7 @@ class ContextSwap(Intervention):
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
         other = call.project(call.read(self.conditions))
-        edited[rows, ..., chosen] = self._for_rows(other, rows.stop - rows.start, call.guided)[..., chosen].to(activation)
+        edited[rows, ..., chosen] = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen].to(activation)
         return edited
 
     def expect_foldable(self) -> None:

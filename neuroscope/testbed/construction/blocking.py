@@ -21,7 +21,7 @@ from neuroscope.testbed.construction.schedule import confine
 from neuroscope.testbed.construction.tuning import tune
 
 _NEURONS = 6
-_ATTEMPTS = 6
+_ATTEMPTS = 12
 _ROUNDING = 1e-9
 
 

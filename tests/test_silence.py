@@ -1,0 +1,292 @@
+"""States of a model in which hooks would be silent or wrong, each made for real: the right answer, or an error that names the cause."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    PyramidAttentionBroadcastConfig,
+    StableDiffusionPipeline,
+    apply_pyramid_attention_broadcast,
+)
+from peft import LoraConfig
+from torch import nn
+
+from neuroscope import (
+    HookGraph,
+    InvalidInput,
+    NeuronMask,
+    Neurons,
+    SiteNeverRan,
+    SiteRanUnevenly,
+    UnsupportedModel,
+    fold,
+    record,
+)
+from neuroscope.doctor import diagnose
+from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
+from tests.families import tiny
+
+
+def mask(graph: HookGraph, rows: str = "conditional", layer: int = 8) -> NeuronMask:
+    (site,) = graph.sites.where(layer=layer, role="value")
+    return NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), fill=2.0, rows=rows)
+
+
+def wrong(pipe) -> list[str]:
+    return [finding.name for finding in diagnose(pipe) if finding.state == "wrong"]
+
+
+class TestWhoIsRunning:
+    """One denoiser may serve several pipelines, and some keep their guidance to themselves."""
+
+    @pytest.fixture
+    def other(self, fresh) -> StableDiffusionPipeline:
+        """A second pipeline around the same denoiser and scheduler."""
+        return tiny.with_parts(fresh)
+
+    def test_another_pipelines_rows_are_not_guessed(self, fresh, other):
+        graph = HookGraph(fresh)
+        tiny.draw(fresh, guidance_scale=1.0)  # what this pipeline was doing says nothing of the other
+        known = "not by this graph's pipeline, .* make a graph of the pipeline that you run"
+        with pytest.raises(InvalidInput, match=known), graph.apply(mask(graph)):
+            tiny.draw(other, guidance_scale=7.5)
+
+    def test_another_pipelines_rows_can_all_be_changed(self, fresh, other):
+        graph, others = HookGraph(fresh), HookGraph(other)
+        with others.apply(mask(others, "all")):
+            expected = tiny.draw(other)
+        with graph.apply(mask(graph, "all")):
+            assert torch.equal(tiny.draw(other), expected)
+
+    def test_each_run_in_a_block_is_known_for_itself(self, fresh, other):
+        graph = HookGraph(fresh)
+        with graph.apply(mask(graph)):
+            expected = tiny.draw(fresh)
+        with graph.apply(mask(graph)):
+            assert torch.equal(tiny.draw(fresh), expected)
+            with pytest.raises(InvalidInput, match="not by this graph's pipeline"):
+                tiny.draw(other)
+            assert torch.equal(tiny.draw(fresh), expected)
+
+    def test_blocks_may_end_in_any_order(self, fresh):
+        graph = HookGraph(fresh)
+        first, second = graph.apply(mask(graph)), graph.apply(mask(graph, layer=3))
+        with first:
+            expected = tiny.draw(fresh)
+        first = graph.apply(mask(graph))
+        second.__enter__()
+        first.__enter__()
+        tiny.draw(fresh)
+        second.__exit__(None, None, None)
+        assert torch.equal(tiny.draw(fresh), expected)
+        first.__exit__(None, None, None)
+        assert not {"encode_prompt", "maybe_free_model_hooks"} & vars(fresh).keys()
+
+    def test_encoding_a_prompt_begins_no_run(self, fresh):
+        graph = HookGraph(fresh)
+        context = graph.encode([tiny.PROMPT, tiny.OTHER])
+        with graph.apply(mask(graph)):
+            graph.encode([tiny.PROMPT])
+            with pytest.raises(InvalidInput, match="not by this graph's pipeline"), torch.no_grad():
+                fresh.unet(torch.zeros(2, 4, 16, 16), 7, encoder_hidden_states=context)
+            tiny.draw(fresh)
+
+    @pytest.mark.parametrize("family", ["if-1", "if-2"])
+    @pytest.mark.parametrize("scale", [1.0, 4.0])
+    def test_a_pipeline_that_keeps_its_guidance_to_itself_is_heard(self, family, scale):
+        pipe = build_unplanted(family, 0)
+        graph = HookGraph(pipe)
+        context = graph.conditions([tiny.PROMPT])
+        options = generation_of(family) | {"guidance_scale": scale}
+        with graph.capture(graph.sites.where(layer=0, role=("key", "value"))) as captured:
+            pipe(tiny.PROMPT, generator=torch.Generator().manual_seed(0), output_type="pt", **options)
+        for site in captured.sites:
+            assert captured[site.path].shape[1] == (2 if scale > 1 else 1)
+            expected = graph.module(site)(graph.read(site, context))
+            torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected)
+
+
+class TestCounts:
+    """Each hooked site must run once a call of the denoiser."""
+
+    def test_a_cache_that_skips_a_layer_is_an_error(self, fresh):
+        graph = HookGraph(fresh)
+        config = PyramidAttentionBroadcastConfig(
+            cross_attention_block_skip_range=2,
+            cross_attention_timestep_skip_range=(-1, 1001),
+            cross_attention_block_identifiers=("attentions",),
+            current_timestep_callback=lambda: 500,
+        )
+        apply_pyramid_attention_broadcast(fresh.unet, config)
+        with pytest.raises(SiteRanUnevenly, match="denoiser ran 4 times, .*a cache skips it at some steps"), graph.apply(mask(graph)):
+            tiny.draw(fresh, num_inference_steps=4)
+
+    def test_feed_forwards_in_chunks_are_an_error(self, fresh):
+        graph = HookGraph(fresh)
+        for module in fresh.unet.modules():
+            if hasattr(module, "set_chunk_feed_forward"):
+                module.set_chunk_feed_forward(1, dim=0)
+        (site,) = graph.sites.where(layer=8, role="feedforward")
+        change = NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), rows="all")
+        with pytest.raises(SiteRanUnevenly, match="ran 4 times, .* it runs in chunks or slices"), graph.apply(change):
+            tiny.draw(fresh, num_inference_steps=2)
+
+    def test_an_error_inside_the_block_is_not_hidden(self, fresh):
+        graph = HookGraph(fresh)
+        with pytest.raises(KeyError, match="mine"), graph.apply(mask(graph)):
+            raise KeyError("mine")
+
+    def test_attention_in_slices_changes_nothing(self, fresh):
+        graph = HookGraph(fresh)
+        with graph.apply(mask(graph)):
+            expected = tiny.draw(fresh)
+        fresh.enable_attention_slicing("max")
+        with graph.apply(mask(graph)):
+            torch.testing.assert_close(tiny.draw(fresh), expected, atol=1e-4, rtol=1e-4)
+
+    def test_a_processor_that_goes_past_the_projections_is_an_error(self, fresh):
+        class Past:
+            def __call__(self, _attention, hidden_states, *_args, **_options):
+                return hidden_states
+
+        graph = HookGraph(fresh)
+        fresh.unet.set_attn_processor(Past())
+        with pytest.raises(SiteNeverRan, match="never did; the likely cause: .*a replaced attention processor"), graph.apply(mask(graph)):
+            tiny.draw(fresh)
+
+
+class TestCompiled:
+    @pytest.fixture(params=["wrapped", "in place", "block by block"])
+    def compiled(self, request, fresh):
+        if request.param == "wrapped":
+            fresh.unet = torch.compile(fresh.unet, backend="eager")
+        elif request.param == "in place":
+            fresh.unet.compile(backend="eager")
+        else:
+            for block in fresh.unet.down_blocks:
+                block.compile(backend="eager")
+        return fresh
+
+    def test_the_doctor_sees_it(self, compiled):
+        assert wrong(compiled) == ["compiled denoiser"]
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_hooks_after_the_first_compiled_call_are_an_error_with_that_cause(self, compiled):
+        tiny.draw(compiled)
+        graph = HookGraph(compiled)
+        with pytest.raises(SiteNeverRan, match="the denoiser was compiled before it was hooked"), graph.apply(mask(graph, layer=1)):
+            tiny.draw(compiled)
+
+
+class TestLora:
+    @pytest.fixture
+    def adapted(self, fresh):
+        rank = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_v", "to_out.0"])
+        torch.manual_seed(0)
+        fresh.unet.add_adapter(rank)
+        return fresh
+
+    def test_activations_are_those_with_the_adapter(self, adapted, graph):
+        adapted.unet.load_state_dict(adapted.unet.state_dict())
+        mine = HookGraph(adapted)
+        (site,) = mine.sites.where(layer=8, role="value")
+        context = mine.encode([tiny.PROMPT])
+        layer = mine.module(site)
+        with torch.no_grad():
+            plain = layer.base_layer(context)
+            expected = plain + context @ layer.get_delta_weight("default").T
+        with mine.capture([site]) as captured:
+            tiny.draw(adapted, num_inference_steps=1)
+        torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(plain, expected, atol=1e-3)
+
+    def test_outgoing_norms_are_those_with_the_adapter(self, adapted):
+        mine = HookGraph(adapted)
+        (site,) = mine.sites.where(layer=8, role="value")
+        reader = adapted.unet.get_submodule(mine.reader(site))
+        effective = reader.base_layer.weight + reader.get_delta_weight("default")
+        torch.testing.assert_close(mine.outgoing_norm(site), effective.double().norm(dim=0))
+        adapted.unet.disable_adapters()
+        torch.testing.assert_close(mine.outgoing_norm(site), reader.base_layer.weight.double().norm(dim=0))
+
+    def test_it_is_found_and_folding_into_it_is_refused(self, adapted):
+        mine = HookGraph(adapted)
+        assert [finding.state for finding in diagnose(adapted) if finding.name == "LoRA"] == ["note"]
+        with pytest.raises(UnsupportedModel, match="carries a LoRA; unload it, or fuse it"):
+            fold(mine, mask(mine, "all"))
+
+
+class TestIpAdapter:
+    @pytest.fixture
+    def adapter(self, fresh):
+        """The weights of an IP-Adapter for this UNet, random."""
+        width = fresh.unet.config.cross_attention_dim
+        proj = {"proj.weight": torch.randn(4 * width, 64), "proj.bias": torch.zeros(4 * width)}
+        proj |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+        keys = {}
+        for number, name in enumerate(name for name in fresh.unet.attn_processors if "attn2" in name):
+            out = fresh.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+            for kind in ("k", "v"):
+                keys[f"{2 * number + 1}.to_{kind}_ip.weight"] = torch.randn(out, width)
+        return {"image_proj": proj, "ip_adapter": keys}
+
+    def test_it_is_refused_by_name(self, fresh, adapter):
+        fresh.unet._load_ip_adapter_weights([adapter])
+        assert "IP-Adapter" in wrong(fresh)
+        with pytest.raises(UnsupportedModel, match=r"image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload"):
+            HookGraph(fresh)
+
+    def test_it_is_refused_when_it_comes_after_the_graph(self, fresh, adapter):
+        graph = HookGraph(fresh)
+        fresh.unet._load_ip_adapter_weights([adapter])
+        with pytest.raises(UnsupportedModel, match="IP-Adapter"), graph.apply(mask(graph)):
+            raise AssertionError("no image may be made")
+
+
+class TestQuantised:
+    @pytest.fixture
+    def quantised(self, fresh):
+        fresh.unet = torch.ao.quantization.quantize_dynamic(fresh.unet, {nn.Linear}, dtype=torch.qint8)
+        return fresh
+
+    pytestmark = pytest.mark.filterwarnings("ignore")
+
+    def test_activations_are_recorded_as_they_are(self, quantised, graph, concept):
+        mine = HookGraph(quantised)
+        (site,) = mine.sites.where(layer=8, role="value")
+        with mine.capture([site]) as captured:
+            tiny.draw(quantised, num_inference_steps=1, guidance_scale=1.0)  # such layers round by the range of a whole batch
+        assert torch.equal(captured[site.path][0], mine.module(site)(mine.encode([tiny.PROMPT])))
+
+    def test_what_reads_or_writes_weights_is_refused_by_name(self, quantised, concept):
+        mine = HookGraph(quantised)
+        (site,) = mine.sites.where(layer=8, role="value")
+        with pytest.raises(UnsupportedModel, match="is quantised .*, so its weights cannot be read; load it unquantised"):
+            mine.outgoing_norm(site)
+        with pytest.raises(UnsupportedModel, match="which cannot be changed exactly; load the model in a floating-point format"):
+            fold(mine, mask(mine, "all"))
+
+    def test_the_doctor_sees_it(self, quantised):
+        assert [finding.state for finding in diagnose(quantised) if finding.name == "quantised weights"] == ["note"]
+
+
+class TestOffload:
+    def test_offloaded_pipelines_are_hooked_where_they_run(self, fresh, concept):
+        graph = HookGraph(fresh)
+        with graph.apply(mask(graph)):
+            expected = tiny.draw(fresh)
+        fresh.enable_model_cpu_offload(device="cpu")
+        again = HookGraph(fresh)
+        with again.apply(mask(again)):
+            assert torch.equal(tiny.draw(fresh), expected)
+        assert record(again, concept, again.sites.where(layer=8, role="value"), quiet=True).count("present") == 6
+
+
+def test_a_schedule_without_change_leaves_the_rest_alone(fresh):
+    """A scheduler may be replaced between a graph's making and its use."""
+    graph = HookGraph(fresh)
+    fresh.scheduler = DDIMScheduler(**tiny.SCHEDULE)
+    change = NeuronMask(mask(graph).neurons, fill=2.0, steps=(0.0, 0.5))
+    with graph.apply(change), graph.capture(graph.sites.where(layer=8, role="value")) as captured:
+        tiny.draw(fresh, num_inference_steps=4)
+    assert len(captured[captured.sites[0].path]) == 4
