@@ -6,25 +6,36 @@ python -m benchmarks.planted            (all; add families or plants to do a par
 from __future__ import annotations
 
 import argparse
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+from tqdm.auto import tqdm
 
 import neuroscope as ns
+from neuroscope.artifacts import write_beside
 from neuroscope.testbed import FAMILIES, PLANTS, Planted, build, planted, verify
 
 #: What a method cannot find, because of what it asks.
 BY_NATURE = {
-    ("LOCOGEN, window 1", "redundant"): "taking one of two sufficient layers out changes nothing; ask for sufficiency, or search sets",
+    ("LOCOGEN, window 1", "redundant"): "taking one of two sufficient layers out changes nothing; search sets, or ask for sufficiency",
     ("LOCOGEN, window 2", "apart"): "no window of adjacent layers holds both; search sets",
-    ("LOCOGEN, window 2", "redundant"): "no window of adjacent layers holds both; ask for sufficiency, or search sets",
+    ("LOCOGEN, window 2", "redundant"): "no window of adjacent layers holds both; search sets, or ask for sufficiency",
     ("LOCOGEN, sufficiency", "both"): "putting in one of two needed layers changes nothing; ask for necessity, or search sets",
-    ("tracing", "schedule"): "tracing restores all steps at once",
+    ("tracing", "nothing"): "its noise is none of the stated prompts, so that layers which cannot tell those apart still hear it",
+    ("tracing", "prompt"): "as on nothing: other layers hear its noise too",
+    ("tracing", "pooled"): "it restores layers alone; the noise on the pooled text stays",
+    ("rankings", "nothing"): "a ranking of activations always names a layer; here it ranks rounding errors",
+    ("rankings", "pooled"): "they rank keys and values, and none of them carries it",
+    ("rankings", "prompt"): "they average over prompts; record each prompt apart",
+    ("WeightedNorm", "layer"): "it ranks by the size of activations, which other layers may have more of",
+    ("Auroc", "neurons"): "with exact plants every difference is perfect in its order, however small",
 }
 
 
@@ -40,10 +51,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="families and plants; by default all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a table (CSV) that keeps finished plants; a run that was stopped goes on from it")
     asked = parser.parse_args()
     families = [name for name in FAMILIES if name in asked.only] or list(FAMILIES)
     plants = [name for name in PLANTS if name in asked.only] or list(PLANTS)
-    table = pd.DataFrame([row for family in families for plant in plants for row in battery(family, plant, asked.seed)])
+    table = pd.read_csv(asked.output) if asked.output and asked.output.exists() else pd.DataFrame(columns=["family", "plant", "seed"])
+    for family, plant in tqdm(list(itertools.product(families, plants))):
+        if ((table["family"] == family) & (table["plant"] == plant) & (table["seed"] == asked.seed)).any():
+            continue
+        table = pd.concat([table, pd.DataFrame(battery(family, plant, asked.seed))], ignore_index=True)
+        if asked.output:
+            write_beside(asked.output, table.to_csv(index=False).encode())
     print(summary(table).to_string())
     print()
     for (method, plant), reason in BY_NATURE.items():
@@ -60,13 +78,15 @@ def battery(family: str, plant: str, seed: int) -> Iterator[dict[str, Any]]:
     if not verify(pipe).holds:
         raise AssertionError(f"{family}/{plant}/{seed} does not verify")
     graph = ns.HookGraph(pipe)
+    place = {"family": family, "plant": plant, "seed": seed}
     for method in METHODS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             scores = method.scores(graph, truth)
-        yield {"family": family, "plant": plant, "method": method.name} | judge(scores, truth)
-    if truth.neurons:
-        yield from neurons(graph, truth, {"family": family, "plant": plant})
+        rows = scores.cost.rows if scores.cost else 0
+        yield place | {"method": method.name, "rows": rows} | judge(scores, truth)
+    if truth.neurons or truth.decoy_neurons:
+        yield from neurons(graph, truth, place)
 
 
 def judge(scores: ns.LayerScores, truth: Planted) -> dict[str, Any]:
@@ -94,23 +114,25 @@ def auroc(scores: ns.LayerScores, wanted: set[int]) -> float:
     return (ranks[inside].sum() - inside.sum() * (inside.sum() + 1) / 2) / (inside.sum() * (~inside).sum())
 
 
-def neurons(graph: ns.HookGraph, truth: Planted, place: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The share of planted neurons among each ranking's first k, where k are planted."""
-    count = sum(map(len, truth.neurons.values()))
+def neurons(graph: ns.HookGraph, truth: Planted, place: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The share of planted neurons among each ranking's first k, where k are planted; of decoys, which nothing reads, likewise."""
+    column, wanted = ("precision", truth.neurons) if truth.neurons else ("fooled", truth.decoy_neurons)
+    count = sum(map(len, wanted.values()))
     recording = ns.record(graph, truth.concept, graph.sites.where(role="value"), "all", keep_samples=True, quiet=True)
     for method in RANKINGS:
         top = ns.score(recording, method).top(count)
-        right = sum(len(set(top.get(path, ())) & set(chosen)) for path, chosen in truth.neurons.items())
-        yield place | {"method": f"{type(method).__name__}, neurons", "precision": right / count}
+        found = sum(len(set(top.get(path, ())) & set(chosen)) for path, chosen in wanted.items())
+        yield place | {"method": f"{type(method).__name__}, neurons", column: found / count}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """By method and plant: hits of how many families; the mean AUROC."""
+    """By method and plant: hits of how many models; the means of overlap and AUROC, and what rankings of neurons found."""
     hits = table.dropna(subset="hit").groupby(["method", "plant"], sort=False)["hit"]
     cells = hits.agg(lambda each: f"{each.sum():.0f}/{len(each)}").unstack("plant")
     means = table.dropna(subset="hit").groupby("method", sort=False)[["overlap", "auroc"]].mean().round(2)
-    precision = table.get("precision", pd.Series(dtype=float)).groupby(table["method"], sort=False).mean().dropna().round(2)
-    return cells.join(means).join(precision.rename("precision at k"), how="outer").reindex(list(dict.fromkeys(table["method"])))
+    shares = table.reindex(columns=["precision", "fooled"]).groupby(table["method"], sort=False).mean().dropna(how="all").round(2)
+    named = shares.rename(columns={"precision": "precision at k", "fooled": "decoys at k"})
+    return cells.join(means).join(named, how="outer").reindex(list(dict.fromkeys(table["method"])))
 
 
 def _locogen(**options: Any) -> Callable[[ns.HookGraph, Planted], ns.LayerScores]:

@@ -38,9 +38,10 @@ class LocoGen(Localization):
         window: how many adjacent layers change together, the same at both ends of the model; or "grow", the paper's
             procedure: 1, and wider until some window has at least `enough` of the effect of changing all layers.
         enough: the share of the full effect at which a growing window or set is large enough.
-        search: "windows" of adjacent layers, as published; or "sets", which finds layers that are not adjacent: the best
-            layer, then the best beside it, and so on until a set has `enough` of the full effect or a further layer adds
-            nothing. `LayerScores.best` is the set.
+        search: "windows" of adjacent layers, as published; or "sets", which finds smallest sets of layers, adjacent or not,
+            that have `enough` of the full effect, by leaving out parts of all layers (delta debugging, Zeller and Hildebrandt
+            2002), and again among the rest while that is enough. `LayerScores.best` is the strongest set; the layers of a set
+            score what it does, all others what they do together.
         roles: change "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         rows: "conditional" (the rows that carry the prompt) or "all".
@@ -74,7 +75,7 @@ class LocoGen(Localization):
             choose("role", role, ROLES)
         choose("search", self.search, ("windows", "sets"))
         if self.search == "sets" and (self.window != 1 or self.parts != 1):
-            raise InvalidInput("search='sets' adds single layers over the whole of `steps`; leave window and parts at 1")
+            raise InvalidInput("search='sets' takes layers one by one over the whole of `steps`; leave window and parts at 1")
         choose("probe", self.probe, ("necessity", "sufficiency"))
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
@@ -103,25 +104,33 @@ class LocoGen(Localization):
             probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
             probes += self._beside(study)
             effects = method._measure(study, sweep, probes, measured)
-            if self._is_enough(effects):
+            if effects.full_mean() <= 0 or self._is_enough(effects):
                 break
         return method, probes, effects
 
     def _sets(self, study: Study, sweep: Sweep, measured: Measured) -> Found:
-        """Sets that grow by the layer that adds most, until one is enough or none adds anything."""
-        layers = study.graph.sites.layers
-        chosen: tuple[int, ...] = ()
-        probes = self._beside(study)
-        reached = 0.0
-        while len(chosen) < len(layers):
-            probes = probes + [Probe(tuple(sorted((*chosen, layer)))) for layer in layers if layer not in chosen]
-            effects = self._measure(study, sweep, probes, measured)
-            means = np.where([bool(probe.layers) for probe in probes], effects.means(), -np.inf)
-            best = probes[int(means.argmax())]
-            if self._is_enough(effects) or best.layers == chosen or means.max() <= reached:
+        """Smallest sets, one after the other, until what is left is not enough."""
+        rest = study.graph.sites.layers
+        found: list[Probe] = []
+        while rest and self._is_enough(self._measure(study, sweep, [Probe(rest)], measured)):
+            found.append(Probe(self._shrunk(study, sweep, rest, measured)))
+            rest = tuple(layer for layer in rest if layer not in found[-1].layers)
+        probes = [*found, *([Probe(rest)] if rest else []), *self._beside(study)]
+        return self, probes, self._measure(study, sweep, probes, measured)
+
+    def _shrunk(self, study: Study, sweep: Sweep, layers: tuple[int, ...], measured: Measured) -> tuple[int, ...]:
+        """Layers that are enough, with ever finer parts left out as long as the others are."""
+        parts = 2
+        while len(layers) > 1:
+            others = [Probe(tuple(each for each in layers if each not in part)) for part in _split(layers, parts)]
+            effects = self._measure(study, sweep, others, measured)
+            if self._is_enough(effects):
+                layers, parts = others[int(effects.means().argmax())].layers, max(parts - 1, 2)
+            elif parts < len(layers):
+                parts = min(2 * parts, len(layers))
+            else:
                 break
-            chosen, reached = best.layers, means.max()
-        return self, probes, effects
+        return layers
 
     def _beside(self, study: Study) -> list[Probe]:
         return [POOLED] if study.graph.sites.where(role="pooled") else []
@@ -132,7 +141,7 @@ class LocoGen(Localization):
 
     def _is_enough(self, effects: Effects) -> bool:
         means = [mean for probe, mean in zip(effects.probes, effects.means(), strict=True) if probe.layers]
-        return effects.full_mean() <= 0 or max(means) >= self.enough * effects.full_mean()
+        return max(means) >= self.enough * effects.full_mean() > 0
 
     def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe]) -> Group:
         """The runs of every pair and seed: unchanged, wholly changed, and one for each probe."""
@@ -163,6 +172,11 @@ class LocoGen(Localization):
             return {"": self.steps}
         edges = np.linspace(*self.steps, self.parts + 1).tolist()
         return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
+
+
+def _split(layers: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
+    """Layers in runs of about equal length."""
+    return [tuple(each.tolist()) for each in np.array_split(np.array(layers), parts)]
 
 
 Found = tuple[LocoGen, list[Probe], Effects]
