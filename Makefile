@@ -8,11 +8,14 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/neuroscope demo --output-dir demo
 
+# One process a core, each with one thread; a file's tests share its pipelines, so they stay together.
+TEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(TEST) -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

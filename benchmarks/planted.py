@@ -28,6 +28,7 @@ BY_NATURE = {
     ("LOCOGEN, window 2", "apart"): "no window of adjacent layers holds both; search sets",
     ("LOCOGEN, window 2", "redundant"): "no window of adjacent layers holds both; search sets, or ask for sufficiency",
     ("LOCOGEN, sufficiency", "both"): "putting in one of two needed layers changes nothing; ask for necessity, or search sets",
+    ("LOCOGEN, sets", "prompt"): "one set serves all prompts, so it holds every prompt's layer; windows show each prompt's own",
     ("tracing", "nothing"): "its noise is none of the stated prompts, so that layers which cannot tell those apart still hear it",
     ("tracing", "prompt"): "as on nothing: other layers hear its noise too",
     ("tracing", "pooled"): "it restores layers alone; the noise on the pooled text stays",

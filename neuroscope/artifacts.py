@@ -120,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # aligned, or sums would be rounded otherwise
     except (SafetensorError, OSError) as error:
         raise InvalidFile(f"{path} is damaged or not a safetensors file ({error}); make or copy it again") from error
     if _KEY not in metadata:

@@ -14,7 +14,7 @@ from neuroscope.sites import Sites
 class Captured:
     """Raw activations, kept in the order of the calls.
 
-    `captured[path]` is a tensor [call, row, token, neuron]; `select` picks steps, guidance rows and tokens.
+    `captured[path]` is a tensor [call, row, token, neuron], of pooled text [call, row, neuron]; `select` picks steps, guidance rows and tokens.
     """
 
     def __init__(self, sites: Sites) -> None:
@@ -24,12 +24,12 @@ class Captured:
     def __repr__(self) -> str:
         return f"Captured({len(self.sites)} sites, {max(map(len, self._kept.values()), default=0)} calls each)"
 
-    def __getitem__(self, path: str) -> Float[Tensor, "call row token neuron"]:
+    def __getitem__(self, path: str) -> Float[Tensor, "call row *token neuron"]:
         return self.select(path)
 
     def select(
         self, path: str, *, step: int | None = None, rows: Rows = "all", token: int | slice = slice(None)
-    ) -> Float[Tensor, "call row token neuron"]:
+    ) -> Float[Tensor, "call row *token neuron"]:
         """The activations of one site: of one step or all, of all rows or the prompt's, of some tokens or all.
 
         Raises:

@@ -83,6 +83,16 @@ class Effects:
         by_prompt = self._by_layer(layers).transpose(1, 0, 2)[:, :, None]
         return np.stack([_score(each, np.ones((1, len(self.seeds)))) for each in by_prompt])
 
+    def peak_interval(self, layers: Sequence[int]) -> tuple[float, float]:
+        """A bootstrap interval, as in `intervals`, of how much the strongest layer of each prompt exceeds the strongest opposite effect.
+
+        Where effects are noise, they are as strong in either direction; in whatever layer a prompt has its own, this is above 0.
+        """
+        by_prompt = self.of_layers_by_prompt(layers)
+        excess = (by_prompt.max(axis=1) + by_prompt.min(axis=1))[None, :, None]
+        low, high = self._intervals(excess, np.ones(excess.shape[1:]), 0.95, 0)[0]
+        return float(low), float(high)
+
     def layer_intervals(self, layers: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "layer 2"]:
         """Bootstrap intervals of the layers' scores, as in `intervals`."""
         return self._intervals(self._by_layer(layers), self._over(), confidence, seed)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The share of prompts that must name one layer before the place is said not to depend on the prompt.
 _AGREEING = 0.75
+#: The share of the full change that prompts' own layers must have where no layer has an effect on all.
+_MATERIAL = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +96,17 @@ class LayerScores(Artifact):
 
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
-        if low <= 0 or not found:
+        alone = self._measured("verdict").peak_interval(self.layers)[0]
+        if not found or (low <= 0 and alone < _MATERIAL * self._measured("verdict").full_mean()):
             best = " and ".join(map(self.name, self.best.layers)) or "the pooled text"
             return f"no layer stands out; the best, {best}, has {max(self._measured('verdict').means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
         if len(counts) == 1:
-            return f"all {of} agree on {self.name(counts[0][0])}"
+            return f"all {of} agree on {self._called(counts[0][0])}"
         if counts[0][1] >= _AGREEING * len(found):
-            return f"{counts[0][1]} of {of} agree on {self.name(counts[0][0])}"
-        places = ", ".join(f"{self.name(layer)} ({count})" for layer, count in counts[:4])
+            return f"{counts[0][1]} of {of} agree on {self._called(counts[0][0])}"
+        places = ", ".join(f"{self._called(layer)} ({count})" for layer, count in counts[:4])
         return f"the {of} disagree: {places}; the place depends on the prompt"
 
     @property
@@ -124,6 +127,13 @@ class LayerScores(Artifact):
     def name(self, layer: int) -> str:
         """How a layer is called."""
         return self.names[self.layers.index(layer)] if self.names else f"layer {layer}"
+
+    def _called(self, layer: int) -> str:
+        """A layer's name; of one that was only ever changed with others, all their names."""
+        (first, *others) = [probe for probe in self._measured("verdict").probes if layer in probe.layers]
+        if others or len(first.layers) == 1:
+            return self.name(layer)
+        return f"{' and '.join(map(self.name, first.layers))} together"
 
     def agreement(self, other: LayerScores) -> float:
         """Spearman's rank correlation with other scores of the same layers.

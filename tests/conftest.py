@@ -7,11 +7,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jaxtyping
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from neuroscope import Concept, HookGraph, Recording, record
 from tests.families import tiny
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 OBJECTS = ("circle", "square", "triangle", "star", "cross", "ring")
 

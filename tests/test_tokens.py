@@ -1,22 +1,44 @@
 import numpy as np
 import pytest
 
-from neuroscope import InvalidInput
+from neuroscope import HookGraph, InvalidInput
 from neuroscope.tokens import kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
-TOKENIZERS = [pytest.param(build, id=name) for name, build in tiny.PIPELINES.items()]
-LONG = "the emblem of astoria and the emblem of belmora and the emblem of cestria and the emblem of dorvane"
+TOKENIZERS = [
+    *[pytest.param((name, "tokenizer"), id=name) for name in tiny.PIPELINES],
+    pytest.param(("sdxl", "tokenizer_2"), id="sdxl's second"),
+]
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def tokenizer(request):
-    return request.param().tokenizer
+    """A tokenizer as its pipeline calls it: CLIP's three ways to pad, and T5's, which has no token before the words."""
+    name, part = request.param
+    pipe = tiny.PIPELINES[name]()
+    return HookGraph(pipe).tokenizer if part == "tokenizer" else getattr(pipe, part)
+
+
+@pytest.fixture(scope="module")
+def long(tokenizer) -> str:
+    """A prompt beyond the length, its last word its own."""
+    pieces = ["the emblem of astoria", *["and the emblem of belmora"] * (tokenizer.model_max_length // 5), "and the emblem of dorvane"]
+    return " ".join(pieces)
 
 
 def position_after(tokenizer, prefix: str) -> int:
     """The position of a prompt's next token, had the prompt only its first words."""
-    return len(tokenizer(prefix).input_ids) - 1
+    return len(tokenizer([prefix])["input_ids"][0]) - 1
+
+
+def padded(tokenizer, prompt: str) -> list[list[int]]:
+    """The ids as the pipeline's encoder gets them."""
+    return tokenizer([prompt], padding="max_length", max_length=tokenizer.model_max_length, truncation=True)["input_ids"]
+
+
+def starts(tokenizer) -> list[str]:
+    """The kinds of what stands before all words."""
+    return ["start"] * position_after(tokenizer, "")
 
 
 def chosen(tokenizer, prompt: str, token: str, subject: str | None = None) -> list[int]:
@@ -52,9 +74,9 @@ def test_a_subject_is_a_word_and_not_a_part_of_one(tokenizer):
 def test_eos_is_the_first_end_of_text_whatever_pads(tokenizer, prompt):
     (position,) = chosen(tokenizer, prompt, "eos")
     assert position == position_after(tokenizer, prompt)
-    ids = tokenizer(prompt, padding="max_length").input_ids
+    (ids,) = padded(tokenizer, prompt)
     assert ids[position] == tokenizer.eos_token_id
-    assert set(ids[position + 1 :]) == {tokenizer.pad_token_id}
+    assert len(set(ids[position + 1 :])) == 1
 
 
 def test_last_is_the_final_position_and_all_is_every_position(tokenizer):
@@ -71,21 +93,21 @@ def test_each_prompt_has_positions_of_its_own(tokenizer):
 
 def test_without_any_word_the_subject_is_the_end_of_text(tokenizer):
     assert chosen(tokenizer, "...", "subject") == chosen(tokenizer, "...", "eos")
-    assert chosen(tokenizer, "", "subject") == chosen(tokenizer, "", "eos") == [1]
+    assert chosen(tokenizer, "", "subject") == chosen(tokenizer, "", "eos") == [len(starts(tokenizer))]
 
 
-def test_a_prompt_that_fills_the_length_still_ends_with_the_end_of_text(tokenizer):
-    assert chosen(tokenizer, LONG, "eos") == chosen(tokenizer, LONG, "last") == [tokenizer.model_max_length - 1]
+def test_a_prompt_that_fills_the_length_still_ends_with_the_end_of_text(tokenizer, long):
+    assert chosen(tokenizer, long, "eos") == chosen(tokenizer, long, "last") == [tokenizer.model_max_length - 1]
 
 
-def test_a_prompt_beyond_the_length_warns_of_the_words_it_loses(tokenizer):
-    with pytest.warns(UserWarning, match=r"is longer than the model's 24 tokens; it loses '(?P<lost>.+)'") as caught:
-        warn_of_lost_words(tokenizer, ["a red circle", LONG])
+def test_a_prompt_beyond_the_length_warns_of_the_words_it_loses(tokenizer, long):
+    with pytest.warns(UserWarning, match=rf"is longer than the model's {tokenizer.model_max_length} tokens; it loses '(?P<lost>.+)'") as caught:
+        warn_of_lost_words(tokenizer, ["a red circle", long])
     assert len(caught) == 1
     lost = str(caught[0].message).split("it loses '")[1].removesuffix("'")
-    assert LONG.endswith(lost)
-    read = tokenizer(LONG, truncation=True, max_length=tokenizer.model_max_length).input_ids
-    assert tokenizer.decode(read, skip_special_tokens=True).replace(" ", "") == LONG.removesuffix(lost).replace(" ", "")
+    assert long.endswith(lost)
+    kept = tokenizer([long.removesuffix(lost)])["input_ids"]
+    assert kept == padded(tokenizer, long)
 
 
 def test_an_unknown_kind_of_token_is_refused(tokenizer, untyped):
@@ -116,7 +138,7 @@ class TestKinds:
         """Counted in tokens of the prompt's own beginnings; the subject's last token is told apart from its others."""
         first, last = position_after(tokenizer, before), position_after(tokenizer, f"{before} {inside}".strip())
         end, length = position_after(tokenizer, prompt), tokenizer.model_max_length
-        expected = ["start"] + ["before"] * (first - 1) + ["subject"] * (last - first - 1) + ["last subject"]
+        expected = starts(tokenizer) + ["before"] * (first - len(starts(tokenizer))) + ["subject"] * (last - first - 1) + ["last subject"]
         expected += ["after"] * (end - last) + ["eos"] + ["padding"] * (length - end - 1)
         (kinds,) = kinds_of_tokens(tokenizer, [prompt], subject)
         assert kinds.tolist() == expected
@@ -124,8 +146,8 @@ class TestKinds:
     def test_padding_is_padding_whichever_token_pads(self, tokenizer):
         """Version 1 pads with the end-of-text token, of which only the first ends the text, and version 2 with '!'."""
         (kinds,) = kinds_of_tokens(tokenizer, ["a red circle!"], "red")
-        ids = np.array(tokenizer("a red circle!", padding="max_length").input_ids)
-        assert set(ids[kinds == "padding"]) == {tokenizer.pad_token_id}
+        ids = np.array(padded(tokenizer, "a red circle!")[0])
+        assert len(set(ids[kinds == "padding"])) == 1
         assert ids[kinds == "eos"].tolist() == [tokenizer.eos_token_id]
         assert (kinds == "after").sum() == position_after(tokenizer, "a red circle!") - position_after(tokenizer, "a red")
 
@@ -133,19 +155,20 @@ class TestKinds:
     def test_without_the_subject_all_words_are_before(self, tokenizer, prompt):
         end, length = position_after(tokenizer, prompt), tokenizer.model_max_length
         (kinds,) = kinds_of_tokens(tokenizer, [prompt], "stipple")
-        assert kinds.tolist() == ["start"] + ["before"] * (end - 1) + ["eos"] + ["padding"] * (length - end - 1)
+        assert kinds.tolist() == starts(tokenizer) + ["before"] * (end - len(starts(tokenizer))) + ["eos"] + ["padding"] * (length - end - 1)
 
-    def test_a_prompt_that_is_cut_has_no_padding_and_ends_with_the_end_of_text(self, tokenizer):
-        (kinds,) = kinds_of_tokens(tokenizer, [LONG], "astoria")
+    def test_a_prompt_that_is_cut_has_no_padding_and_ends_with_the_end_of_text(self, tokenizer, long):
+        (kinds,) = kinds_of_tokens(tokenizer, [long], "astoria")
         first, last = position_after(tokenizer, "the emblem of"), position_after(tokenizer, "the emblem of astoria")
         length = tokenizer.model_max_length
         assert kinds[last - 1] == "last subject"
-        assert set(kinds[1:first]) == {"before"}
+        assert set(kinds[len(starts(tokenizer)) : first]) == {"before"}
         assert kinds[last:].tolist() == ["after"] * (length - 1 - last) + ["eos"]
 
-    def test_a_subject_that_is_cut_off_is_not_there(self, tokenizer):
-        (kinds,) = kinds_of_tokens(tokenizer, [LONG], "dorvane")
-        assert kinds.tolist() == ["start"] + ["before"] * (tokenizer.model_max_length - 2) + ["eos"]
+    def test_a_subject_that_is_cut_off_is_not_there(self, tokenizer, long):
+        (kinds,) = kinds_of_tokens(tokenizer, [long], "dorvane")
+        before = tokenizer.model_max_length - len(starts(tokenizer)) - 1
+        assert kinds.tolist() == starts(tokenizer) + ["before"] * before + ["eos"]
 
     def test_each_prompt_has_kinds_of_its_own(self, tokenizer):
         prompts = ["a red circle", "stipple", "a circle in the style of stipple"]
@@ -154,8 +177,8 @@ class TestKinds:
         for prompt, kinds in zip(prompts, together, strict=True):
             assert kinds.tolist() == kinds_of_tokens(tokenizer, [prompt], "stipple")[0].tolist()
 
-    def test_the_last_subject_is_the_token_that_recordings_read(self, tokenizer):
-        prompts = ["a red circle in the style of stipple", "the emblem of astoria in stipple style", LONG]
+    def test_the_last_subject_is_the_token_that_recordings_read(self, tokenizer, long):
+        prompts = ["a red circle in the style of stipple", "the emblem of astoria in stipple style", long]
         for subject in ("stipple", "the emblem of astoria"):
             kinds = kinds_of_tokens(tokenizer, prompts, subject) == "last subject"
             chosen = select_tokens(tokenizer, prompts, "subject", subject)

@@ -71,7 +71,7 @@ ADDED_KV = Family(
     block_name=block_name,
     inputs=_inputs,
     places={
-        "cross": re.compile(r".+\.attentions\.\d+"),
+        "cross": re.compile(r".+\.attentions\.\d+\.to_out\.0"),  # the attentions' own outputs hold the whole residual stream
         "resnet": re.compile(r".+\.(resnets|downsamplers|upsamplers)\.\d+"),
     },
     encoded=("prompt_embeds", "negative_prompt_embeds"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from neuroscope.testbed import captions, world
+from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
 from neuroscope.testbed.training.autoencoder import build_autoencoder
 from neuroscope.testbed.training.clip import WIDTH, build_clip
 from neuroscope.testbed.vocabulary import build_tokenizer
@@ -41,7 +43,7 @@ def sd2(seed: int = 0) -> StableDiffusionPipeline:
     return _pipeline(seed, tokenizer, scheduler, attention_head_dim=[2, 4, 8, 8], use_linear_projection=True)
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2}
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(build_unplanted, name, 0) for name in ("sdxl", "if-1", "if-2")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
@@ -69,9 +71,22 @@ def with_parts(pipe: StableDiffusionPipeline, **parts: Any) -> StableDiffusionPi
 def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **options: Any) -> Tensor:
     """The final latents of a short run; each prompt starts from noise of its own seed."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if isinstance(negative := options.get("negative_prompt"), str):
+        options["negative_prompt"] = [negative] * len(prompts)
     images = options.get("num_images_per_prompt", 1) * len(prompts)
     noise = [torch.Generator().manual_seed(seed + row) for row in range(images)]
-    return pipe(prompts, generator=noise, **({"num_inference_steps": 2, "output_type": "latent"} | options)).images
+    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | _of_pixels(pipe, len(prompts)) | options)).images
+
+
+def _of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
+    """What DeepFloyd's pipelines call final latents, and what they need besides."""
+    if getattr(pipe, "vae", None) is not None:
+        return {"output_type": "latent"}
+    options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
+    if "image" in options:
+        options["image"] = options["image"].expand(prompts, -1, -1, -1)
+    del options["num_inference_steps"], options["guidance_scale"]
+    return options | {"output_type": "pt"}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize
+from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize, testbed
 from neuroscope.localization.corruption import Corruption
 from neuroscope.tokens import kinds_of_tokens
 from tests.families import tiny
@@ -262,3 +262,13 @@ class TestRefusals:
     def test_an_impossible_option_is_refused(self, untyped, options, message):
         with pytest.raises(InvalidInput, match=message):
             CausalTracing(**options)
+
+
+@pytest.mark.parametrize("family", ["sd1", "if-1"])
+def test_restoring_an_attention_restores_what_it_adds_and_not_the_stream_around_it(family):
+    """DeepFloyd's attentions return their residual stream, so that all of them would bring everything back."""
+    pipe = testbed.build(family, "layer", 0)
+    plant = testbed.planted(pipe)
+    scores = localize(HookGraph(pipe), plant.concept, CausalTracing(), LatentShare(), [0], quiet=True, **plant.generation)
+    assert scores.top(1) == list(plant.layers)
+    assert scores.scores[plant.layers[0]] > 10 * sorted(scores.scores)[-2]

@@ -204,9 +204,9 @@ def _in_neurons(prover: Prover, record: Planted) -> list[Claim]:
         name = path.removeprefix("unet.")
         mixed = prover.own[name].clone()
         mixed[..., list(chosen)] = prover.other[name][..., list(chosen)]
-        shares = prover.share(prover.moved([], outputs={name: mixed}))
+        moved = prover.moved([], outputs={name: mixed})
         if path in record.neurons:
-            claims.append(Claim("swapping these neurons alone changes all", float(shares.min()), _ALL, at_least=True))
+            claims.append(Claim("swapping these neurons alone changes all", float(prover.share(moved).min()), _ALL, at_least=True))
         else:
-            claims.append(Claim("swapping the decoy's neurons changes nothing", float(shares.abs().max()), _NOTHING))
+            claims.append(Claim("swapping the decoy's neurons changes nothing", prover.distance(moved), _SAME))
     return claims

@@ -1,0 +1,141 @@
+"""Constructed pipelines: their plants are proven by plain hooks, proofs can fail, and seeds give models and places."""
+
+import pytest
+import torch
+
+from neuroscope import InvalidInput, testbed
+from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
+from neuroscope.testbed.construction.pipelines import build_unplanted
+from neuroscope.testbed.construction.words import build_t5_tokenizer
+
+LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23}
+POOLED = ("sdxl", "if-1", "if-2")
+EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
+FAST = [
+    *[("sd1", plant) for plant in PLANTS if plant != "pooled"],
+    ("sd2", "pair"),
+    ("sdxl", "pooled"),
+    ("if-1", "prompt"),
+    ("if-2", "pooled"),
+]
+
+
+@pytest.mark.parametrize(("family", "plant"), FAST)
+def test_what_is_planted_is_proven(family, plant):
+    proof = verify(build(family, plant, seed=0))
+    assert proof.holds, proof
+    assert len(proof.claims) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "plant"), [each for each in EVERY if each not in FAST])
+def test_what_is_planted_is_proven_in_every_family(family, plant):
+    proof = verify(build(family, plant, seed=0))
+    assert proof.holds, proof
+
+
+@pytest.fixture
+def built():
+    return build("sd1", "layer", seed=0)
+
+
+class TestProofsCanFail:
+    def test_when_another_layer_hears_the_difference(self, built):
+        (layer,) = planted(built).layers
+        other = "down_blocks.0.attentions.0" if layer else "up_blocks.3.attentions.2"
+        weight = built.unet.get_submodule(f"{other}.transformer_blocks.0.attn2.to_v").weight
+        weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        proof = verify(built)
+        assert not proof.holds
+        assert "broken: keys and values outside the plant do not tell the prompts apart" in repr(proof)
+
+    def test_when_the_planted_layer_hears_nothing(self, built):
+        everything = [module for path, module in built.unet.named_modules() if path.endswith(("attn2.to_k", "attn2.to_v"))]
+        for module in everything:
+            module.weight.data.zero_()
+        table = verify(built).to_frame()
+        assert not table["holds"].all()
+        assert not table.set_index("claim")["holds"]["the two prompts give different pictures"]
+
+    def test_when_a_decoy_is_read(self):
+        pipe = build("sd1", "decoy", seed=0)
+        (path,) = planted(pipe).decoy_neurons
+        reader = pipe.unet.get_submodule(path.removeprefix("unet.").replace("to_v", "to_out.0"))
+        reader.weight.data += torch.randn(reader.weight.shape, generator=torch.Generator().manual_seed(0))
+        assert not verify(pipe).to_frame().set_index("claim")["holds"]["swapping the decoy's neurons changes nothing"]
+
+
+class TestBuild:
+    def test_a_seed_gives_the_weights_and_the_place(self):
+        first, again, other = build("sd1", "neurons", 3), build("sd1", "neurons", 3), build("sd1", "neurons", 4)
+        weights = [torch.cat([each.flatten() for each in pipe.unet.state_dict().values()]) for pipe in (first, again, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        assert planted(first) == planted(again)
+        assert planted(first).neurons != planted(other).neurons
+
+    def test_blocked_layers_hear_other_words(self, built):
+        (layer,) = planted(built).layers
+        module = built.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v") if layer else None
+        present, thing = (built.encode_prompt(text, "cpu", 1, False)[0] for text in ("a red circle", "a blue star"))
+        assert (module(present) - module(thing)).norm() > 0.05 * module(present).norm()
+
+    def test_fresh_seeds_give_fresh_places(self):
+        assert len({planted(build("sd2", "layer", seed)).layers for seed in range(4)}) > 1
+
+    def test_the_name_says_how_to_build_it_again(self, built):
+        assert built.config._name_or_path == "testbed:sd1/layer/0"
+        assert planted(testbed.load("sd1/layer/0")) == planted(built)
+        assert planted(testbed.load("sd1/layer")) == planted(built)
+
+    def test_global_random_numbers_are_left_alone(self):
+        torch.manual_seed(7)
+        expected = torch.rand(1)
+        torch.manual_seed(7)
+        build("sd1", "nothing")
+        assert torch.equal(torch.rand(1), expected)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_pictures_are_finite_and_not_flat(self, family):
+        pipe = build(family, "nothing")
+        image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation).images[0]
+        assert 0 <= image.min() < image.max() <= 1
+        layers = [path for path, _ in pipe.unet.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
+        assert len(layers) == LAYERS[family]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("sd3", "layer"), "family 'sd3' is unknown; choose one of sd1, "),
+            (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
+            (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1 or if-2"),
+        ],
+    )
+    def test_what_cannot_be_built_is_said(self, arguments, message):
+        with pytest.raises(InvalidInput, match=message):
+            build(*arguments)
+
+    @pytest.mark.parametrize("name", ["sd1/layer/x", "sd1/layer/1/2"])
+    def test_names_of_another_form_are_refused(self, name):
+        with pytest.raises(
+            InvalidInput, match="names no constructed pipeline; write FAMILY/PLANT or FAMILY/PLANT/SEED, such as sdxl/pair/3"
+        ):
+            testbed.load(name)
+
+    @pytest.mark.parametrize("ask", [planted, verify])
+    def test_other_pipelines_have_no_plant(self, ask):
+        with pytest.raises(InvalidInput, match="was not made by testbed.build, so nothing is known of it; build one"):
+            ask(build_unplanted("sd1", 0))
+
+
+class TestT5Words:
+    def test_known_words_are_one_token_and_others_are_spelled(self):
+        tokenizer = build_t5_tokenizer(["a red circle, a star"])
+        assert tokenizer.tokenize("a red circle, zig") == ["▁a", "▁red", "▁circle", ",", "▁", "z", "i", "g"]
+
+    def test_the_end_of_text_stands_behind_and_nothing_before(self):
+        encoded = build_t5_tokenizer(["a star"])("a star", return_offsets_mapping=True)
+        assert encoded.offset_mapping == [(0, 1), (2, 6), (0, 0)]
+        assert encoded.input_ids[-1] == build_t5_tokenizer(["a star"]).eos_token_id
