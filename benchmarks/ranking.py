@@ -33,8 +33,7 @@ def main() -> None:
 def measure(kind: str, count: int) -> dict[str, float]:
     """Records `count` prompts (half present, half absent) and counts denoiser rows and this process's peak memory."""
     graph = ns.HookGraph(ns.testbed.load("sd1"))
-    concept = ns.Concept("stipple", *(_prompts(style, count // 2) for style in ("stipple", "plain")))
-    rows = 0
+    concept, rows = stipple(count), 0
 
     def count_rows(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal rows
@@ -47,6 +46,11 @@ def measure(kind: str, count: int) -> dict[str, float]:
         recording = ns.record(graph, concept, graph.sites.where(role="feedforward"), quiet=True, num_inference_steps=5)
     ns.score(recording, ns.Welch()).top(50)
     return {"rows": rows, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def stipple(count: int) -> ns.Concept:
+    """The bundled models' style with so many prompts, half with it and half without."""
+    return ns.Concept("stipple", *(_prompts(style, count // 2) for style in ("stipple", "plain")))
 
 
 def _prompts(style: str, count: int) -> list[str]:

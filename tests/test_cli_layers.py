@@ -63,7 +63,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["localize", "--style", "stipple", "--method", "locogenn", "-o", "x"], "method 'locogenn' is unknown; .* did you mean 'locogen'?"),
         (
             ["localize", "--style", "stipple", "--noise", "3", "-o", "x"],
-            "--noise is no option of locogen; it has --window, --parts, --probe",
+            "--noise is no option of locogen; it has --window, --parts, --probe, --search, --enough, --pooled",
         ),
         (["localize", "--style", "stipple", "--window", "two", "-o", "x"], "--window 'two' is neither a number of layers nor grow"),
         (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),

@@ -54,7 +54,8 @@ def generate(
         path = output_dir / f"{number // count:03}-seed{each}.png"
         write_beside(path, png(image))
         written.append(str(path))
-    options.report({"images": written}, "\n".join(f"wrote {path}" for path in written), as_json)
+    pooled = [f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))]
+    options.report({"images": written, "pooled": pooled}, "\n".join([*pooled, *(f"wrote {path}" for path in written)]), as_json)
 
 
 def evaluate(

@@ -38,6 +38,9 @@ def localize(
     window: Annotated[str | None, typer.Option(help="locogen: adjacent layers that change together, or grow.")] = None,
     parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each probed on its own.")] = None,
     probe: Annotated[str | None, typer.Option(help="locogen: necessity or sufficiency.")] = None,
+    search: Annotated[str | None, typer.Option(help="locogen: windows, or sets of layers, adjacent or not.")] = None,
+    enough: Annotated[float | None, typer.Option(help="locogen: the share of the full effect at which a set or growing window ends.")] = None,
+    pooled: Annotated[str | None, typer.Option(help="locogen: which prompt feeds the pooled text of a window's run, own or other.")] = None,
     component: Annotated[str | None, typer.Option(help="causal-tracing: cross, self, ff, resnet, all or text.")] = None,
     noise: Annotated[float | None, typer.Option(help="causal-tracing: the noise, in standard deviations of the name's embeddings.")] = None,
     clip: Annotated[str | None, typer.Option(help="Measure CLIP's cosine to this text.")] = None,
@@ -57,7 +60,8 @@ def localize(
     """Find the layers that control a concept, by pictures made with single layers changed."""
     options.writable_file(output)
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
-    asked = _method(method, window=_window(window), parts=parts, probe=probe, component=component, noise=noise)
+    given = {"window": _window(window), "parts": parts, "probe": probe, "search": search, "enough": enough, "pooled": pooled}
+    asked = _method(method, **given, component=component, noise=noise)
     metric = _metric(model, clip, read, share)
     generation = options.generation_options(
         num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width

@@ -9,7 +9,7 @@ import neuroscope as ns
 from neuroscope.cli import main
 from neuroscope.testbed import FAMILIES, build, planted
 
-WITHOUT_LORA = ()
+SHORT = ("--num-inference-steps", 1, "--guidance-scale", 1)
 
 
 class Case:
@@ -92,15 +92,24 @@ def test_locogen(case):
 
 
 def test_tracing(case):
+    """The noise is no stated prompt, so that other layers hear some of it; the planted layer stands out all the same."""
     scores = case.localize(ns.CausalTracing(noise=3.0))
     assert len(scores.layers) == len(case.graph.sites.layers)
-    assert case.localize(ns.CausalTracing(component="text")).layers
+    assert scores.top(1) == [case.layer]
+    assert max(case.localize(ns.CausalTracing(component="text")).scores) > 0.5
 
 
 def test_locoedit(case, untouched, goal):
     with case.graph.apply(case.edit()):
         edited = case.draw()
     assert (edited - goal).norm() < 0.25 * (untouched - goal).norm()
+
+
+def test_locoedit_of_the_subjects_token_alone(case, untouched, goal):
+    """Encoders carry a word on into other tokens (bidirectional ones into all), and the planted layer reads it there."""
+    with case.graph.apply(ns.edit(case.graph, case.concept, ns.LocoEdit(tokens="subject", ridge=1e-4), case.layer)):
+        edited = case.draw()
+    assert (edited - goal).norm() > 0.5 * (untouched - goal).norm()
 
 
 @pytest.mark.parametrize("kind", ["mask", "edit"])
@@ -139,6 +148,18 @@ def test_save_and_load(case, tmp_path):
 
 
 def test_command_line(case, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["sites", "--model", f"testbed:{case.plant.family}/nothing", "--role", "key", "--json"])
-    assert len(json.loads(capsys.readouterr().out)) == len(case.graph.sites.layers)
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            main([str(each) for each in arguments])
+        return capsys.readouterr().out
+
+    model = ["--model", f"testbed:{case.plant.family}/layer"]
+    assert len(json.loads(run("sites", *model, "--role", "key", "--json"))) == len(case.graph.sites.layers)
+    recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
+    run("record", *model, "--style", "stipple", "--layer", case.layer, "--role", "value", "--quiet", "-o", recorded)
+    run("mask", recorded, "--top", 4, "-o", mask)
+    made = json.loads(
+        run("generate", *model, "--apply", mask, "--prompt", "a red star", *SHORT, "-o", tmp_path, "--quiet", "--json")
+    )
+    assert len(made["images"]) == 1
+    assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))
