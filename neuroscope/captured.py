@@ -14,7 +14,8 @@ from neuroscope.sites import Sites
 class Captured:
     """Raw activations, kept in the order of the calls.
 
-    `captured[path]` is a tensor [call, row, token, neuron], of pooled text [call, row, neuron]; `select` picks steps, guidance rows and tokens.
+    `captured[path]` is a tensor [call, row, token, neuron], of pooled text [call, row, neuron]; `select` picks steps,
+    guidance rows and tokens.
     """
 
     def __init__(self, sites: Sites) -> None:

@@ -101,7 +101,9 @@ def test_a_prompt_that_fills_the_length_still_ends_with_the_end_of_text(tokenize
 
 
 def test_a_prompt_beyond_the_length_warns_of_the_words_it_loses(tokenizer, long):
-    with pytest.warns(UserWarning, match=rf"is longer than the model's {tokenizer.model_max_length} tokens; it loses '(?P<lost>.+)'") as caught:
+    with pytest.warns(
+        UserWarning, match=rf"is longer than the model's {tokenizer.model_max_length} tokens; it loses '(?P<lost>.+)'"
+    ) as caught:
         warn_of_lost_words(tokenizer, ["a red circle", long])
     assert len(caught) == 1
     lost = str(caught[0].message).split("it loses '")[1].removesuffix("'")
@@ -155,7 +157,9 @@ class TestKinds:
     def test_without_the_subject_all_words_are_before(self, tokenizer, prompt):
         end, length = position_after(tokenizer, prompt), tokenizer.model_max_length
         (kinds,) = kinds_of_tokens(tokenizer, [prompt], "stipple")
-        assert kinds.tolist() == starts(tokenizer) + ["before"] * (end - len(starts(tokenizer))) + ["eos"] + ["padding"] * (length - end - 1)
+        assert kinds.tolist() == starts(tokenizer) + ["before"] * (end - len(starts(tokenizer))) + ["eos"] + ["padding"] * (
+            length - end - 1
+        )
 
     def test_a_prompt_that_is_cut_has_no_padding_and_ends_with_the_end_of_text(self, tokenizer, long):
         (kinds,) = kinds_of_tokens(tokenizer, [long], "astoria")

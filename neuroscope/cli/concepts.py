@@ -46,6 +46,7 @@ def record_(
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
+    image: options.Picture = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -54,7 +55,7 @@ def record_(
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
     graph = options.open_graph(model)
     sites = graph.sites.where(layer=layer or None, role=role or ("key", "value"))
-    generation = options.generation_options(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     recording = record(
         graph, chosen, sites, cast("Token", token), by_step=by_step, keep_samples=keep_samples, seed=seed, quiet=quiet, **generation
     )

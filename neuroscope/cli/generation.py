@@ -34,6 +34,7 @@ def generate(
     count: Annotated[int, typer.Option(help="Images of each prompt, with seeds counted up.")] = 1,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
+    image: options.Picture = None,
     height: options.Height = None,
     width: options.Width = None,
     quiet: options.Quiet = False,
@@ -44,17 +45,19 @@ def generate(
     changes = options.open_interventions(apply)
     graph = options.open_graph(model)
     generation = options.generation_options(
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
+        image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )
     pairs = [(text, seed + offset) for text in prompt for offset in range(count)]
     graph.pipe.set_progress_bar_config(disable=quiet)
     images = run_generation(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **generation)
     written = []
-    for number, (image, (_, each)) in enumerate(zip(images, pairs, strict=True)):
+    for number, (made, (_, each)) in enumerate(zip(images, pairs, strict=True)):
         path = output_dir / f"{number // count:03}-seed{each}.png"
-        write_beside(path, png(image))
+        write_beside(path, png(made))
         written.append(str(path))
-    pooled = [f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))]
+    pooled = [
+        f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))
+    ]
     options.report({"images": written, "pooled": pooled}, "\n".join([*pooled, *(f"wrote {path}" for path in written)]), as_json)
 
 
@@ -74,6 +77,7 @@ def evaluate(
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
+    image: options.Picture = None,
     resume: Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")] = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -82,7 +86,7 @@ def evaluate(
     options.writable_file(output)
     prompts = prompt or list(options.open_concept(model, style, object_, fact, "", attribute, concept).test)
     changes = dict(zip([path.stem for path in apply or []], options.open_interventions(apply), strict=True))
-    generation = options.generation_options(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     metrics = [*(ClipScore(text) for text in clip or []), *(options.open_reader(text, model) for text in read or [])]
     graph = options.open_graph(model)
     table = run_evaluation(graph, changes, prompts, range(seed, seed + seeds), metrics, output=resume, quiet=quiet, **generation)

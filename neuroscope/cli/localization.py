@@ -39,7 +39,7 @@ def localize(
     parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each probed on its own.")] = None,
     probe: Annotated[str | None, typer.Option(help="locogen: necessity or sufficiency.")] = None,
     search: Annotated[str | None, typer.Option(help="locogen: windows, or sets of layers, adjacent or not.")] = None,
-    enough: Annotated[float | None, typer.Option(help="locogen: the share of the full effect at which a set or growing window ends.")] = None,
+    enough: Annotated[float | None, typer.Option(help="locogen: the share of the full effect that ends a search.")] = None,
     pooled: Annotated[str | None, typer.Option(help="locogen: which prompt feeds the pooled text of a window's run, own or other.")] = None,
     component: Annotated[str | None, typer.Option(help="causal-tracing: cross, self, ff, resnet, all or text.")] = None,
     noise: Annotated[float | None, typer.Option(help="causal-tracing: the noise, in standard deviations of the name's embeddings.")] = None,
@@ -51,6 +51,7 @@ def localize(
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
+    image: options.Picture = None,
     height: options.Height = None,
     width: options.Width = None,
     resume: Annotated[Path | None, typer.Option(help="Keep finished pictures' scores here, and go on from it.")] = None,
@@ -64,7 +65,7 @@ def localize(
     asked = _method(method, **given, component=component, noise=noise)
     metric = _metric(model, clip, read, share)
     generation = options.generation_options(
-        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
+        image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )
     graph = options.open_graph(model)
     counted = range(seed, seed + seeds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from PIL import Image
 
 from neuroscope import artifacts, testbed
 from neuroscope._errors import InvalidFile, InvalidInput, choose
@@ -35,6 +36,7 @@ Seed = Annotated[int, typer.Option(help="The seed of the (first) image's noise."
 Read = Annotated[str | None, typer.Option(help="Testbed only: measure by an exact reader, such as style=stipple.")]
 Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denoising steps; by default the model's own.")]
 Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; by default the model's own.")]
+Picture = Annotated[Path | None, typer.Option("--image", help="The small picture that a model for enlarging starts from.")]
 Height = Annotated[int | None, typer.Option(help="Picture height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Picture width in pixels.")]
 
@@ -108,9 +110,17 @@ def open_reader(text: str, model: str) -> Metric:
     return testbed.Reader(cast("Attribute", attribute), value)
 
 
-def generation_options(**options: Any) -> dict[str, Any]:
-    """The options that were given, for the pipeline's call."""
-    return {name: value for name, value in options.items() if value is not None}
+def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:
+    """The options that were given, for the pipeline's call; raises InvalidFile for a picture that cannot be read."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return given if image is None else given | {"image": _open_picture(image)}
+
+
+def _open_picture(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise InvalidFile(f"{path} is no picture that can be read: {error}; give a PNG or JPEG file with --image") from error
 
 
 def writable_folder(folder: Path) -> Path:

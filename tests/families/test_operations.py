@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 import neuroscope as ns
 from neuroscope.cli import main
@@ -96,7 +97,7 @@ def test_tracing(case):
     scores = case.localize(ns.CausalTracing(noise=3.0))
     assert len(scores.layers) == len(case.graph.sites.layers)
     assert scores.top(1) == [case.layer]
-    assert max(case.localize(ns.CausalTracing(component="text")).scores) > 0.5
+    assert case.localize(ns.CausalTracing(component="text")).effects.means().max() > 0.05
 
 
 def test_locoedit(case, untouched, goal):
@@ -158,8 +159,11 @@ def test_command_line(case, tmp_path, capsys):
     recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
     run("record", *model, "--style", "stipple", "--layer", case.layer, "--role", "value", "--quiet", "-o", recorded)
     run("mask", recorded, "--top", 4, "-o", mask)
+    picture = tmp_path / "small.png"
+    Image.new("RGB", (16, 16), "orange").save(picture)
+    image = ("--image", picture) if "image" in case.plant.generation else ()
     made = json.loads(
-        run("generate", *model, "--apply", mask, "--prompt", "a red star", *SHORT, "-o", tmp_path, "--quiet", "--json")
+        run("generate", *model, "--apply", mask, "--prompt", "a red star", *SHORT, *image, "-o", tmp_path, "--quiet", "--json")
     )
     assert len(made["images"]) == 1
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))

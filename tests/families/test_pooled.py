@@ -105,7 +105,7 @@ def test_the_graph_is_drawn_with_it(graph):
     assert "pooled" in [label.get_text() for label in ax.get_yticklabels()]
 
 
-@pytest.mark.parametrize("family", ["sdxl", "if-1"])
+@pytest.mark.parametrize("family", [pytest.param("sdxl", marks=pytest.mark.slow), "if-1"])
 def test_locogen_reports_its_share(family):
     pipe = build(family, "pooled", seed=0)
     graph, plant = HookGraph(pipe), planted(pipe)
