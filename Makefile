@@ -26,10 +26,13 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.ranking
 	$(BIN)/python -m benchmarks.masking
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.planted
 
 docs: $(READY)
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/models.py
 
 clean:
 	rm -rf $(VENV) demo runs
