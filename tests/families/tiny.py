@@ -75,10 +75,10 @@ def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **opti
         options["negative_prompt"] = [negative] * len(prompts)
     images = options.get("num_images_per_prompt", 1) * len(prompts)
     noise = [torch.Generator().manual_seed(seed + row) for row in range(images)]
-    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | _of_pixels(pipe, len(prompts)) | options)).images
+    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | of_pixels(pipe, len(prompts)) | options)).images
 
 
-def _of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
+def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What DeepFloyd's pipelines call final latents, and what they need besides."""
     if getattr(pipe, "vae", None) is not None:
         return {"output_type": "latent"}
