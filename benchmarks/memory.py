@@ -5,14 +5,12 @@ python -m benchmarks.memory
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 
 import neuroscope as ns
 from benchmarks import topologies
 from benchmarks.models import stable_diffusion_v1
+from benchmarks.own_process import in_own_process, peak_memory
 from benchmarks.ranking import stipple
 
 OPTIONS = {"height": 512, "width": 512, "num_inference_steps": 1, "guidance_scale": 7.5}
@@ -22,15 +20,13 @@ def main() -> None:
     print("| what | peak memory, MiB |")
     print("|---|---|")
     for name in JOBS:
-        code = f"from benchmarks.memory import measure; print(measure({name!r}))"
-        finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        print(f"| {name} | {float(finished.stdout.splitlines()[-1]):,.0f} |", flush=True)
+        print(f"| {name} | {in_own_process('benchmarks.memory', f'measure({name!r})'):,.0f} |", flush=True)
 
 
 def measure(name: str) -> float:
     """Runs one job; the peak memory of this process."""
     JOBS[name]()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory()
 
 
 def _start() -> None:

@@ -17,7 +17,7 @@ from neuroscope.cli.options import open_graph
 
 #: What is published, by family and the number of layers: the layer of each attribute (0-based).
 PUBLISHED = {
-    ("stable-diffusion-unet", 16): {"style": "8", "object": "6", "fact": "6"},
+    ("stable-diffusion-unet", 16): {"style": "8", "object": "6 (v1.5)", "fact": "6 (v1.5)"},
     ("stable-diffusion-xl-unet", 70): {"style": "45", "object": "not given", "fact": "45"},
     ("deepfloyd-if-unet", 22): dict.fromkeys(("style", "object", "fact"), "depends on the prompt"),
 }

@@ -6,14 +6,11 @@ python -m benchmarks.ranking
 from __future__ import annotations
 
 import itertools
-import json
-import resource
-import subprocess
-import sys
 
 import torch
 
 import neuroscope as ns
+from benchmarks.own_process import in_own_process, peak_memory
 from neuroscope.testbed.captions import STYLED, caption
 from neuroscope.testbed.world import scenes
 
@@ -23,10 +20,10 @@ COUNTS = (64, 512, 4096)
 def main() -> None:
     print(f"{'sites':22}{'prompts':>8}{'denoiser rows':>15}{'peak memory, MiB':>18}")
     for count in COUNTS:
-        row = _in_own_process("keys and values", count)
+        row = in_own_process("benchmarks.ranking", f"measure('keys and values', {count})")
         print(f"{'keys and values':22}{count:8}{row['rows']:15}{row['peak']:18.0f}")
     for count in (32, 128):
-        row = _in_own_process("feed-forward", count)
+        row = in_own_process("benchmarks.ranking", f"measure('feed-forward', {count})")
         print(f"{'feed-forward, 5 steps':22}{count:8}{row['rows']:15}{row['peak']:18.0f}")
 
 
@@ -45,7 +42,7 @@ def measure(kind: str, count: int) -> dict[str, float]:
     else:
         recording = ns.record(graph, concept, graph.sites.where(role="feedforward"), quiet=True, num_inference_steps=5)
     ns.score(recording, ns.Welch()).top(50)
-    return {"rows": rows, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"rows": rows, "peak": peak_memory()}
 
 
 def stipple(count: int) -> ns.Concept:
@@ -56,12 +53,6 @@ def stipple(count: int) -> ns.Concept:
 def _prompts(style: str, count: int) -> list[str]:
     every = [(scene, template) for scene in scenes() if scene.style == style for template in STYLED]
     return [caption(scene, template) for scene, template in itertools.islice(itertools.cycle(every), count)]
-
-
-def _in_own_process(kind: str, count: int) -> dict[str, float]:
-    code = f"import json; from benchmarks.ranking import measure; print(json.dumps(measure({kind!r}, {count})))"
-    finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return json.loads(finished.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ class LayerScores(Artifact):
 
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
-        alone = self._measured("verdict").peak_interval(self.layers)[0]
-        if not found or (low <= 0 and alone < _MATERIAL * self._measured("verdict").full_mean()):
+        effects = self._measured("verdict")
+        if not found or (low <= 0 and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
             best = " and ".join(map(self.name, self.best.layers)) or "the pooled text"
-            return f"no layer stands out; the best, {best}, has {max(self._measured('verdict').means()):.2f} [{low:.2f}, {high:.2f}]"
+            return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
         if len(counts) == 1:

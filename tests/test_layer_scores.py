@@ -105,6 +105,12 @@ class TestVerdict:
         assert low < 0 < high
         assert scores.verdict == f"no layer stands out; the best, layer 1, has 0.12 [{low:.2f}, {high:.2f}]"
 
+    def test_prompts_with_layers_of_their_own_disagree_even_where_no_layer_serves_all(self):
+        """The mean's interval reaches a rounding error below zero, and each prompt's own layer does all."""
+        scores = scores_of(np.array([[[1.0], [-1e-7]], [[-1e-7], [1.0]]]))
+        assert scores.effects.intervals()[0][0] < 0
+        assert scores.verdict == "the 2 prompts disagree: layer 0 (1), layer 1 (1); the place depends on the prompt"
+
     @pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
     def test_without_any_effect_no_layer_stands_out(self, value):
         assert scores_of(np.full((3, 2, 2), value)).verdict.startswith("no layer stands out; the best, layer 0, has")

@@ -11,5 +11,5 @@ def test_it_gives_a_row_for_each_attribute(capsys, monkeypatch):
     paper_table.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| testbed:sd1")]
     assert [row[1] for row in rows] == ["style", "object", "fact"]
-    assert [row[5] for row in rows] == ["8", "6", "6"]
+    assert [row[5] for row in rows] == ["8", "6 (v1.5)", "6 (v1.5)"]
     assert all("transformer_blocks.0" in row[3] for row in rows)

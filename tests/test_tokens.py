@@ -12,11 +12,23 @@ TOKENIZERS = [
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request):
-    """A tokenizer as its pipeline calls it: CLIP's three ways to pad, and T5's, which has no token before the words."""
+def source(request):
+    """A pipeline, and which of its tokenizers is meant."""
     name, part = request.param
-    pipe = tiny.PIPELINES[name]()
+    return tiny.PIPELINES[name](), part
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source):
+    """A tokenizer as its pipeline calls it: CLIP's ways to pad, and T5's, which has no token before the words."""
+    pipe, part = source
     return HookGraph(pipe).tokenizer if part == "tokenizer" else getattr(pipe, part)
+
+
+@pytest.fixture(scope="module")
+def padding(source) -> int:
+    """The id that pads."""
+    return getattr(*source).pad_token_id
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +83,12 @@ def test_a_subject_is_a_word_and_not_a_part_of_one(tokenizer):
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "the emblem of astoria", ""])
-def test_eos_is_the_first_end_of_text_whatever_pads(tokenizer, prompt):
+def test_eos_is_the_first_end_of_text_whatever_pads(tokenizer, padding, prompt):
     (position,) = chosen(tokenizer, prompt, "eos")
     assert position == position_after(tokenizer, prompt)
     (ids,) = padded(tokenizer, prompt)
     assert ids[position] == tokenizer.eos_token_id
-    assert len(set(ids[position + 1 :])) == 1
+    assert set(ids[position + 1 :]) == {padding}
 
 
 def test_last_is_the_final_position_and_all_is_every_position(tokenizer):
@@ -145,11 +157,11 @@ class TestKinds:
         (kinds,) = kinds_of_tokens(tokenizer, [prompt], subject)
         assert kinds.tolist() == expected
 
-    def test_padding_is_padding_whichever_token_pads(self, tokenizer):
+    def test_padding_is_padding_whichever_token_pads(self, tokenizer, padding):
         """Version 1 pads with the end-of-text token, of which only the first ends the text, and version 2 with '!'."""
         (kinds,) = kinds_of_tokens(tokenizer, ["a red circle!"], "red")
         ids = np.array(padded(tokenizer, "a red circle!")[0])
-        assert len(set(ids[kinds == "padding"])) == 1
+        assert set(ids[kinds == "padding"]) == {padding}
         assert ids[kinds == "eos"].tolist() == [tokenizer.eos_token_id]
         assert (kinds == "after").sum() == position_after(tokenizer, "a red circle!") - position_after(tokenizer, "a red")
 

@@ -168,4 +168,4 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
 def test_the_prompt_is_heard(model):
     """Otherwise no test of an effect could fail."""
     first, second = (tiny.draw(model.pipe, prompt) for prompt in (tiny.PROMPT, tiny.OTHER))
-    assert (first - second).norm() > 0.01 * first.norm()
+    assert (first - second).norm() > 0.1 * first.norm()
