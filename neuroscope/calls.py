@@ -28,7 +28,7 @@ class Call:
         guided: whether the batch holds unconditional rows before the conditional ones; None where that is not known,
             because the denoiser was not called by the graph's own pipeline.
         project: the module's own computation on another input, without hooks.
-        read: what the module reads of other prompts, as `HookGraph.read` gives it.
+        read: what the module reads of other prompts in a batch of so many rows, as `HookGraph.read` gives it.
     """
 
     site: Site
@@ -36,7 +36,7 @@ class Call:
     steps: int | None
     guided: bool | None
     project: Callable[[Tensor], Tensor] = field(repr=False)
-    read: Callable[[Conditions], Tensor] = field(repr=False)
+    read: Callable[[Conditions, int], Tensor] = field(repr=False)
 
     def rows(self, rows: Rows, batch: int) -> slice:
         """The batch rows meant: all, or only those that carry the prompt.
@@ -96,6 +96,6 @@ class Clock:
             self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
         return self._order
 
-    def call(self, site: Site, project: Callable[[Tensor], Tensor], read: Callable[[Conditions], Tensor]) -> Call:
+    def call(self, site: Site, project: Callable[[Tensor], Tensor], read: Callable[[Conditions, int], Tensor]) -> Call:
         """What a hook is told about the current call."""
         return Call(site, self._step, self._steps, self.guided, project, read)

@@ -160,10 +160,18 @@ class HookGraph:
         return {name: value for name, value in zip(self.family.encoded, values, strict=False) if value is not None}
 
     @torch.no_grad()
-    def read(self, site: Site, conditions: Conditions) -> Float[Tensor, "prompt *token channel"]:
-        """What a text-side site's module reads of prompts; of modules that read more, these are the first channels."""
+    def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
+        """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.
+
+        Args:
+            site: it is `text_only`.
+            conditions: of the prompts.
+            batch: the rows of the batch in which the denoiser would read them: products of matrices of other sizes round otherwise.
+        """
         inner = uncompiled(self.denoiser)
-        return self.family.read(inner, site.module, conditions.to(self.pipe._execution_device, inner.dtype))
+        given = conditions.to(self.pipe._execution_device, inner.dtype)
+        repeated = Conditions.of([given] * max(1, (batch or 0) // len(given)))
+        return self.family.read(inner, site.module, repeated)[: len(given)]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:

@@ -94,7 +94,7 @@ class ContextSwap(Intervention):
             return context
         rows = call.rows(self.rows, len(context))
         edited = context.clone()
-        other = self._for_rows(call.read(self.conditions), rows.stop - rows.start, bool(call.guided))
+        other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, bool(call.guided))
         edited[rows, ..., : other.shape[-1]] = other.to(context)
         return edited
 
@@ -105,7 +105,7 @@ class ContextSwap(Intervention):
             return activation
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
-        other = call.project(call.read(self.conditions))
+        other = call.project(call.read(self.conditions, len(activation)))
         edited[rows, ..., chosen] = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen].to(activation)
         return edited
 
