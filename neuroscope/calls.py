@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -61,6 +61,14 @@ class Call:
         return steps[0] <= place < steps[1]
 
 
+class Moment(NamedTuple):
+    """Where in a run a call of the denoiser lies: see `Call`."""
+
+    step: int | None
+    steps: int | None
+    guided: bool | None
+
+
 class Clock:
     """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes."""
 
@@ -95,6 +103,11 @@ class Clock:
             self._schedule = scheduler.timesteps
             self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
         return self._order
+
+    @property
+    def now(self) -> Moment:
+        """Where the current call of the denoiser lies."""
+        return Moment(self._step, self._steps, self.guided)
 
     def call(self, site: Site, project: Callable[[Tensor], Tensor], read: Callable[[Conditions, int], Tensor]) -> Call:
         """What a hook is told about the current call."""

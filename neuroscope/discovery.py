@@ -6,6 +6,7 @@ so that offloaded, quantised or compiled models are found as they are.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope._errors import InvalidInput, UnsupportedModel
 from neuroscope.families import Family, SitePattern, family_of_denoiser, uncompiled
@@ -94,6 +97,29 @@ def find_places(family: Family, denoiser: Any) -> tuple[Place, ...]:
     _run(family, twin)
     numbered = [(path, found[path], sum(found[each] == found[path] for each in order[:index])) for index, path in enumerate(order)]
     return tuple(Place(f"{family.component}.{path}", kind, number, family.block_name(path)) for path, kind, number in numbered)
+
+
+def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """By stage, in execution order: the share of a row's floating-point operations that a row runs which begins there.
+
+    An upper bound: what lies outside all stages is counted whole.
+
+    Args:
+        family: the denoiser's.
+        denoiser: it.
+        inputs: a call's arguments; their sizes count, not what they hold.
+    """
+    twin = _twin(denoiser)
+    order: list[str] = []
+    for path, module in twin.named_modules():
+        if family.stages.fullmatch(path):
+            module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(**tree_map(lambda each: each.to("meta") if isinstance(each, Tensor) else each, dict(inputs)))
+    counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
+    total = counter.get_total_flops()
+    before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)
+    return {path: 1 - earlier / total for path, earlier in zip(order, before, strict=False)}
 
 
 def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:

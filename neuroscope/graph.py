@@ -10,18 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
-from neuroscope.calls import Call, Clock
+from neuroscope.calls import Call, Clock, Moment
 from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes
 from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
+from neuroscope.hooks import Change, Images, act, change_input, rewire
 from neuroscope.parameters import read_effective_weight, read_parameter
 from neuroscope.running import listening, unheard
 from neuroscope.sites import Place, Site, Sites
@@ -209,11 +210,12 @@ class HookGraph:
             yield self
 
     @contextmanager
-    def apply_each(self, changes: Sequence[Sequence[Intervention]]) -> Iterator[Self]:
+    def apply_each(self, changes: Sequence[Sequence[Intervention]], *, growing: bool = False) -> Iterator[Self]:
         """Runs one batch in which every image has interventions of its own, so that many conditions share a run.
 
         Args:
             changes: for each image of the batch its interventions, none or several.
+            growing: images may be added to the batch while the denoiser runs, each before its first changed site.
 
         Raises:
             InvalidInput: the pipeline is called for another number of images.
@@ -224,7 +226,19 @@ class HookGraph:
             for number, each in enumerate(change):
                 images.setdefault((number, id(each)), (each, []))[1].append(image)
         ordered = [images[key] for key in sorted(images, key=lambda key: key[0])]  # every image's own order
-        with self._changed([(each, tuple(mine)) for each, mine in ordered], len(changes)):
+        with self._changed([(each, tuple(mine)) for each, mine in ordered], None if growing else len(changes)):
+            yield self
+
+    @contextmanager
+    def watch(self, keep: Callable[[Moment, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
+        """Calls `keep(moment, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
+
+        def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            keep(clock.now, args, kwargs, output)
+
+        with ExitStack() as stack:
+            clock = self._start_clock(stack)
+            stack.callback(self.denoiser.register_forward_hook(watch, with_kwargs=True).remove)
             yield self
 
     @contextmanager
@@ -245,7 +259,7 @@ class HookGraph:
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for path, change in changes.items():
-                hook = partial(_rewire, path, change, clock, ran)
+                hook = partial(rewire, path, change, clock, ran)
                 stack.callback(self._modules[path.split(".", 1)[1]].register_forward_hook(hook).remove)
             yield self
         self._expect_runs(list(changes), ran, clock)
@@ -316,12 +330,12 @@ class HookGraph:
                 counts = [ran, Counter()]  # a site may be hooked on both sides of its module, and counts once
                 for before in (True, False):
                     here = [
-                        _Change(each, images, batch, acted)
+                        Change(each, images, batch, acted)
                         for each, images in changes
                         if site.path in each.paths and (each.changes_input or site.before_module) == before
                     ]
                     if here:
-                        self._hook(stack, site, clock, counts.pop(0), partial(_act, here), before)
+                        self._hook(stack, site, clock, counts.pop(0), partial(act, here), before)
             yield
         self._expect_runs({path for each, _ in changes for path in each.paths}, ran, clock)
         for each, _ in changes:
@@ -338,7 +352,7 @@ class HookGraph:
             return act(tensor, clock.call(site, module.forward, read))
 
         if site.before_module if before is None else before:
-            handle = module.register_forward_pre_hook(partial(_change_input, run), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(change_input, run), with_kwargs=True)
         else:
             handle = module.register_forward_hook(lambda _module, _args, output: run(output))
         stack.callback(handle.remove)
@@ -377,53 +391,3 @@ class HookGraph:
 
     def _pattern(self, site: Site) -> SitePattern:
         return next(pattern for pattern in self.family.patterns if pattern.role == site.role)
-
-
-Images = tuple[int, ...] | None
-
-
-class _Change(NamedTuple):
-    """An intervention at one site: which images of the batch it changes (None: all), of how many, and a note that it acted."""
-
-    intervention: Intervention
-    images: Images
-    batch: int | None
-    acted: set[int]
-
-    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
-        change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
-        rows = self._rows(len(tensor), call)
-        part = tensor if rows is None else tensor[rows]
-        changed = change(part, call)
-        if changed is part:
-            return tensor
-        self.acted.add(id(self.intervention))
-        return changed if rows is None else tensor.index_copy(0, rows.to(tensor.device), changed)
-
-    def _rows(self, count: int, call: Call) -> Tensor | None:
-        """The tensor's rows of the chosen images, in both halves of a guided batch; None for all."""
-        images = count // 2 if call.guided else count
-        if self.batch not in (None, images):
-            raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
-        if self.images is None or len(self.images) == images:
-            return None
-        chosen = torch.tensor(self.images)
-        return torch.cat([chosen, chosen + images]) if call.guided else chosen
-
-
-def _act(changes: Sequence[_Change], tensor: Tensor, call: Call) -> Tensor:
-    for change in changes:
-        tensor = change(tensor, call)
-    return tensor
-
-
-def _rewire(
-    path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
-) -> Tensor:
-    ran[path] += 1
-    return change(output, bool(clock.guided))
-
-
-def _change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    changed = run(args[0])
-    return None if changed is None else ((changed, *args[1:]), kwargs)

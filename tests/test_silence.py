@@ -1,5 +1,7 @@
 """States of a model in which hooks would be silent or wrong, each made for real: the right answer, or an error that names the cause."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -8,6 +10,7 @@ from diffusers import (
     StableDiffusionPipeline,
     apply_pyramid_attention_broadcast,
 )
+from diffusers.models import attention_processor
 from peft import LoraConfig
 from torch import nn
 
@@ -141,6 +144,21 @@ class TestCounts:
         with graph.apply(mask(graph)):
             expected = tiny.draw(fresh)
         fresh.enable_attention_slicing("max")
+        with graph.apply(mask(graph)):
+            torch.testing.assert_close(tiny.draw(fresh), expected, atol=1e-4, rtol=1e-4)
+
+    def test_attention_by_xformers_changes_nothing(self, fresh, monkeypatch):
+        """Its processor runs for real; its kernel, which needs a GPU, is torch's own here."""
+        graph = HookGraph(fresh)
+        with graph.apply(mask(graph)):
+            expected = tiny.draw(fresh)
+
+        def attention(query, key, value, attn_bias=None, op=None, scale=None):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_bias, scale=scale)
+
+        kernels = SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=attention))
+        monkeypatch.setattr(attention_processor, "xformers", kernels)
+        fresh.unet.set_attn_processor(attention_processor.XFormersAttnProcessor())
         with graph.apply(mask(graph)):
             torch.testing.assert_close(tiny.draw(fresh), expected, atol=1e-4, rtol=1e-4)
 

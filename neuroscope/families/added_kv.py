@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroscope.conditions import Conditions
 from neuroscope.families._family import Family, SitePattern
-from neuroscope.families.unet import REFUSALS, block_name, inputs
+from neuroscope.families.unet import REFUSALS, STAGES, block_name, inputs
 
 POOLED = "add_embedding.proj"
 LENGTH = 77  # fixed in diffusers' pipelines, whatever the tokenizer allows
@@ -74,6 +74,7 @@ ADDED_KV = Family(
         "cross": re.compile(r".+\.attentions\.\d+\.to_out\.0"),  # the attentions' own outputs hold the whole residual stream
         "resnet": re.compile(r".+\.(resnets|downsamplers|upsamplers)\.\d+"),
     },
+    stages=STAGES,
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     read=_read,
     words=_Words,

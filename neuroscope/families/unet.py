@@ -59,6 +59,8 @@ REFUSALS = (
     ),
 )
 
+STAGES = re.compile(r"(down|up)_blocks\.\d+|mid_block")
+
 UNET = Family(
     name="stable-diffusion-unet",
     component="unet",
@@ -81,6 +83,7 @@ UNET = Family(
         "ff": re.compile(r".+\.transformer_blocks\.\d+\.ff"),
         "resnet": re.compile(r".+\.resnets\.\d+"),
     },
+    stages=STAGES,
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     read=_read,
 )

@@ -1,0 +1,68 @@
+"""What hooks do: changes of single rows of a batch at one site, and of whole components."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuroscope._errors import InvalidInput
+from neuroscope.calls import Call, Clock
+
+if TYPE_CHECKING:
+    from neuroscope.interventions import Intervention
+
+Images = tuple[int, ...] | None
+
+
+class Change(NamedTuple):
+    """An intervention at one site: which images of the batch it changes (None: all), of how many, and a note that it acted."""
+
+    intervention: Intervention
+    images: Images
+    batch: int | None
+    acted: set[int]
+
+    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
+        rows = self._rows(len(tensor), call)
+        part = tensor if rows is None else tensor[rows]
+        changed = change(part, call)
+        if changed is part:
+            return tensor
+        self.acted.add(id(self.intervention))
+        return changed if rows is None else tensor.index_copy(0, rows.to(tensor.device), changed)
+
+    def _rows(self, count: int, call: Call) -> Tensor | None:
+        """The tensor's rows of the chosen images, in both halves of a guided batch; None for all."""
+        images = count // 2 if call.guided else count
+        if self.batch not in (None, images):
+            raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
+        if self.images is None or len(self.images) == images:
+            return None
+        chosen = torch.tensor(self.images)
+        return torch.cat([chosen, chosen + images]) if call.guided else chosen
+
+
+def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:
+    """What a site becomes after all changes, in order."""
+    for change in changes:
+        tensor = change(tensor, call)
+    return tensor
+
+
+def rewire(
+    path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
+) -> Tensor:
+    """A forward hook that replaces a component's output."""
+    ran[path] += 1
+    return change(output, bool(clock.guided))
+
+
+def change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """A forward pre-hook that replaces a module's first input."""
+    changed = run(args[0])
+    return None if changed is None else ((changed, *args[1:]), kwargs)
