@@ -27,6 +27,7 @@ class Change(NamedTuple):
     acted: set[int]
 
     def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        """What the site becomes."""
         change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
         rows = self._rows(len(tensor), call)
         part = tensor if rows is None else tensor[rows]
