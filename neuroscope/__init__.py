@@ -31,6 +31,7 @@ from neuroscope.discovery import sites_from_config
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
 from neuroscope.effects import Effects, Probe
 from neuroscope.evaluation import evaluate, generate, random_control, summarize
+from neuroscope.fidelity import Fidelity
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
@@ -58,6 +59,7 @@ __all__ = [
     "Cost",
     "EditReport",
     "Effects",
+    "Fidelity",
     "Flipped",
     "Folded",
     "ForeignFile",
