@@ -26,6 +26,7 @@ from neuroscope.calls import Call
 from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
 from neuroscope.conditions import Conditions
+from neuroscope.confidence import Confidence
 from neuroscope.cost import Cost
 from neuroscope.discovery import sites_from_config
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
@@ -35,7 +36,7 @@ from neuroscope.fidelity import Fidelity
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
-from neuroscope.localization import CausalTracing, Localization, LocoGen, localize
+from neuroscope.localization import CausalTracing, Localization, LocoGen, TeacherForced, localize
 from neuroscope.metrics import ClipScore, Flipped, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
@@ -54,6 +55,7 @@ __all__ = [
     "ClipScore",
     "Concept",
     "Conditions",
+    "Confidence",
     "ContextMap",
     "ContextSwap",
     "Cost",
@@ -90,6 +92,7 @@ __all__ = [
     "SiteNeverRan",
     "SiteRanUnevenly",
     "Sites",
+    "TeacherForced",
     "UnknownSite",
     "UnsupportedModel",
     "WeightedNorm",

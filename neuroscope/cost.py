@@ -19,17 +19,18 @@ class Cost:
     """What a computation cost.
 
     Attributes:
-        rows: denoiser row evaluations: one row of a batch through the denoiser once. Exact, and the same on every machine.
+        rows: denoiser row evaluations: one row of a batch through the denoiser once. Exact, and the same on every machine. A row
+            that begins midway counts as the share of a row's floating-point operations that it runs.
         seconds: wall time.
         peak_bytes: the highest memory in use so far: of the accelerator, or on the CPU of the whole process.
     """
 
-    rows: int = 0
+    rows: float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows:,} denoiser rows, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"
+        return f"{self.rows:,.0f} denoiser rows, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.rows + other.rows, self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))

@@ -43,17 +43,20 @@ class Frame:
 
 
 @contextmanager
-def following(graph: HookGraph, steps: Collection[int] | None = None) -> Iterator[list[list[Frame]]]:
-    """Keeps the frames of runs made inside the block: for each of these steps (by default all) one frame a picture, in the run's order.
+def following(graph: HookGraph, steps: Collection[int] | int | None = None) -> Iterator[list[list[Frame]]]:
+    """Keeps the frames of runs made inside the block: for each chosen step one frame a picture, in the run's order.
 
-    Of a step with several calls of the denoiser the first is kept.
+    Args:
+        graph: the model.
+        steps: which steps; a number means as many, in the middle of equal parts of the schedule; None means all. Of a step with
+            several calls of the denoiser the first is kept.
     """
     found: list[list[Frame]] = []
     signature = inspect.signature(uncompiled(graph.denoiser).forward)
 
     def keep(call: Moment, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         again = found and found[-1][0].step == call.step
-        if call.step is None or call.steps is None or again or (steps is not None and call.step not in steps):
+        if call.step is None or call.steps is None or again or not _is_chosen(call.step, call.steps, steps):
             return
         inputs = signature.bind(*args, **kwargs).arguments
         rows = len(inputs["sample"])
@@ -62,6 +65,12 @@ def following(graph: HookGraph, steps: Collection[int] | None = None) -> Iterato
 
     with graph.watch(keep):
         yield found
+
+
+def _is_chosen(step: int, count: int, steps: Collection[int] | int | None) -> bool:
+    if isinstance(steps, int):
+        return step in {int((part + 0.5) * count / steps) for part in range(min(steps, count))} if steps < count else True
+    return steps is None or step in steps
 
 
 class Forcing:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
+from neuroscope.confidence import Confidence
 from neuroscope.cost import Cost
 from neuroscope.effects import POOLED, Effects, Probe
+from neuroscope.fidelity import Fidelity
 from neuroscope.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class LayerScores(Artifact):
         names: what the layers are called where they are not cross-attention layers, such as "resnet 3".
         effects: what the scores are means of, where they come from generated pictures.
         cost: what finding them cost.
+        fidelity: of cheap scores, how well they order what exact effects order.
+        confidence: of a search that does not try everything, how sure it is of the best layer.
         columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
         sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
     """
@@ -54,6 +58,8 @@ class LayerScores(Artifact):
     cost: Cost | None = None
     columns: tuple[str, ...] = ()
     sheet: UInt8[Tensor, "prompt column height width rgb"] | None = field(default=None, repr=False)
+    fidelity: Fidelity | None = None
+    confidence: Confidence | None = None
 
     def __repr__(self) -> str:
         said = f": {self.verdict}" if self.effects else ""
@@ -91,8 +97,10 @@ class LayerScores(Artifact):
         pooled = self.pooled_share
         share = f"{pooled[0]:.0%} [{pooled[1]:.0%}, {pooled[2]:.0%}] of the full change" if pooled else ""
         if best == POOLED and low > 0:
-            return f"the pooled text carries {share}, more than any layer"
-        return self._said_of_layers(low, high) + (f"; the pooled text carries {share}" if pooled else "")
+            sure = f"; {self.confidence}" if self.confidence else ""
+            return f"the pooled text carries {share}, more than any layer{sure}"
+        said = [self._said_of_layers(low, high), f"the pooled text carries {share}" if pooled else "", self.fidelity, self.confidence]
+        return "; ".join(str(each) for each in said if each)
 
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
@@ -187,7 +195,8 @@ class LayerScores(Artifact):
             "names": list(self.names),
             "columns": list(self.columns),
         }
-        header |= {"cost": asdict(self.cost) if self.cost else None, "effects": None}
+        added = {"cost": self.cost, "fidelity": self.fidelity, "confidence": self.confidence}
+        header |= {"effects": None} | {name: asdict(each) if each else None for name, each in added.items()}
         if self.sheet is not None:
             tensors["sheet"] = self.sheet
         if self.effects is not None:
@@ -208,6 +217,8 @@ class LayerScores(Artifact):
             Cost(**cost) if cost else None,
             tuple(header.get("columns", ())),
             tensors.get("sheet"),
+            Fidelity(**header["fidelity"]) if header.get("fidelity") else None,
+            Confidence(**header["confidence"] | {"alone": tuple(header["confidence"]["alone"])}) if header.get("confidence") else None,
         )
 
     def _measured(self, what: str) -> Effects:

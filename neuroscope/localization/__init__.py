@@ -3,5 +3,6 @@
 from neuroscope.localization._localization import Localization, localize
 from neuroscope.localization.causal_tracing import CausalTracing
 from neuroscope.localization.locogen import LocoGen
+from neuroscope.localization.teacher_forced import TeacherForced
 
-__all__ = ["CausalTracing", "Localization", "LocoGen", "localize"]
+__all__ = ["CausalTracing", "Localization", "LocoGen", "TeacherForced", "localize"]

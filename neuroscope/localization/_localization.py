@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from neuroscope._errors import InvalidInput
 from neuroscope.concepts import Concept
@@ -15,10 +15,13 @@ from neuroscope.layer_scores import LayerScores
 from neuroscope.ledger import Ledger, key_of, origin
 from neuroscope.localization.study import Pair, Study
 from neuroscope.metrics import Metric, Share, bind
+from neuroscope.scores import NeuronScores
+
+Found = TypeVar("Found", bound=LayerScores | NeuronScores)
 
 
-class Localization(abc.ABC):
-    """A method that finds the layers that control a concept. A frozen dataclass with one `__call__`."""
+class Localization(abc.ABC, Generic[Found]):
+    """A method that finds the layers or the neurons that control a concept. A frozen dataclass with one `__call__`."""
 
     def __repr__(self) -> str:
         """The class with the options that differ from its defaults, as it is kept in results."""
@@ -26,14 +29,14 @@ class Localization(abc.ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @abc.abstractmethod
-    def __call__(self, study: Study) -> LayerScores:
-        """The layers' scores."""
+    def __call__(self, study: Study) -> Found:
+        """The layers' or neurons' scores."""
 
 
 def localize(
     graph: HookGraph,
     concept: Concept,
-    method: Localization,
+    method: Localization[Found],
     metric: Metric | Share,
     seeds: Iterable[int] = range(4),
     *,
@@ -43,8 +46,8 @@ def localize(
     output: str | Path | None = None,
     quiet: bool = False,
     **generation: Any,
-) -> LayerScores:
-    """Scores each layer by how much it controls a concept in generated pictures.
+) -> Found:
+    """Scores each layer (or, by some methods, each neuron) by how much it controls a concept in generated pictures.
 
     Args:
         graph: the model.

@@ -34,7 +34,7 @@ class _Restored(Row):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CausalTracing(Localization):
+class CausalTracing(Localization[LayerScores]):
     """Localisation by restoring one component in a corrupted run (Basu et al. 2023, after Meng et al. 2022).
 
     Clean: the prompt as it is. Corrupted: Gaussian noise on the token embeddings of the concept's name. Restored: the

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
-
-import numpy as np
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
-from neuroscope.cost import metered
-from neuroscope.effects import POOLED, Effects, Probe
-from neuroscope.interventions import ContextSwap
+from neuroscope.cost import Meter, metered
+from neuroscope.effects import Effects, Probe
 from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.study import Case, Group, Measured, Study
-from neuroscope.sweep import Row, Sweep
-
-ROLES = ("key", "value")
+from neuroscope.localization.auto import AutoSearch
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, split
+from neuroscope.localization.study import Study
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LocoGen(Localization):
+class LocoGen(Localization[LayerScores]):
     """Localisation by giving windows of adjacent layers another prompt (Basu et al. 2024, LOCOGEN).
 
     For each window, its layers' keys and values read the prompt without the concept and all others the prompt with it,
@@ -41,7 +35,11 @@ class LocoGen(Localization):
         search: "windows" of adjacent layers, as published; or "sets", which finds smallest sets of layers, adjacent or not,
             that have `enough` of the full effect, by leaving out parts of all layers (delta debugging, Zeller and Hildebrandt
             2002), and again among the rest while that is enough. `LayerScores.best` is the strongest set; the layers of a set
-            score what it does, all others what they do together.
+            score what it does, all others what they do together. Or "auto": a cheap screen, then pictures of the few layers
+            that it names and of all others together, until it is sure which layer the windows of one would name; see
+            `LayerScores.confidence`.
+        budget: with search="auto", the share of the rows of all windows that it may take. With 1 it goes on until it is sure, if
+            need be with all windows; with less it stops there, and says how sure it is.
         roles: change "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         rows: "conditional" (the rows that carry the prompt) or "all".
@@ -55,9 +53,10 @@ class LocoGen(Localization):
 
     window: int | Literal["grow"] = 1
     enough: float = 0.5
-    search: Literal["windows", "sets"] = "windows"
+    search: Literal["windows", "sets", "auto"] = "windows"
+    budget: float = 1.0
     roles: str | tuple[str, ...] = ROLES
-    probe: Literal["necessity", "sufficiency"] = "necessity"
+    probe: Direction = "necessity"
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
     parts: int = 1
@@ -73,9 +72,13 @@ class LocoGen(Localization):
             raise InvalidInput("roles is empty; give key, value or both")
         for role in self.roles:
             choose("role", role, ROLES)
-        choose("search", self.search, ("windows", "sets"))
-        if self.search == "sets" and (self.window != 1 or self.parts != 1):
-            raise InvalidInput("search='sets' takes layers one by one over the whole of `steps`; leave window and parts at 1")
+        choose("search", self.search, ("windows", "sets", "auto"))
+        if self.search != "windows" and (self.window != 1 or self.parts != 1):
+            raise InvalidInput(f"search={self.search!r} takes layers one by one over the whole of `steps`; leave window and parts at 1")
+        if not 0 < self.budget <= 1:
+            raise InvalidInput(f"budget={self.budget} is no share of the exhaustive sweep's rows; give more than 0 and at most 1")
+        if self.budget != 1 and self.search != "auto":
+            raise InvalidInput(f"search={self.search!r} has no budget; leave it out, or give search='auto'")
         choose("probe", self.probe, ("necessity", "sufficiency"))
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
@@ -89,41 +92,53 @@ class LocoGen(Localization):
         if self.window != "grow" and self.window > len(layers):
             raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
         with metered(study.graph.denoiser) as meter:
-            sweep = study.sweep([text for pair in study.pairs for text in pair])
-            measured = Measured()
-            search = self._sets if self.search == "sets" else self._windows
-            method, probes, effects = search(study, sweep, measured)
+            prober = Prober(study, self._swapping)
+            if self.search == "auto":
+                return self._auto(prober, AutoSearch(prober, meter, self.budget), meter)
+            method, probes, effects = self._sets(prober) if self.search == "sets" else self._windows(prober)
         study.warn_of_no_change(effects)
-        return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **measured.sheet(study, probes))
+        return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **prober.measured.sheet(study, probes))
 
-    def _windows(self, study: Study, sweep: Sweep, measured: Measured) -> Found:
+    @property
+    def _swapping(self) -> Swapping:
+        return Swapping(**{field.name: getattr(self, field.name) for field in fields(Swapping)})
+
+    def _auto(self, prober: Prober, search: AutoSearch, meter: Meter) -> LayerScores:
+        confidence = search.run()
+        effects = search.effects()
+        prober.study.warn_of_no_change(effects)
+        cost = replace(meter.cost, rows=search.rows)
+        sheet = prober.measured.sheet(prober.study, [*search.singles, *search.groups, *prober.beside])
+        return LayerScores.of(effects, provenance=prober.study.provenance(self), cost=cost, confidence=confidence, **sheet)
+
+    def _windows(self, prober: Prober) -> Found:
         """Windows of one width, or of growing widths until one is wide enough."""
-        layers = study.graph.sites.layers
+        layers = prober.study.graph.sites.layers
+        parts = prober.swapping.schedule
         for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
-            method = replace(self, window=width)
-            probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in self._parts()]
-            probes += self._beside(study)
-            effects = method._measure(study, sweep, probes, measured)
+            probes = [Probe(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in parts]
+            probes += prober.beside
+            effects = prober.measure(probes)
             if effects.full_mean() <= 0 or self._is_enough(effects):
                 break
-        return method, probes, effects
+        return replace(self, window=width), probes, effects
 
-    def _sets(self, study: Study, sweep: Sweep, measured: Measured) -> Found:
+    def _sets(self, prober: Prober) -> Found:
         """Smallest sets, one after the other, until what is left is not enough."""
-        rest = study.graph.sites.layers
+        rest = prober.study.graph.sites.layers
         found: list[Probe] = []
-        while rest and self._is_enough(self._measure(study, sweep, [Probe(rest)], measured)):
-            found.append(Probe(self._shrunk(study, sweep, rest, measured)))
+        while rest and self._is_enough(prober.measure([Probe(rest)])):
+            found.append(Probe(self._shrunk(prober, rest)))
             rest = tuple(layer for layer in rest if layer not in found[-1].layers)
-        probes = [*found, *([Probe(rest)] if rest else []), *self._beside(study)]
-        return self, probes, self._measure(study, sweep, probes, measured)
+        probes = [*found, *([Probe(rest)] if rest else []), *prober.beside]
+        return self, probes, prober.measure(probes)
 
-    def _shrunk(self, study: Study, sweep: Sweep, layers: tuple[int, ...], measured: Measured) -> tuple[int, ...]:
+    def _shrunk(self, prober: Prober, layers: tuple[int, ...]) -> tuple[int, ...]:
         """Layers that are enough, with ever finer parts left out as long as the others are."""
         parts = 2
         while len(layers) > 1:
-            others = [Probe(tuple(each for each in layers if each not in part)) for part in _split(layers, parts)]
-            effects = self._measure(study, sweep, others, measured)
+            others = [Probe(tuple(each for each in layers if each not in part)) for part in split(layers, parts)]
+            effects = prober.measure(others)
             if self._is_enough(effects):
                 layers, parts = others[int(effects.means().argmax())].layers, max(parts - 1, 2)
             elif parts < len(layers):
@@ -132,51 +147,9 @@ class LocoGen(Localization):
                 break
         return layers
 
-    def _beside(self, study: Study) -> list[Probe]:
-        return [POOLED] if study.graph.sites.where(role="pooled") else []
-
-    def _measure(self, study: Study, sweep: Sweep, probes: Sequence[Probe], measured: Measured) -> Effects:
-        study.measure(sweep, [self._group(study, sweep, probes)], self, measured)
-        return measured.effects(study, probes, relative=False)
-
     def _is_enough(self, effects: Effects) -> bool:
         means = [mean for probe, mean in zip(effects.probes, effects.means(), strict=True) if probe.layers]
         return max(means) >= self.enough * effects.full_mean() > 0
-
-    def _group(self, study: Study, sweep: Sweep, probes: Sequence[Probe]) -> Group:
-        """The runs of every pair and seed: unchanged, wholly changed, and one for each probe."""
-        swaps = {(probe, pair): self._swap(study, sweep, probe, pair) for probe in probes for pair in range(len(study.pairs))}
-        return Group({case: self._row(study, case, swaps) for case in study.cases(["base", "goal", *probes])})
-
-    def _row(self, study: Study, case: Case, swaps: dict[tuple[Probe, int], ContextSwap]) -> Row:
-        base, goal = self._texts(study, case.pair)
-        if isinstance(case.probe, str):
-            return Row(base if case.probe == "base" else goal, case.seed)
-        return Row(base, case.seed, (swaps[case.probe, case.pair],))
-
-    def _swap(self, study: Study, sweep: Sweep, probe: Probe, pair: int) -> ContextSwap:
-        sites = study.graph.sites
-        inside = sites.where(layer=probe.layers, role=self.roles).paths
-        beside = sites.where(role="pooled").paths if probe == POOLED or self.pooled == "other" else ()
-        steps = self.steps if probe == POOLED else self._parts()[probe.part]
-        other = sweep.conditions(self._texts(study, pair)[1])
-        return ContextSwap([*beside, *inside], other.context, rows=self.rows, steps=steps, pooled=other.pooled)
-
-    def _texts(self, study: Study, pair: int) -> tuple[str, str]:
-        present, absent = study.pairs[pair]
-        return (present, absent) if self.probe == "necessity" else (absent, present)
-
-    def _parts(self) -> dict[str, tuple[float, float]]:
-        """The probed parts of the schedule by name."""
-        if self.parts == 1:
-            return {"": self.steps}
-        edges = np.linspace(*self.steps, self.parts + 1).tolist()
-        return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
-
-
-def _split(layers: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
-    """Layers in runs of about equal length."""
-    return [tuple(each.tolist()) for each in np.array_split(np.array(layers), parts)]
 
 
 Found = tuple[LocoGen, list[Probe], Effects]

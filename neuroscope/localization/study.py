@@ -38,13 +38,25 @@ class Case(NamedTuple):
     seed: int
 
 
+#: A picture: the number of its pair and its seed.
+Place = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Group:
-    """Runs that may share batches, and rows that each of these batches needs in front."""
+    """Runs that may share batches, and rows that each of these batches needs in front.
+
+    Attributes:
+        rows: what to make for each case.
+        lead: rows made again in front of every batch.
+        enter: the block in which a batch runs; see `Sweep.run`.
+        always: make them even where their scores are known, because the block sees what is looked for.
+    """
 
     rows: Mapping[Case, Row]
     lead: tuple[Row, ...] = ()
     enter: Enter | None = None
+    always: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +89,14 @@ class Study:
         space = self.metric.space if isinstance(self.metric, Share) else "image"
         return Sweep(self.graph, list(texts), self.generation, batch_size=self.batch_size, space=space, **options)
 
-    def cases(self, probes: Sequence[Probe | str]) -> Iterator[Case]:
-        """All cases of these probes, one pair and seed after the other."""
-        return (Case(probe, pair, seed) for pair in range(len(self.pairs)) for seed in self.seeds for probe in probes)
+    @property
+    def places(self) -> list[Place]:
+        """All pictures, one pair after the other."""
+        return list(itertools.product(range(len(self.pairs)), self.seeds))
+
+    def cases(self, probes: Sequence[Probe | str], places: Sequence[Place] | None = None) -> Iterator[Case]:
+        """The cases of these probes on these pictures, by default all, one picture after the other."""
+        return (Case(probe, *place) for place in (self.places if places is None else places) for probe in probes)
 
     def keeps(self, case: Case) -> bool:
         """Whether the contact sheet shows this run."""
@@ -94,14 +111,14 @@ class Study:
         keys = {case: self._key(case, method) for each in groups for case in each.rows if case not in measured.scores}
         measured.scores.update({case: self.ledger.rows[key]["score"] for case, key in keys.items() if key in self.ledger.rows})
         unscored = {(case.pair, case.seed) for case in keys if case not in measured.scores}
-        todo = [(each, [case for case in each.rows if self._needed(case, measured, unscored)]) for each in groups]
+        todo = [(each, [case for case in each.rows if each.always or self._needed(case, measured, unscored)]) for each in groups]
         with tqdm(total=sum(len(cases) for _, cases in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
             for group, cases in todo:
                 rest = iter(cases)
                 for rows, made in sweep.run([group.rows[case] for case in cases], group.enter, group.lead):
                     batch = list(itertools.islice(rest, len(rows)))
                     found = self._score(sweep, batch, made, measured.ends)
-                    scores = {case: score for case, score in found.items() if case not in measured.scores}
+                    scores = {case: score for case, score in found.items() if case in keys and case not in measured.scores}
                     self.ledger.add({keys[case]: {"score": score} for case, score in scores.items()})
                     measured.scores.update(scores)
                     kept = [number for number, case in enumerate(batch) if self.keeps(case)]
@@ -167,10 +184,13 @@ class Measured:
         """The contact sheet's fields of `LayerScores`: one row a prompt, one column a run."""
         columns: tuple[Probe | str, ...] = ("base", *probes, "goal")
         count = min(study.keep_images, len(study.pairs))
-        rows = [[self.pictures[Case(column, pair, study.seeds[0])] for column in columns] for pair in range(count)]
+        every = ([self.pictures.get(Case(column, pair, study.seeds[0])) for column in columns] for pair in range(count))
+        rows = [[picture for picture in row if picture] for row in itertools.takewhile(all, every)]
         return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows)} if rows else {}
 
     def _table(self, study: Study, probes: Sequence[Probe | str]) -> np.ndarray:
         """[probe, prompt, seed]."""
         shape = (len(study.pairs), len(study.seeds), len(probes))
-        return np.array([self.scores[case] for case in study.cases(probes)], dtype=np.float64).reshape(shape).transpose(2, 0, 1)
+        return (
+            np.array([self.scores.get(case, math.nan) for case in study.cases(probes)], dtype=np.float64).reshape(shape).transpose(2, 0, 1)
+        )

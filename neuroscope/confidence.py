@@ -1,0 +1,50 @@
+"""How sure a search is of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a search is that an exhaustive sweep over the same pictures would name the same layer.
+
+    Attributes:
+        probability: from 0 to 1.
+        alone: the layers that were measured alone; the others were measured together.
+        pictures: on how many pictures.
+        of: how many an exhaustive sweep has.
+    """
+
+    probability: float
+    alone: tuple[int, ...]
+    pictures: int
+    of: int
+
+    def __str__(self) -> str:
+        sure = f"{100 * self.probability:.0f} % sure that all windows would say the same"
+        return f"{sure} ({len(self.alone)} layers alone, on {self.pictures} of {self.of} pictures)"
+
+
+def chance_of_fewer(known: int, of: int) -> float:
+    """The chance that pictures drawn without looking are all of the smaller half: a bound where they all say the same."""
+    half = (of - 1) // 2
+    return float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])) if known <= half else 0.0
+
+
+def chance_of_reverse(differences: Float[np.ndarray, "picture"], of: int) -> float:
+    """The chance that the mean over all pictures is not above 0, by Student's t with the correction for a finite number of them."""
+    known = len(differences)
+    mean = float(differences.mean()) if known else 0.0
+    if known == of:
+        return float(mean < 0)
+    if known < 2:
+        return 0.5
+    error = float(differences.std(ddof=1)) * np.sqrt((1 - known / of) / known)
+    if error == 0:
+        return 0.0 if mean > 0 else 0.5 if mean == 0 else 1.0
+    return float(scipy.stats.t.sf(mean / error, known - 1))

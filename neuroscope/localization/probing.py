@@ -1,0 +1,118 @@
+"""Probing: the runs in which chosen layers of some pictures read another prompt."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from neuroscope.calls import Rows
+from neuroscope.conditions import Conditions
+from neuroscope.effects import POOLED, Effects, Probe
+from neuroscope.forcing import Frame, following
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import ContextSwap
+from neuroscope.localization.study import Case, Group, Measured, Pair, Place, Study
+from neuroscope.sweep import Row
+
+ROLES = ("key", "value")
+Direction = Literal["necessity", "sufficiency"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swapping:
+    """What a probe does to its layers; see `LocoGen` for the fields."""
+
+    roles: tuple[str, ...] = ROLES
+    probe: Direction = "necessity"
+    rows: Rows = "conditional"
+    steps: tuple[float, float] = (0.0, 1.0)
+    parts: int = 1
+    pooled: Literal["own", "other"] = "own"
+
+    def texts(self, pair: Pair) -> tuple[str, str]:
+        """The prompt of the unchanged run, and the one that probed layers read."""
+        return (pair.present, pair.absent) if self.probe == "necessity" else (pair.absent, pair.present)
+
+    @property
+    def schedule(self) -> dict[str, tuple[float, float]]:
+        """The probed parts of the schedule by name."""
+        if self.parts == 1:
+            return {"": self.steps}
+        edges = np.linspace(*self.steps, self.parts + 1).tolist()
+        return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
+
+    def swap(self, graph: HookGraph, probe: Probe, other: Conditions) -> ContextSwap:
+        """The change of a probe, to what the other prompt says."""
+        inside = graph.sites.where(layer=probe.layers, role=self.roles).paths
+        beside = graph.sites.where(role="pooled").paths if probe == POOLED or self.pooled == "other" else ()
+        steps = self.steps if probe == POOLED else self.schedule[probe.part]
+        return ContextSwap([*beside, *inside], other.context, rows=self.rows, steps=steps, pooled=other.pooled)
+
+
+class Prober:
+    """Measures probes in pictures; what was measured once is not made again.
+
+    Args:
+        study: the pictures' prompts, seeds and metric.
+        swapping: what probes do.
+    """
+
+    def __init__(self, study: Study, swapping: Swapping) -> None:
+        self.study = study
+        self.swapping = swapping
+        self.sweep = study.sweep([text for pair in study.pairs for text in pair])
+        self.measured = Measured()
+
+    @property
+    def beside(self) -> list[Probe]:
+        """The probe of the pooled text path, where the model has one."""
+        return [POOLED] if self.study.graph.sites.where(role="pooled") else []
+
+    def other(self, pair: int) -> Conditions:
+        """What probed layers read in the runs of a pair."""
+        return self.sweep.conditions(self.swapping.texts(self.study.pairs[pair])[1])
+
+    def measure(self, probes: Sequence[Probe], places: Sequence[Place] | None = None) -> Effects:
+        """The effects of probes on these pictures, by default all; NaN where a picture has not been probed yet."""
+        cases = list(self.study.cases(["base", "goal", *probes], places))
+        swaps = {(probe, pair): self.swapping.swap(self.study.graph, probe, self.other(pair)) for probe, pair in _distinct(cases)}
+        self.study.measure(self.sweep, [Group({case: self._row(case, swaps) for case in cases})], self.swapping, self.measured)
+        return self.effects(probes)
+
+    def effects(self, probes: Sequence[Probe]) -> Effects:
+        """The effects that were measured so far."""
+        return self.measured.effects(self.study, probes, relative=False)
+
+    def follow(self, places: Sequence[Place], steps: int) -> Mapping[Place, tuple[Frame, ...]]:
+        """Makes the unchanged runs of these pictures and keeps as many frames of each."""
+        kept: list[tuple[Frame, ...]] = []
+
+        @contextmanager
+        def follow(_rows: Sequence[Row]) -> Iterator[None]:
+            with following(self.study.graph, steps) as found:
+                yield
+            kept.extend(zip(*found, strict=True))
+
+        rows = {case: self._row(case, {}) for case in self.study.cases(["base"], places)}
+        self.study.measure(self.sweep, [Group(rows, enter=follow, always=True)], self.swapping, self.measured)
+        return {(case.pair, case.seed): frames for case, frames in zip(rows, kept, strict=True)}
+
+    def _row(self, case: Case, swaps: Mapping[tuple[Probe, int], ContextSwap]) -> Row:
+        base, goal = self.swapping.texts(self.study.pairs[case.pair])
+        if isinstance(case.probe, str):
+            return Row(base if case.probe == "base" else goal, case.seed)
+        return Row(base, case.seed, (swaps[case.probe, case.pair],))
+
+
+def split(layers: Sequence[int], parts: int) -> list[tuple[int, ...]]:
+    """Layers in runs of about equal length."""
+    return [tuple(each.tolist()) for each in np.array_split(np.array(layers), parts)]
+
+
+def _distinct(cases: Sequence[Case]) -> set[tuple[Probe, int]]:
+    return {(case.probe, case.pair) for case in cases if isinstance(case.probe, Probe)}

@@ -1,0 +1,87 @@
+"""Screens: cheap localisations, from single predictions on the frames of a run instead of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope._errors import InvalidInput
+from neuroscope.conditions import Conditions
+from neuroscope.cost import Cost, metered
+from neuroscope.effects import Effects, Probe
+from neuroscope.fidelity import Fidelity
+from neuroscope.forcing import Forcing, Frame
+from neuroscope.layer_scores import LayerScores
+from neuroscope.localization._localization import Localization
+from neuroscope.localization.probing import Prober, Swapping
+from neuroscope.localization.study import Place, Study
+
+#: What a screen says of one frame: a number for each layer, from the frame, what the other prompt says, and both prompts.
+Look = Callable[[Forcing, Frame, Conditions, tuple[str, str]], Float[np.ndarray, "layer"]]
+_FEWEST = 3
+
+
+def check_screen(steps: int, fidelity: int) -> None:
+    """Raises InvalidInput for numbers of frames or of checked layers that say nothing."""
+    if steps < 1:
+        raise InvalidInput(f"steps={steps} looks at no step of the schedule; give 1 or more")
+    if fidelity and fidelity < _FEWEST:
+        raise InvalidInput(f"fidelity={fidelity} layers make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
+
+
+def screened(study: Study, method: Localization, swapping: Swapping, look: Look, steps: int, fidelity: int) -> LayerScores:
+    """A screen's scores of all pictures of a study, and its fidelity to exact effects."""
+    with metered(study.graph.denoiser) as meter:
+        prober, forcing = Prober(study, swapping), Forcing(study.graph)
+        effects = view(prober, forcing, look, prober.follow(study.places, steps))
+        checked = _checked(prober, effects, fidelity) if fidelity else None
+        cost = meter.cost + Cost(rows=forcing.rows)
+    return LayerScores.of(effects, provenance=study.provenance(method), cost=cost, fidelity=checked)
+
+
+def view(prober: Prober, forcing: Forcing, look: Look, followed: Mapping[Place, Sequence[Frame]]) -> Effects:
+    """What a screen sees on the frames of some pictures: shares of the full change by layer and step; NaN for other pictures."""
+    study = prober.study
+    layers = study.graph.sites.layers
+    found: dict[str, np.ndarray] = {}
+    for (pair, seed), frames in followed.items():
+        texts = prober.swapping.texts(study.pairs[pair])
+        for frame in frames:
+            part = f"step {frame.step + 1} of {frame.steps}"
+            table = found.setdefault(part, np.full((len(layers), len(study.pairs), len(study.seeds)), np.nan))
+            table[:, pair, study.seeds.index(seed)] = look(forcing, frame, prober.other(pair), texts)
+    probes = tuple(Probe((layer,), part) for part in found for layer in layers)
+    prompts = tuple(pair.present for pair in study.pairs)
+    full = torch.ones(len(study.pairs), len(study.seeds), dtype=torch.float64)
+    return Effects(probes, prompts, study.seeds, torch.from_numpy(np.concatenate(list(found.values()))), full, relative=True)
+
+
+def share(predicted: Float[Tensor, "change channel height width"], source: Tensor, goal: Tensor) -> Float[np.ndarray, "change"]:
+    """How far predictions moved along the way from the source's to the goal's; NaN where the goal's is the source's."""
+    moved, way = ((each - source).flatten(1).double() for each in (predicted, goal))
+    length = float(way.square().sum())
+    if length <= _ROUNDING**2 * float(source.double().square().sum()):
+        return np.full(len(predicted), np.nan)
+    return ((moved * way).sum(dim=1) / length).cpu().numpy()
+
+
+def _checked(prober: Prober, effects: Effects, count: int) -> Fidelity:
+    """The rank correlation with exact effects on the first picture: of half of the layers from the strongest quarter, others at random."""
+    layers = np.array(prober.study.graph.sites.layers)
+    estimates = effects.of_layers(layers.tolist())
+    order, rng = np.argsort(-estimates, kind="stable"), np.random.default_rng(0)
+    count = min(count, len(layers))
+    first = order[: max(1, len(layers) // 4)]
+    strong = rng.choice(first, min(len(first), -(-count // 2)), replace=False)
+    weak = rng.choice(np.setdiff1d(order, strong), count - len(strong), replace=False)
+    sample = np.sort(np.concatenate([strong, weak]))
+    probes = [Probe((int(layers[number]),)) for number in sample]
+    exact = prober.measure(probes, prober.study.places[:1]).means()
+    return Fidelity.between(estimates[sample], exact, "layers, half of them from the strongest quarter")
+
+
+_ROUNDING = 1e-6

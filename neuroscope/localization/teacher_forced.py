@@ -1,0 +1,65 @@
+"""Teacher forcing: what each layer does to single predictions on one run's frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+
+from neuroscope.conditions import Conditions
+from neuroscope.effects import Probe
+from neuroscope.forcing import Forcing, Frame
+from neuroscope.interventions import ContextSwap
+from neuroscope.layer_scores import LayerScores
+from neuroscope.localization._localization import Localization
+from neuroscope.localization.probing import ROLES, Direction, Swapping
+from neuroscope.localization.screening import check_screen, screened, share
+from neuroscope.localization.study import Study
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TeacherForced(Localization[LayerScores]):
+    """A screen: one run of each picture; at a few of its steps, each layer's swap changes the next prediction.
+
+    A layer's share is the projection of that change on the change that swapping all layers (and the pooled text) makes:
+    0 to 1. `LayerScores.grid` gives the layer × step heatmap. Only rows that carry the prompt are computed, and the part of
+    the network before a swapped layer only once. What a layer does to one prediction need not be what it does to a picture:
+    see `LayerScores.fidelity`.
+
+    Attributes:
+        steps: at how many steps, in the middle of as many equal parts of the schedule.
+        roles: swap "key" and "value", or one of them.
+        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        fidelity: how many layers' exact effects on the first picture the scores are compared with; 0 for none.
+
+    Raises:
+        InvalidInput: a value that is not allowed.
+    """
+
+    steps: int = 3
+    roles: tuple[str, ...] = ROLES
+    probe: Direction = "necessity"
+    fidelity: int = 6
+
+    def __post_init__(self) -> None:
+        check_screen(self.steps, self.fidelity)
+
+    def __call__(self, study: Study) -> LayerScores:
+        """See `Localization`."""
+        swapping = Swapping(roles=self.roles, probe=self.probe)
+        return screened(study, self, swapping, partial(forced_shares, self.roles), self.steps, self.fidelity)
+
+
+def forced_shares(
+    roles: tuple[str, ...], forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]
+) -> Float[np.ndarray, "layer"]:
+    """Each layer's share at one frame."""
+    sites = forcing.graph.sites
+    swapped = Swapping(roles=roles, rows="all", pooled="own")
+    every = sites.where(role=(*ROLES, "pooled")).paths
+    goal = ContextSwap(every, other.context, rows="all", pooled=other.pooled)
+    changes = [[goal], *([swapped.swap(forcing.graph, Probe((layer,)), other)] for layer in sites.layers)]
+    predicted = forcing.predict(frame, changes)
+    return share(predicted[1:], frame.output, predicted[:1])
