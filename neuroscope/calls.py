@@ -70,10 +70,17 @@ class Moment(NamedTuple):
 
 
 class Clock:
-    """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes."""
+    """Knows the current denoising step from the pipeline's schedule, whatever the number of denoiser calls a step takes.
+
+    Attributes:
+        ticks: the denoiser's calls so far.
+        guided: whether the current batch holds unconditional rows; None where that is not known.
+        hooked: by path, the modules whose calls are compared with these.
+    """
 
     def __init__(self, pipe: Any, ears: Ears) -> None:
         self.ticks = 0
+        self.hooked: dict[str, nn.Module] = {}
         self.guided: bool | None = None
         self._pipe = pipe
         self._ears = ears

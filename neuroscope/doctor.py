@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of, has_other_guidance, is_compiled, uncompiled
+from neuroscope.families import family_of, has_other_guidance, is_compiled, uncompiled, unheard_methods
+from neuroscope.parameters import is_plain
+
+#: diffusers' hooks that change where weights rest, and nothing that modules compute; all its others skip modules or change them.
+_OFFLOADING = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
+_CASTING = ("layerwise_casting", "peft_autocast_disable")
 
 State = Literal["fine", "note", "wrong"]
 
@@ -41,23 +46,27 @@ def diagnose(pipe: Any) -> list[Finding]:
 
 
 def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, State, str, bool]]:
+    unheard = "it does not say when a run begins and which rows carry the prompt; use an ordinary pipeline of diffusers"
+    yield "unknown kind of pipeline", "wrong", unheard, bool(unheard_methods(pipe))
     guidance = "its batches have more parts than unconditional and conditional rows; use the plain pipeline"
     yield "other guidance", "wrong", guidance, has_other_guidance(pipe)
-    compiled = "hooks added after the first compiled call never run; make the graph before compiling"
-    yield "compiled denoiser", "wrong", compiled, is_compiled(denoiser)
+    compiled = "compiled code does not see hooks, so it runs uncompiled, and slower, inside blocks"
+    yield "compiled denoiser", "note", compiled, is_compiled(denoiser)
     processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}
     others = {name for name in processors if not name.startswith(("AttnProcessor", "Fused", "Sliced"))}
     yield "replaced attention processors", "note", f"{', '.join(sorted(others))}: silent sites are reported after each run", bool(others)
     yield "attention slicing", "note", "slices change nothing at the sites known here", any("Sliced" in name for name in processors)
     adapters = _any_module(inner, lambda module: hasattr(module, "lora_A"))
     yield "LoRA", "note", "sites see the weights with the adapter's change", adapters
-    offloaded = _any_module(inner, lambda module: hasattr(module, "_hf_hook"))
+    wrapped = {name for module in inner.modules() for name in getattr(getattr(module, "_diffusers_hook", None), "hooks", ())}
+    offloaded = _any_module(inner, lambda module: hasattr(module, "_hf_hook")) or not wrapped.isdisjoint(_OFFLOADING)
     yield "offload", "note", "modules move between devices at each call; hooks still run", offloaded
-    formats = _any_module(inner, lambda module: callable(getattr(module, "weight", None)))
-    quantised = formats or getattr(inner, "quantization_method", None) is not None or hasattr(inner, "hf_quantizer")
-    yield "quantised weights", "note", "activations are read as they are; norms of outgoing weights are not available", quantised
-    yield "cached layers", "wrong", "a cache skips layers at some steps; disable it", bool(getattr(inner, "is_cache_enabled", False))
-    casting = _any_module(inner, lambda module: "layerwise_casting" in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
+    linear = [module for module in inner.modules() if hasattr(module, "in_features") and not hasattr(module, "base_layer")]
+    meaning = "activations are read as they are; norms of outgoing weights are not known, and weights cannot be changed"
+    yield "quantised weights", "note", meaning, not all(map(is_plain, linear))
+    skipping = sorted(wrapped - {*_OFFLOADING, *_CASTING})
+    yield "cached or skipped layers", "wrong", f"{', '.join(skipping)}: some layers do not run at every step; take it off", bool(skipping)
+    casting = not wrapped.isdisjoint(_CASTING)
     yield "layerwise casting", "note", "weights rest in a narrow format; activations are read in the computing one", casting
 
 

@@ -23,8 +23,8 @@ from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes
 from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
 from neuroscope.hooks import Change, Images, act, change_input, rewire
-from neuroscope.parameters import read_effective_weight, read_parameter
-from neuroscope.running import listening, unheard
+from neuroscope.parameters import read_effective_weight, summaries
+from neuroscope.running import listening, running_eagerly, unheard
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
@@ -44,18 +44,20 @@ class HookGraph:
         family: how its architecture exposes sites.
         sites: all sites, in execution order.
         model: the model's name: where it was loaded from.
+        eager: whether compiled modules run as they were written inside the blocks. Compiled code keeps the hooks that it was
+            compiled with; False is for a run that compiles inside its block, which ends in an error where a site then never ran.
 
     Raises:
-        UnsupportedModel: the denoiser is of no known family, or has no sites.
+        UnsupportedModel: the denoiser is of no known family, or has no sites, or is in a state that operations would treat wrongly.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, *, eager: bool = True) -> None:
         self.pipe = pipe
+        self.eager = eager
         self.family: Family = family_of(pipe)
         self.family.refuse_unknown(pipe)
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
-        self._modules = dict(uncompiled(self.denoiser).named_modules())
         self.sites = find_sites(self.family, self.denoiser)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
@@ -85,7 +87,7 @@ class HookGraph:
 
     def module(self, site: Site) -> nn.Module:
         """The live module whose input or output the site is."""
-        return self._modules[site.module]
+        return self._live(site.path)
 
     def reader(self, site: Site) -> str | None:
         """The path, inside the denoiser, of the linear module whose columns read these neurons; None where there is none."""
@@ -95,7 +97,11 @@ class HookGraph:
         return self._beside(site, pattern.reader)
 
     def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
-        """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream."""
+        """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream.
+
+        Raises:
+            UnsupportedModel: the weights are quantised.
+        """
         pattern = self._pattern(site)
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
@@ -106,10 +112,8 @@ class HookGraph:
         """A short hash of the pipeline's weights, from sums over each, so that results of changed weights are told apart."""
         digest = hashlib.sha256()
         for component, part in self.pipe.components.items():
-            for name in uncompiled(part).state_dict() if isinstance(part, nn.Module) else ():
-                values = read_parameter(uncompiled(part), name).double()
-                sums = [float(values.sum()), float(values.square().sum())]
-                digest.update(f"{component}.{name} {tuple(values.shape)} {sums}".encode())
+            for name, content in summaries(uncompiled(part)) if isinstance(part, nn.Module) else ():
+                digest.update(f"{component}.{name} {content}".encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -260,7 +264,8 @@ class HookGraph:
             clock = self._start_clock(stack)
             for path, change in changes.items():
                 hook = partial(rewire, path, change, clock, ran)
-                stack.callback(self._modules[path.split(".", 1)[1]].register_forward_hook(hook).remove)
+                module = clock.hooked[path] = self._live(path)
+                stack.callback(module.register_forward_hook(hook).remove)
             yield self
         self._expect_runs(list(changes), ran, clock)
 
@@ -314,6 +319,8 @@ class HookGraph:
 
     def _start_clock(self, stack: ExitStack) -> Clock:
         self.family.refuse_unknown(self.pipe, silent=True)
+        if self.eager:
+            stack.enter_context(running_eagerly())
         clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)))
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
         return clock
@@ -343,8 +350,7 @@ class HookGraph:
                 raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
 
     def _hook(self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
-        module = self.module(site)
-
+        module = clock.hooked[site.path] = self.module(site)
         read = functools.cache(partial(self.read, site))  # what prompts say is the same at every step
 
         def run(tensor: Tensor) -> Tensor | None:
@@ -359,6 +365,11 @@ class HookGraph:
 
     def _expect_runs(self, paths: Collection[str], ran: Counter[str], clock: Clock) -> None:
         known = (*self.sites.paths, *(path for path in paths if path not in self.sites.paths))
+        if replaced := [path for path, module in clock.hooked.items() if self._live(path) is not module]:
+            raise SiteNeverRan(
+                f"another module was put in the place of {replaced[0]} inside the block, as adapters that are loaded or unloaded do, so "
+                "what was done or seen there is not what was asked; do that before the block"
+            )
         silent = [path for path in known if path in paths and not ran[path]]
         uneven = [path for path in known if path in paths and ran[path] != clock.ticks]
         if not silent and not uneven:
@@ -378,11 +389,15 @@ class HookGraph:
 
     def _likely_cause(self, path: str) -> str:
         if is_compiled(self.denoiser):
-            return "the denoiser was compiled before it was hooked; hook first, or use the uncompiled module"
-        attention = self._modules.get(path.split(".", 1)[1].rsplit(".", 1)[0])
+            return "the denoiser was compiled before it was hooked; make the graph with eager=True, or compile inside the block alone"
+        attention = self._live(path.rpartition(".")[0])
         if "Fused" in type(getattr(attention, "processor", None)).__name__:
             return "its projections are fused; call `unfuse_qkv_projections()`"
         return "a wrapper that caches or skips layers, or a replaced attention processor; take it off"
+
+    def _live(self, path: str) -> nn.Module:
+        """The module of a site's or a place's path as it is now: adapters that come and go put others there."""
+        return uncompiled(self.denoiser).get_submodule(path.partition(".")[2].removesuffix(":input"))
 
     def _beside(self, site: Site, module: str) -> str:
         """The path of a module that belongs to the same block as a site."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from neuroscope._errors import UnsupportedModel
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def read_parameter(root: nn.Module, name: str) -> Tensor:
@@ -20,6 +24,46 @@ def read_parameter(root: nn.Module, name: str) -> Tensor:
     module, kind = _place(root, name)
     with align_module_device(module):
         values = getattr(module, kind).detach()
+    return _present(name, values)
+
+
+def is_plain(linear: Any) -> bool:
+    """Whether a linear module's weight is what it multiplies by: floating-point numbers, one a place, neither packed nor scaled."""
+    weight: Any = getattr(linear, "weight", None)
+    if type(weight) not in _PLAIN or not weight.is_floating_point():
+        return False
+    return tuple(weight.shape) == (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
+
+
+def summaries(root: nn.Module) -> Iterator[tuple[str, str]]:
+    """By name, what all parameters and buffers hold: shape and sums, or a hash of what a quantised module packs."""
+    for path, module in root.named_modules(remove_duplicate=False):
+        own: dict[str, Any] = {}
+        with align_module_device(module):
+            module._save_to_state_dict(own, f"{path}." if path else "", keep_vars=True)
+            for name, values in own.items():
+                yield name, _summary(name, values)
+
+
+def _summary(name: str, values: Any) -> str:
+    if type(values) not in _PLAIN or values.is_quantized:
+        return str([hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in _bytes(values)])
+    wide = _present(name, values.detach()).double()
+    return f"{tuple(wide.shape)} {[float(wide.sum()), float(wide.square().sum())]}"
+
+
+def _bytes(values: Any) -> Iterator[Tensor]:
+    """What a quantised module's entry in a state dict is made of, byte by byte."""
+    if isinstance(values, Tensor) and hasattr(values, "__tensor_flatten__"):
+        values = [getattr(values, each) for each in values.__tensor_flatten__()[0]]
+    if isinstance(values, list | tuple):
+        yield from (tensor for each in values for tensor in _bytes(each))
+    elif isinstance(values, Tensor):
+        plain = values.detach().as_subclass(Tensor).cpu()
+        yield (plain.dequantize() if plain.is_quantized else plain).contiguous().flatten().view(torch.uint8)
+
+
+def _present(name: str, values: Tensor) -> Tensor:
     if values.device.type == "meta":
         raise UnsupportedModel(f"{name} has no values here; load the model's weights first")
     return values.cpu()
@@ -32,15 +76,15 @@ def read_effective_weight(root: nn.Module, path: str) -> Tensor:
     Raises:
         UnsupportedModel: it is quantised, or has no values.
     """
-    module = root.get_submodule(path)
-    if callable(getattr(module, "weight", None)):
-        raise UnsupportedModel(f"{path} is quantised ({type(module).__name__}), so its weights cannot be read; load it unquantised")
-    if not hasattr(module, "base_layer"):
+    module: Any = root.get_submodule(path)
+    inner: Any = getattr(module, "base_layer", module)
+    if not is_plain(inner):
+        raise UnsupportedModel(f"{path} is quantised ({type(inner).__name__}), so its weights cannot be read; load it unquantised")
+    if inner is module:
         return read_parameter(root, f"{path}.weight")
-    layer: Any = module
-    weight = read_parameter(root, f"{path}.base_layer.weight")
-    active = [] if layer.merged or layer.disable_adapters else [name for name in layer.active_adapters if name in layer.lora_A]
-    return weight + sum(layer.get_delta_weight(name).cpu() for name in active)
+    resting = inner.weight.device.type == "meta"  # offloaded modules take their inputs from anywhere
+    units = torch.eye(inner.in_features, dtype=inner.weight.dtype, device="cpu" if resting else inner.weight.device)
+    return (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuroscope._errors import InvalidInput, NonFiniteActivation, choose
+from neuroscope._errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
 from neuroscope.artifacts import Artifact
 from neuroscope.calls import Call
 from neuroscope.concepts import Concept
@@ -36,7 +37,7 @@ class Recording(Artifact):
         sites: the recorded sites, in execution order.
         moments: for each arm and path, `Moments` of width [neuron], or [step, neuron] if recorded by step.
         samples: for each arm and path, every observation [prompt, neuron] as float32; empty unless asked for.
-        outgoing: for each path, the norm of the weights that read each neuron [neuron].
+        outgoing: for each path, the norm of the weights that read each neuron [neuron]; without paths whose readers are quantised.
         token: the kind of token recorded at text-side sites.
         provenance: model and concept.
     """
@@ -86,7 +87,7 @@ class Recording(Artifact):
             sites=sites,
             moments={arm: {path: moments(arm, path) for path in sites.paths} for arm in ARMS},
             samples={arm: found for arm, found in kept.items() if found},
-            outgoing={path: tensors[f"outgoing:{path}"] for path in sites.paths},
+            outgoing={path: tensors[key] for path in sites.paths if (key := f"outgoing:{path}") in tensors},
             token=header["token"],
             provenance=Provenance(**header["provenance"]),
         )
@@ -151,10 +152,19 @@ def record(
         sites=chosen,
         moments={arm: tally.moments for arm, tally in arms.items()},
         samples={arm: tally.joined() for arm, tally in arms.items()} if keep_samples else {},
-        outgoing={site.path: graph.outgoing_norm(site) for site in chosen},
+        outgoing=_outgoing(graph, chosen),
         token=token,
         provenance=Provenance(graph.family.name, graph.model, concept.name, f"record(token={token!r})"),
     )
+
+
+def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron"]]:
+    """The norms of the weights that can be read; methods that need the others say so."""
+    found = {}
+    for site in sites:
+        with contextlib.suppress(UnsupportedModel):
+            found[site.path] = graph.outgoing_norm(site)
+    return found
 
 
 class _Tally:

@@ -3,18 +3,23 @@
 Several pipelines may share one denoiser, and some keep their guidance in a local variable. Every pipeline's call begins
 with its own `encode_prompt` and ends with `maybe_free_model_hooks`; inside a block these two are listened to, on the one
 pipeline object.
+
+Compiled code does not see hooks that came after it, so inside a block it is not used.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_BEGIN, _END = "encode_prompt", "maybe_free_model_hooks"
+import torch
+
+from neuroscope.families import BEGIN, END
 
 
 class Ears:
@@ -46,7 +51,7 @@ def listening(pipe: Any) -> Iterator[Ears]:
     """Hears the beginnings and ends of this pipeline's runs inside the block; blocks may end in any order."""
     ears = _EARS.setdefault(pipe, Ears())
     if not ears.listeners:
-        for name, wrap in ((_BEGIN, _begins), (_END, _ends)):
+        for name, wrap in ((BEGIN, _begins), (END, _ends)):
             setattr(pipe, name, wrap(ears, getattr(pipe, name)))
     ears.listeners += 1
     try:
@@ -54,9 +59,37 @@ def listening(pipe: Any) -> Iterator[Ears]:
     finally:
         ears.listeners -= 1
         if not ears.listeners:
-            for name in (_BEGIN, _END):
+            for name in (BEGIN, END):
                 delattr(pipe, name)
             del _EARS[pipe]
+
+
+class _Stance:
+    """How torch.compile behaves in this process, while blocks are open."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.lock = threading.Lock()
+        self.former: Any = None
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Inside the block compiled functions and modules run as they were written; blocks may end in any order."""
+    with _STANCE.lock:
+        if not _STANCE.blocks:
+            _STANCE.former = torch.compiler.set_stance("force_eager")
+        _STANCE.blocks += 1
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.blocks -= 1
+            if not _STANCE.blocks:
+                _STANCE.former.__exit__(None, None, None)
 
 
 def unheard(pipe: Any) -> Callable[..., Any]:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    LayerSkipConfig,
     PyramidAttentionBroadcastConfig,
     StableDiffusionPipeline,
+    apply_layer_skip,
     apply_pyramid_attention_broadcast,
 )
 from diffusers.models import attention_processor
 from peft import LoraConfig
-from torch import nn
 
 from neuroscope import (
     HookGraph,
@@ -22,6 +23,7 @@ from neuroscope import (
     SiteNeverRan,
     SiteRanUnevenly,
     UnsupportedModel,
+    export_lora,
     fold,
     record,
 )
@@ -124,6 +126,15 @@ class TestCounts:
         with pytest.raises(SiteRanUnevenly, match="denoiser ran 4 times, .*a cache skips it at some steps"), graph.apply(mask(graph)):
             tiny.draw(fresh, num_inference_steps=4)
 
+    def test_layers_that_are_skipped_are_an_error(self, fresh):
+        graph = HookGraph(fresh)
+        (site,) = graph.sites.where(layer=8, role="value")
+        blocks = site.module.partition(".transformer_blocks")[0] + ".transformer_blocks"
+        apply_layer_skip(fresh.unet, LayerSkipConfig(indices=[0], fqn=blocks))
+        known = "never did; the likely cause: a wrapper that caches or skips layers"
+        with pytest.raises(SiteNeverRan, match=known), graph.apply(mask(graph)):
+            tiny.draw(fresh)
+
     def test_feed_forwards_in_chunks_are_an_error(self, fresh):
         graph = HookGraph(fresh)
         for module in fresh.unet.modules():
@@ -173,7 +184,10 @@ class TestCounts:
             tiny.draw(fresh)
 
 
+@pytest.mark.filterwarnings("ignore")
 class TestCompiled:
+    """Compiled code keeps the hooks that it was compiled with, so blocks run the modules as they were written."""
+
     @pytest.fixture(params=["wrapped", "in place", "block by block"])
     def compiled(self, request, fresh):
         if request.param == "wrapped":
@@ -185,15 +199,50 @@ class TestCompiled:
                 block.compile(backend="eager")
         return fresh
 
-    def test_the_doctor_sees_it(self, compiled):
-        assert wrong(compiled) == ["compiled denoiser"]
+    @pytest.fixture
+    def expected(self, graph) -> torch.Tensor:
+        with graph.apply(mask(graph, layer=1)):
+            return tiny.draw(graph.pipe)
 
-    @pytest.mark.filterwarnings("ignore")
-    def test_hooks_after_the_first_compiled_call_are_an_error_with_that_cause(self, compiled):
+    def test_hooks_run_before_and_after_the_first_compiled_call(self, compiled, expected, untouched):
+        mine = HookGraph(compiled)
+        with mine.apply(mask(mine, layer=1)):
+            assert torch.equal(tiny.draw(compiled), expected)
+        torch.testing.assert_close(tiny.draw(compiled), untouched)  # outside it runs compiled
+        with mine.apply(mask(mine, layer=1)):
+            assert torch.equal(tiny.draw(compiled), expected)
+
+    def test_blocks_may_end_in_any_order_and_the_last_lets_compiled_code_run(self, fresh):
+        compiled = []
+        fresh.unet.down_blocks[0].compile(backend=lambda module, _inputs: compiled.append(module) or module.forward)
+        graph = HookGraph(fresh)
+        first, second = graph.apply(mask(graph, layer=1)), graph.apply(mask(graph, layer=3))
+        first.__enter__()
+        second.__enter__()
+        tiny.draw(fresh)
+        first.__exit__(None, None, None)
+        tiny.draw(fresh)
+        second.__exit__(None, None, None)
+        assert not compiled
+        tiny.draw(fresh)
+        assert compiled
+
+    def test_without_eager_what_was_compiled_before_is_an_error_with_that_cause(self, compiled):
         tiny.draw(compiled)
-        graph = HookGraph(compiled)
-        with pytest.raises(SiteNeverRan, match="the denoiser was compiled before it was hooked"), graph.apply(mask(graph, layer=1)):
+        mine = HookGraph(compiled, eager=False)
+        known = "the denoiser was compiled before it was hooked; make the graph with eager=True"
+        with pytest.raises(SiteNeverRan, match=known), mine.apply(mask(mine, layer=1)):
             tiny.draw(compiled)
+
+    def test_folding_into_a_compiled_denoiser_is_folding_into_a_plain_one(self, compiled, expected):
+        """Weights are found by the names of the module that was compiled, and compiled code reads them."""
+        tiny.draw(compiled)
+        mine = HookGraph(compiled)
+        change = mask(mine, "all", layer=1)
+        with HookGraph(tiny.sd1()).apply(change) as plain:
+            applied = tiny.draw(plain.pipe)
+        with fold(mine, change):
+            torch.testing.assert_close(tiny.draw(compiled), applied, atol=1e-4, rtol=1e-4)
 
 
 class TestLora:
@@ -227,11 +276,65 @@ class TestLora:
         adapted.unet.disable_adapters()
         torch.testing.assert_close(mine.outgoing_norm(site), reader.base_layer.weight.double().norm(dim=0))
 
+    @pytest.mark.parametrize("when", ["loaded", "unloaded"])
+    def test_it_may_come_and_go_after_the_graph(self, fresh, when):
+        """Adapters put another module in a site's place; hooks sit on the one that is there."""
+        rank = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_v", "to_out.0"])
+        torch.manual_seed(0)
+        if when == "loaded":
+            graph = HookGraph(fresh)
+            fresh.unet.add_adapter(rank)
+        else:
+            fresh.unet.add_adapter(rank)
+            graph = HookGraph(fresh)
+            fresh.unload_lora_weights()
+        runs = []
+        for each in (graph, HookGraph(fresh)):
+            sites = each.sites.where(layer=8, role=("value", "output"))
+            with each.apply(mask(each)), each.capture(sites) as captured:
+                runs.append([tiny.draw(fresh)])
+            runs[-1] += [captured[site.path] for site in sites]
+            with each.rewire({"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2": lambda output, _guided: 2 * output}):
+                runs[-1].append(tiny.draw(fresh))
+        assert all(torch.equal(mine, new) for mine, new in zip(*runs, strict=True))
+
+    def test_one_that_comes_inside_a_block_is_an_error(self, fresh):
+        graph = HookGraph(fresh)
+        known = "another module was put in the place of unet.*to_v inside the block, as adapters .*; do that before the block"
+        rank = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_v"])
+        with pytest.raises(SiteNeverRan, match=known), graph.apply(mask(graph)):
+            fresh.unet.add_adapter(rank) or tiny.draw(fresh)
+
+    def test_outgoing_norms_honour_every_kind_of_adapter(self, fresh):
+        """DoRA scales the whole weight, beside adding to it."""
+        fresh.unet.add_adapter(LoraConfig(r=4, use_dora=True, init_lora_weights=False, target_modules=["to_out.0"]))
+        mine = HookGraph(fresh)
+        (site,) = mine.sites.where(layer=8, role="value")
+        reader = fresh.unet.get_submodule(mine.reader(site))
+        before = mine.outgoing_norm(site)
+        fresh.unet.fuse_lora()
+        torch.testing.assert_close(before, reader.base_layer.weight.double().norm(dim=0), atol=1e-5, rtol=1e-5)
+
     def test_it_is_found_and_folding_into_it_is_refused(self, adapted):
         mine = HookGraph(adapted)
         assert [finding.state for finding in diagnose(adapted) if finding.name == "LoRA"] == ["note"]
         with pytest.raises(UnsupportedModel, match="carries a LoRA; unload it, or fuse it"):
             fold(mine, mask(mine, "all"))
+
+
+class TestFused:
+    @pytest.mark.parametrize("write", [fold, lambda graph, change: export_lora(graph, change, "nowhere")], ids=["fold", "export"])
+    def test_weights_that_are_not_used_are_not_changed(self, fresh, write):
+        graph = HookGraph(fresh)
+        fresh.unet.fuse_qkv_projections()
+        with pytest.raises(UnsupportedModel, match="its projections are fused; call `unfuse_qkv_projections\\(\\)` first"):
+            write(graph, mask(graph, "all"))
+
+    def test_hooks_on_them_are_an_error_with_that_cause(self, fresh):
+        graph = HookGraph(fresh)
+        fresh.unet.fuse_qkv_projections()
+        with pytest.raises(SiteNeverRan, match="its projections are fused; call `unfuse_qkv_projections"), graph.apply(mask(graph)):
+            tiny.draw(fresh)
 
 
 class TestIpAdapter:
@@ -259,33 +362,6 @@ class TestIpAdapter:
         fresh.unet._load_ip_adapter_weights([adapter])
         with pytest.raises(UnsupportedModel, match="IP-Adapter"), graph.apply(mask(graph)):
             raise AssertionError("no image may be made")
-
-
-class TestQuantised:
-    @pytest.fixture
-    def quantised(self, fresh):
-        fresh.unet = torch.ao.quantization.quantize_dynamic(fresh.unet, {nn.Linear}, dtype=torch.qint8)
-        return fresh
-
-    pytestmark = pytest.mark.filterwarnings("ignore")
-
-    def test_activations_are_recorded_as_they_are(self, quantised, graph, concept):
-        mine = HookGraph(quantised)
-        (site,) = mine.sites.where(layer=8, role="value")
-        with mine.capture([site]) as captured:
-            tiny.draw(quantised, num_inference_steps=1, guidance_scale=1.0)  # such layers round by the range of a whole batch
-        assert torch.equal(captured[site.path][0], mine.module(site)(mine.encode([tiny.PROMPT])))
-
-    def test_what_reads_or_writes_weights_is_refused_by_name(self, quantised, concept):
-        mine = HookGraph(quantised)
-        (site,) = mine.sites.where(layer=8, role="value")
-        with pytest.raises(UnsupportedModel, match="is quantised .*, so its weights cannot be read; load it unquantised"):
-            mine.outgoing_norm(site)
-        with pytest.raises(UnsupportedModel, match="which cannot be changed exactly; load the model in a floating-point format"):
-            fold(mine, mask(mine, "all"))
-
-    def test_the_doctor_sees_it(self, quantised):
-        assert [finding.state for finding in diagnose(quantised) if finding.name == "quantised weights"] == ["note"]
 
 
 class TestOffload:

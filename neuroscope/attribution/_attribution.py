@@ -17,12 +17,24 @@ from neuroscope.statistics import Moments
 
 
 class Evidence(NamedTuple):
-    """What a method sees of one site: both arms' moments, both arms' samples (if kept), and the outgoing weights' norm."""
+    """What a method sees of one site: both arms' moments, both arms' samples (if kept), and the outgoing weights' norm (if readable)."""
 
     present: Moments
     absent: Moments
     samples: tuple[Float[Tensor, "prompt neuron"], Float[Tensor, "prompt neuron"]] | None
-    outgoing: Float[Tensor, "neuron"]
+    norm: Float[Tensor, "neuron"] | None
+    path: str
+
+    @property
+    def outgoing(self) -> Float[Tensor, "neuron"]:
+        """The norm of the weights that read each neuron.
+
+        Raises:
+            InvalidInput: they are quantised, so that it could not be read.
+        """
+        if self.norm is None:
+            raise InvalidInput(f"the weights that read {self.path} are quantised, so their norms are not known; use a method without them")
+        return self.norm
 
 
 class Scored(NamedTuple):
@@ -58,7 +70,7 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
     A recording by step is scored at each step; a neuron's score is then its mean over steps, without a p-value.
 
     Raises:
-        InvalidInput: the method needs samples that were not kept, or at least two prompts in each arm.
+        InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised weights.
     """
     if method.needs_samples and not recording.samples:
         raise InvalidInput(f"{method!r} compares single observations; record with keep_samples=True")
@@ -83,4 +95,4 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
 
 def _evidence(recording: Recording, path: str) -> Evidence:
     samples = (recording.samples["present"][path], recording.samples["absent"][path]) if recording.samples else None
-    return Evidence(recording.moments["present"][path], recording.moments["absent"][path], samples, recording.outgoing[path])
+    return Evidence(recording.moments["present"][path], recording.moments["absent"][path], samples, recording.outgoing.get(path), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from neuroscope._errors import UnsupportedModel
 from neuroscope.families import uncompiled
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, LinearUpdate
-from neuroscope.parameters import read_parameter
+from neuroscope.parameters import is_plain, read_parameter
 
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -24,8 +25,9 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
 
     Raises:
         InvalidInput: a change that weights cannot hold.
-        UnsupportedModel: weights that cannot be read or written.
+        UnsupportedModel: weights that cannot be read or written, or that the denoiser does not use now.
     """
+    graph.family.refuse_unknown(graph.pipe)
     for change in changes:
         change.check(graph)
         change.expect_foldable()
@@ -66,10 +68,10 @@ class _Reader:
         self.updates[update.module] = LinearUpdate(update.module, left, right, bias)
 
     def _load(self, path: str, kind: str) -> Tensor:
-        module = self._root.get_submodule(path)
+        module: Any = self._root.get_submodule(path)
         if hasattr(module, "base_layer"):
             raise UnsupportedModel(f"{path} carries a LoRA; unload it, or fuse it with `pipe.fuse_lora()`, before weights are changed")
-        if not isinstance(module, nn.Linear) or module.weight.dtype not in _FORMATS:
+        if not is_plain(module) or module.weight.dtype not in _FORMATS:
             what = f"{type(module).__name__} of {getattr(module.weight, 'dtype', 'unknown format')}"
             raise UnsupportedModel(f"{path} is a {what}, which cannot be changed exactly; load the model in a floating-point format")
         if getattr(module, kind) is None:

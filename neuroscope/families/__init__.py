@@ -5,14 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from neuroscope._errors import UnsupportedModel
-from neuroscope.families._family import Family, SitePattern, has_other_guidance, is_compiled, uncompiled
+from neuroscope.families._family import BEGIN, END, Family, SitePattern, has_other_guidance, is_compiled, uncompiled, unheard_methods
 from neuroscope.families.added_kv import ADDED_KV
 from neuroscope.families.sdxl import SDXL
 from neuroscope.families.unet import UNET
 
 FAMILIES = (UNET, SDXL, ADDED_KV)
 
-__all__ = ["FAMILIES", "Family", "SitePattern", "family_of", "family_of_denoiser", "has_other_guidance", "is_compiled", "uncompiled"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "FAMILIES",
+    "Family",
+    "SitePattern",
+    "family_of",
+    "family_of_denoiser",
+    "has_other_guidance",
+    "is_compiled",
+    "uncompiled",
+    "unheard_methods",
+]
 
 
 def family_of(pipe: Any) -> Family:

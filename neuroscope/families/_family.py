@@ -13,6 +13,8 @@ from neuroscope._errors import UnsupportedModel
 from neuroscope.conditions import Conditions
 from neuroscope.sites import Role
 
+#: The methods with which every pipeline's call begins and ends; between the two lies a run.
+BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
 #: Properties of pipelines whose batches hold other parts than unconditional and conditional rows.
 _OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
 
@@ -98,6 +100,11 @@ class Family:
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
+        if missing := unheard_methods(pipe):
+            raise UnsupportedModel(
+                f"{type(pipe).__name__} has no {missing[0]}, without which it is not known when a run begins and which rows carry the "
+                "prompt; give an ordinary pipeline of diffusers, such as StableDiffusionPipeline, made of the same components"
+            )
         if has_other_guidance(pipe):
             raise UnsupportedModel(
                 f"{type(pipe).__name__} is not supported: its guidance has more parts than unconditional and conditional rows"
@@ -117,6 +124,11 @@ def is_compiled(denoiser: Any) -> bool:
     """Whether a denoiser, or a part of it, was compiled: wrapped, in place, or block by block."""
     inner = uncompiled(denoiser)
     return inner is not denoiser or any(getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
+
+
+def unheard_methods(pipe: Any) -> list[str]:
+    """Which of the methods that begin and end a run a pipeline lacks, as modular pipelines do."""
+    return [name for name in (BEGIN, END) if not hasattr(pipe, name)]
 
 
 def has_other_guidance(pipe: Any) -> bool:
