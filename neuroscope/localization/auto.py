@@ -18,7 +18,7 @@ from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import Meter
 from neuroscope.effects import Effects, Probe
 from neuroscope.forcing import Forcing
-from neuroscope.localization.probing import Prober, split
+from neuroscope.localization.probing import Prober, split, spread
 from neuroscope.localization.screening import view
 from neuroscope.localization.study import Place
 from neuroscope.localization.teacher_forced import forced_shares
@@ -52,7 +52,7 @@ class AutoSearch:
         self._meter = meter
         self._whole = budget == 1
         self._layers = np.array(prober.study.graph.sites.layers)
-        self._order = _spread(prober)
+        self._order = spread(prober.study)
         self._count = 0
         self._shares, self._run_rows = self._look(budget)
         self._allowed = budget * self._sweep_rows
@@ -215,8 +215,3 @@ class AutoSearch:
         values = self._prober.effects(self.singles).of_layers_by_prompt([each.layers[0] for each in self.singles])
         named = Counter(values[values.max(axis=1) > 0].argmax(axis=1).tolist())
         return bool(named) and max(named.values()) < _AGREEING * named.total()
-
-
-def _spread(prober: Prober) -> list[Place]:
-    """All pictures of a study, every prompt's first seed before any second one."""
-    return sorted(prober.study.places, key=lambda place: prober.study.seeds.index(place[1]))

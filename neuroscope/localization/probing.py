@@ -109,6 +109,11 @@ class Prober:
         return Row(base, case.seed, (swaps[case.probe, case.pair],))
 
 
+def spread(study: Study) -> list[Place]:
+    """All pictures of a study, every prompt's first seed before any second one."""
+    return sorted(study.places, key=lambda place: study.seeds.index(place[1]))
+
+
 def split(layers: Sequence[int], parts: int) -> list[tuple[int, ...]]:
     """Layers in runs of about equal length."""
     return [tuple(each.tolist()) for each in np.array_split(np.array(layers), parts)]

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,11 @@ class Study:
     def provenance(self, method: object) -> Provenance:
         """Where this study's results come from."""
         return Provenance(self.graph.family.name, self.graph.model, self.name, f"{method!r}, {self.metric!r}")
+
+    def of(self, **generation: Any) -> Study:
+        """The same study with other options of the pipeline."""
+        changed = {**self.generation, **generation}
+        return replace(self, generation=changed, origin=key_of(self.origin, sorted(map(repr, generation.items()))), keep_images=0)
 
     def sweep(self, texts: Iterable[str], **options: Any) -> Sweep:
         """A sweep over these texts with the study's options."""

@@ -1,0 +1,193 @@
+"""Cheap localisation against the exhaustive sweep: the same layer, for what share of its rows, and how sure.
+
+python -m benchmarks.localization               (all pairs; add models or attributes to do a part, such as `sdxl` or `sd1-natural style`)
+python -m benchmarks.localization --calibrate 20    (stated confidence against hits on plants of so many fresh seeds)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+import neuroscope as ns
+from benchmarks.layers import CONCEPTS
+from neuroscope.artifacts import write_beside
+from neuroscope.testbed import FAMILIES, PLANTS, build, planted
+
+TRAINED = ("sd1", "sd1-natural")
+METRICS = ("latent share", "reader")
+#: Exact plants do not care about the number of steps; the plants of the schedule bring their own.
+STEPS = {"sdxl": 5}
+BUDGETS = {"sdxl": 1 / 40}
+PICTURES = 32
+#: What must be said of a layer so that it counts as found, as a share of the full change; ties are closer than a hundredth.
+FOUND, TIE = 0.1, 0.01
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, a concept and how its pictures are measured."""
+
+    name: str
+    graph: ns.HookGraph
+    concept: ns.Concept
+    metric: Any
+    seeds: range
+    pairs: int
+    budget: float
+    generation: dict[str, Any]
+
+    def localized(self, method: ns.Localization, seeds: range | None = None) -> ns.LayerScores:
+        """A method's scores, on all pictures or on those of other seeds."""
+        options = {"pairs": self.pairs, "keep_images": 0, "quiet": True} | self.generation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return ns.localize(self.graph, self.concept, method, self.metric, seeds or self.seeds, **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", help="models, plants, attributes; by default all")
+    parser.add_argument("--calibrate", type=int, metavar="SEEDS", help="so many fresh seeds of each plant")
+    parser.add_argument("--output", type=Path, help="a table (CSV) that keeps finished pairs; a run that was stopped goes on from it")
+    asked = parser.parse_args()
+    wanted = [name for name in names(asked.calibrate) if not asked.only or set(asked.only) & set(name.replace(" ", "/").split("/"))]
+    table = pd.read_csv(asked.output) if asked.output and asked.output.exists() else pd.DataFrame(columns=["pair"])
+    for name in tqdm([name for name in wanted if name not in set(table["pair"])]):
+        found = pd.DataFrame(calibrated(name) if asked.calibrate else compared(name))
+        table = pd.concat([table, found], ignore_index=True)
+        if asked.output:
+            write_beside(asked.output, table.to_csv(index=False).encode())
+    print((calibration if asked.calibrate else summary)(table).to_string())
+
+
+def names(seeds: int | None = None) -> list[str]:
+    """All pairs by name: FAMILY/PLANT/SEED, or MODEL ATTRIBUTE METRIC for trained models."""
+    if seeds:  # seeds that nothing else here uses
+        return [f"{family}/{plant}/{1000 + seed}" for seed in range(seeds) for family, plant in CALIBRATED]
+    trained = [" ".join(each) for each in itertools.product(TRAINED, CONCEPTS, METRICS)]
+    plain = [name for name in FAMILIES if not name.startswith(("sdxl", "if"))]
+    return [*trained, *(f"{family}/{plant}/0" for family in FAMILIES for plant in PLANTS if not (plant == "pooled" and family in plain))]
+
+
+def opened(name: str, pictures: int = PICTURES, steps: int = 10) -> Pair:
+    """The pair of a name."""
+    if "/" not in name:
+        model, attribute, metric = name.split(" ", 2)
+        concept, reader = CONCEPTS[attribute]
+        graph = ns.HookGraph(ns.testbed.load(model))
+        return Pair(
+            name, graph, concept, reader if metric == "reader" else ns.LatentShare(), range(pictures // 8), 8, 1 / 20, ns.testbed.GENERATION
+        )
+    family, plant, seed = name.split("/")
+    pipe = build(family, plant, int(seed))
+    truth = planted(pipe)
+    metric = ns.LatentShare() if truth.shown_from is None else ns.Flipped(1 - truth.shown_from)
+    steps = truth.generation["num_inference_steps"] if plant == "schedule" else STEPS.get(family, steps)
+    generation = truth.generation | {"num_inference_steps": steps}
+    return Pair(name, ns.HookGraph(pipe), truth.concept, metric, range(pictures // 4), 4, BUDGETS.get(family, 1 / 20), generation)
+
+
+def compared(name: str) -> Iterator[dict[str, Any]]:
+    """One row a method: whether it names the exhaustive sweep's layer, its share of the rows, and its rank correlation."""
+    pair = opened(name)
+    exhaustive = pair.localized(ns.LocoGen())
+    for label, (method, first_seed) in METHODS.items():
+        method = method(pair) if callable(method) else method
+        scores = pair.localized(method, range(1) if first_seed else None)
+        yield {"pair": name, "method": label, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
+
+
+def judged(scores: ns.LayerScores, exhaustive: ns.LayerScores) -> dict[str, Any]:
+    """Whether two results name the same layer (exactly, or one as good), what was said of it, and how their layers are ranked."""
+    mine, theirs = answer(scores), answer(exhaustive)
+    whole = exhaustive.effects.full_mean()
+    lost = np.inf if mine is None or theirs is None else max(exhaustive.scores) - exhaustive.scores[exhaustive.layers.index(mine)]
+    sure = scores.confidence.probability if scores.confidence else np.nan
+    same = mine == theirs
+    agreement = exhaustive.agreement(scores) if theirs is not None else np.nan
+    return {"same": same, "as good": same or lost <= TIE * whole, "sure": sure, "agreement": agreement, "said": mine, "true": theirs}
+
+
+def answer(scores: ns.LayerScores) -> int | None:
+    """The layer that scores name; None where they say that there is none."""
+    whole = 1.0 if scores.effects.relative else scores.effects.full_mean()
+    return scores.top(1)[0] if max(scores.scores) >= FOUND * whole > 0 else None
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By method: on how many pairs it names the same layer, one as good, its share of the rows, and its rank correlation."""
+    by_method = table.groupby("method", sort=False)
+    natural = table[table["pair"].str.startswith("sd1-natural")].groupby("method", sort=False)["agreement"]
+    shares = {f"rows, {part}": _of(table, sdxl).groupby("method")["rows"].median() for part, sdxl in (("16 to 23", False), ("70", True))}
+    return pd.DataFrame(
+        {
+            "pairs": by_method.size(),
+            "same": by_method["same"].mean().round(3),
+            "as good": by_method["as good"].mean().round(3),
+            "wrong but 95 % sure": by_method.apply(lambda rows: int((~rows["as good"].astype(bool) & (rows["sure"] >= 0.95)).sum())),
+            **{name: (1 / share).round(1).map("1/{}".format) for name, share in shares.items()},
+            "natural: rank correlation": natural.apply(_with_interval),
+        }
+    )
+
+
+def _of(table: pd.DataFrame, sdxl: bool) -> pd.DataFrame:
+    return table[table["pair"].str.startswith("sdxl") == sdxl]
+
+
+def _with_interval(values: pd.Series) -> str:
+    """The mean over pairs, and its bootstrap interval."""
+    kept = values.dropna().to_numpy()
+    draws = np.random.default_rng(0).choice(kept, (1000, len(kept))).mean(axis=1)
+    return "{:.2f} [{:.2f}, {:.2f}]".format(kept.mean(), *np.quantile(draws, [0.025, 0.975]))
+
+
+def calibrated(name: str) -> Iterator[dict[str, Any]]:
+    """What the search says of one fresh plant within several budgets, against the exhaustive sweep."""
+    pair = opened(name, pictures=16, steps=4)
+    exhaustive = pair.localized(ns.LocoGen())
+    for budget in (0.05, 0.1, 0.2):
+        scores = pair.localized(ns.LocoGen(search="auto", budget=budget))
+        yield {"pair": name, "budget": budget, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
+
+
+def calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """By stated confidence: how often it was so."""
+    bands = pd.cut(table["sure"], [-0.01, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
+    groups = table.assign(stated=table["sure"]).groupby(["budget", bands], observed=True)
+    means = groups[["stated", "same", "as good", "rows"]].mean().astype(float).round(3)
+    return means.assign(plants=groups.size())
+
+
+def _auto(pair: Pair) -> ns.Localization:
+    return ns.LocoGen(search="auto", budget=pair.budget)
+
+
+#: Each method, or what makes it for a pair; and whether it runs on the first seed alone.
+METHODS: dict[str, tuple[ns.Localization | Callable[[Pair], ns.Localization], bool]] = {
+    "auto, 1/20 or 1/40": (_auto, False),
+    "teacher-forced": (ns.TeacherForced(steps=2, fidelity=0), True),
+    "gradient": (ns.AttributionPatching(samples=1, steps=2, fidelity=0), True),
+    "gradient, integrated": (ns.AttributionPatching(steps=2, fidelity=0), True),
+    "gradient, recomputed": (ns.AttributionPatching(samples=1, recomputed=True, steps=2, fidelity=0), True),
+    "attention contribution": (ns.AttentionContribution(steps=2, fidelity=0), True),
+    "attention, against other": (ns.AttentionContribution(against="other", steps=2, fidelity=0), True),
+    "halving": (ns.Halving(), True),
+    "racing": (ns.Racing(), False),
+}
+CALIBRATED = tuple(itertools.product(("sd1", "if-1"), ("layer", "pair", "apart", "redundant", "both", "schedule", "neurons", "prompt")))
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    main()

@@ -1,0 +1,90 @@
+"""One layer's attention, computed again with other keys and values while all that it is given besides stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from neuroscope.conditions import Conditions
+from neuroscope.families import uncompiled
+from neuroscope.forcing import Forcing, Frame
+from neuroscope.graph import HookGraph
+from neuroscope.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class LocalAttention:
+    """The attention of a layer inside a running denoiser, with what it was given."""
+
+    graph: HookGraph
+    layer: int | None
+    module: nn.Module
+    args: tuple
+    kwargs: Mapping[str, Any]
+
+    @property
+    def output(self) -> Float[Tensor, "row token channel"]:
+        """What it puts out as it is."""
+        return self._again([])
+
+    def of(self, conditions: Conditions) -> Float[Tensor, "row token channel"]:
+        """What it puts out where its keys and values read these conditions."""
+
+        def read(site: Site, _module: nn.Module, args: tuple) -> tuple:
+            return (self.graph.read(site, conditions).to(args[0]), *args[1:])
+
+        return self._again([self._module(role).register_forward_pre_hook(partial(read, self._site(role))) for role in ("key", "value")])
+
+    def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row token channel"]:
+        """The part of what it puts out that comes from the values of these tokens of the prompt."""
+
+        def only(kept: Tensor, _module: nn.Module, _args: tuple, values: Tensor) -> Tensor:
+            return values * kept.to(values)[:, None]
+
+        with_them, without = (
+            self._again([self._module("value").register_forward_hook(partial(only, kept))]) for kept in (tokens, torch.zeros_like(tokens))
+        )
+        return with_them - without
+
+    def _again(self, handles: list[Any]) -> Tensor:
+        found: list[Tensor] = []
+        with ExitStack() as stack:
+            for handle in (*handles, self._module("output").register_forward_hook(lambda _module, _args, output: found.append(output))):
+                stack.callback(handle.remove)
+            self.module.forward(*self.args, **self.kwargs)
+        return found[0]
+
+    def _site(self, role: str) -> Site:
+        (site,) = self.graph.sites.where(layer=self.layer, role=role)
+        return site
+
+    def _module(self, role: str) -> nn.Module:
+        return self.graph.module(self._site(role))
+
+
+@torch.no_grad()
+def visit(forcing: Forcing, frame: Frame, look: Callable[[LocalAttention], Any]) -> list[Any]:
+    """What `look` sees of every layer's attention, in the layers' order, in one call of the denoiser on a frame.
+
+    What it computes again is counted as one row for all layers together, which is more than it takes.
+    """
+    graph, found = forcing.graph, []
+    denoiser = uncompiled(graph.denoiser)
+
+    def see(layer: int | None, module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+        found.append(look(LocalAttention(graph, layer, module, args, kwargs)))
+
+    with ExitStack() as stack:
+        for site in graph.sites.where(role="key"):
+            attention = denoiser.get_submodule(site.module.rpartition(".")[0])
+            stack.callback(attention.register_forward_hook(partial(see, site.layer), with_kwargs=True).remove)
+        graph.denoiser(**frame.inputs)
+    forcing.rows += 1
+    return found

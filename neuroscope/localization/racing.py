@@ -1,0 +1,110 @@
+"""Racing: layers drop out as soon as they cannot win, first in short runs, then in whole ones."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
+from neuroscope.cost import metered
+from neuroscope.effects import Effects, Probe
+from neuroscope.layer_scores import LayerScores
+from neuroscope.localization._localization import Localization
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, spread
+from neuroscope.localization.study import Study
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Racing(Localization[LayerScores]):
+    """Hoeffding races (Maron and Moore 1994) over layers, with Student's t for the bounds.
+
+    All layers start. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all pictures with a chance below
+    `out`, shared among them. The first race is of runs with few steps; its finalists race again with all steps.
+
+    Attributes:
+        out: the chance of dropping a layer that should win.
+        short: the share of the schedule's steps that the first race takes.
+        finalists: how many layers may enter the second race; the first goes on until no more are left, or its pictures end.
+        roles: swap "key" and "value", or one of them.
+        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+
+    Raises:
+        InvalidInput: a value that is not allowed.
+    """
+
+    out: float = 0.05
+    short: float = 0.25
+    finalists: int = 3
+    roles: tuple[str, ...] = ROLES
+    probe: Direction = "necessity"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
+        for role in self.roles or ("",):
+            choose("role", role, ROLES)
+        choose("probe", self.probe, ("necessity", "sufficiency"))
+        if not 0 < self.out < 1:
+            raise InvalidInput(f"out={self.out} is no chance; give more than 0 and less than 1, such as 0.05")
+        if not 0 < self.short <= 1:
+            raise InvalidInput(f"short={self.short} is no share of the steps; give more than 0 and at most 1")
+        if self.finalists < 1:
+            raise InvalidInput(f"finalists={self.finalists} lets no layer win; give 1 or more")
+
+    def __call__(self, study: Study) -> LayerScores:
+        """See `Localization`."""
+        layers = [Probe((layer,)) for layer in study.graph.sites.layers]
+        swapping = Swapping(roles=self.roles, probe=self.probe)
+        with metered(study.graph.denoiser) as meter:
+            heat, final = Prober(self._shortened(study), swapping), Prober(study, swapping)
+            running, _ = self._race(heat, layers, self.finalists)
+            strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
+            winners, count = self._race(final, strongest, 1)
+            sure = self._sure(final, strongest, count)
+            final.measure(final.beside, spread(study)[:count])
+        effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
+        study.warn_of_no_change(effects)
+        alone = tuple(sorted(each.layers[0] for each in strongest))
+        confidence = Confidence(sure if len(winners) == 1 else min(sure, 0.5), alone, count, len(study.places))
+        sheet = final.measured.sheet(study, [*strongest, *final.beside])
+        return LayerScores.of(effects, provenance=study.provenance(self), cost=meter.cost, confidence=confidence, **sheet)
+
+    def _shortened(self, study: Study) -> Study:
+        default = inspect.signature(study.graph.pipe.__call__).parameters["num_inference_steps"].default
+        steps = study.generation.get("num_inference_steps", default)
+        return study.of(num_inference_steps=max(1, round(self.short * steps)))
+
+    def _race(self, prober: Prober, layers: list[Probe], wanted: int) -> tuple[list[Probe], int]:
+        """The layers that are left, at most `wanted` unless the pictures end; and on how many pictures they ran."""
+        order, count, running = spread(prober.study), 2, list(layers)
+        while True:
+            effects = prober.measure(running, order[:count])
+            means = effects.means()
+            best = int(np.argmax(means))
+            ahead = [self._reverse(effects, best, rival, len(order)) for rival in range(len(running))]
+            running = [each for each, chance in zip(running, ahead, strict=True) if chance > self.out / len(layers)]
+            if len(running) <= wanted or count >= len(order):
+                return running, min(count, len(order))
+            count *= 2
+
+    def _reverse(self, effects: Effects, best: int, rival: int, of: int) -> float:
+        if rival == best:
+            return 1.0
+        differences = (effects.values[best] - effects.values[rival]).numpy().ravel()
+        return chance_of_reverse(differences[~np.isnan(differences)], of)
+
+    def _sure(self, prober: Prober, layers: list[Probe], count: int) -> float:
+        """How sure the second race is of its winner."""
+        effects, of = prober.effects(layers), len(prober.study.places)
+        best = int(np.argmax(effects.means()))
+        chances = [self._reverse(effects, best, rival, of) for rival in range(len(layers)) if rival != best]
+        return max(0.0, 1 - max(chance_of_fewer(count, of), self.out + sum(chances)))
+
+
+def _joined(heat: Effects, final: Effects) -> Effects:
+    """The second race's effects, and of layers that were not in it the first's."""
+    values = dict(zip(heat.probes, heat.values, strict=True)) | dict(zip(final.probes, final.values, strict=True))
+    return replace(final, probes=tuple(values), values=torch.stack(list(values.values())))
