@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
@@ -76,9 +77,11 @@ class Clock:
         ticks: the denoiser's calls so far.
         guided: whether the current batch holds unconditional rows; None where that is not known.
         hooked: by path, the modules whose calls are compared with these.
+        place: the device and number format in which the pipeline computes.
     """
 
-    def __init__(self, pipe: Any, ears: Ears) -> None:
+    def __init__(self, pipe: Any, ears: Ears, place: Callable[[], tuple[torch.device, torch.dtype]]) -> None:
+        self.place = place
         self.ticks = 0
         self.hooked: dict[str, nn.Module] = {}
         self.guided: bool | None = None

@@ -164,7 +164,6 @@ class HookGraph:
         values = (conditions.context, negative.context, conditions.pooled, negative.pooled)
         return {name: value for name, value in zip(self.family.encoded, values, strict=False) if value is not None}
 
-    @torch.no_grad()
     def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
         """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.
 
@@ -173,10 +172,17 @@ class HookGraph:
             conditions: of the prompts.
             batch: the rows of the batch in which the denoiser would read them: products of matrices of other sizes round otherwise.
         """
-        inner = uncompiled(self.denoiser)
-        given = conditions.to(self.pipe._execution_device, inner.dtype)
+        return self._read(site, self._place, conditions, batch)
+
+    def _read(self, site: Site, place: Callable[[], tuple[torch.device, torch.dtype]], conditions: Conditions, batch: int | None) -> Tensor:
+        given = conditions.to(*place())
         repeated = Conditions.of([given] * max(1, (batch or 0) // len(given)))
-        return self.family.read(inner, site.module, repeated)[: len(given)]
+        with torch.no_grad():
+            return self.family.read(uncompiled(self.denoiser), site.module, repeated)[: len(given)]
+
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        """Where the pipeline computes, and in which number format; finding out takes a walk through all its modules."""
+        return self.pipe._execution_device, uncompiled(self.denoiser).dtype
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
@@ -321,7 +327,7 @@ class HookGraph:
         self.family.refuse_unknown(self.pipe, silent=True)
         if self.eager:
             stack.enter_context(running_eagerly())
-        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)))
+        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)), functools.cache(self._place))
         stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
         return clock
 
@@ -351,7 +357,7 @@ class HookGraph:
 
     def _hook(self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
         module = clock.hooked[site.path] = self.module(site)
-        read = functools.cache(partial(self.read, site))  # what prompts say is the same at every step
+        read = functools.cache(partial(self._read, site, clock.place))  # what prompts say is the same at every step
 
         def run(tensor: Tensor) -> Tensor | None:
             ran[site.path] += 1
