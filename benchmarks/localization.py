@@ -1,6 +1,6 @@
 """Cheap localisation against the exhaustive sweep: the same layer, for what share of its rows, and how sure.
 
-python -m benchmarks.localization               (all pairs; add models or attributes to do a part, such as `sdxl` or `sd1-natural style`)
+python -m benchmarks.localization               (all pairs; add words to do a part, such as `sdxl` or `sd1-natural style`)
 python -m benchmarks.localization --calibrate 20    (stated confidence against hits on plants of so many fresh seeds)
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 import neuroscope as ns
@@ -25,12 +24,12 @@ from neuroscope.artifacts import write_beside
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 
 TRAINED = ("sd1", "sd1-natural")
-METRICS = ("latent share", "reader")
+METRICS = ("share", "reader")
 #: Exact plants do not care about the number of steps; the plants of the schedule bring their own.
 STEPS = {"sdxl": 5}
 BUDGETS = {"sdxl": 1 / 40}
 PICTURES = 32
-#: What must be said of a layer so that it counts as found, as a share of the full change; ties are closer than a hundredth.
+#: What must be said of a layer so that it counts as found, as a share of the full change; layers closer than a hundredth of it are as good.
 FOUND, TIE = 0.1, 0.01
 
 
@@ -57,11 +56,11 @@ class Pair:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="models, plants, attributes; by default all")
+    parser.add_argument("only", nargs="*", help="a pair, or words that its name must hold, such as a model, a plant, an attribute; by default all")
     parser.add_argument("--calibrate", type=int, metavar="SEEDS", help="so many fresh seeds of each plant")
     parser.add_argument("--output", type=Path, help="a table (CSV) that keeps finished pairs; a run that was stopped goes on from it")
     asked = parser.parse_args()
-    wanted = [name for name in names(asked.calibrate) if not asked.only or set(asked.only) & set(name.replace(" ", "/").split("/"))]
+    wanted = [name for name in names(asked.calibrate) if set(asked.only) <= {name, *name.replace(" ", "/").split("/")}]
     table = pd.read_csv(asked.output) if asked.output and asked.output.exists() else pd.DataFrame(columns=["pair"])
     for name in tqdm([name for name in wanted if name not in set(table["pair"])]):
         found = pd.DataFrame(calibrated(name) if asked.calibrate else compared(name))
@@ -103,7 +102,7 @@ def compared(name: str) -> Iterator[dict[str, Any]]:
     pair = opened(name)
     exhaustive = pair.localized(ns.LocoGen())
     for label, (method, first_seed) in METHODS.items():
-        method = method(pair) if callable(method) else method
+        method = method if isinstance(method, ns.Localization) else method(pair)
         scores = pair.localized(method, range(1) if first_seed else None)
         yield {"pair": name, "method": label, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
 
@@ -189,5 +188,4 @@ METHODS: dict[str, tuple[ns.Localization | Callable[[Pair], ns.Localization], bo
 CALIBRATED = tuple(itertools.product(("sd1", "if-1"), ("layer", "pair", "apart", "redundant", "both", "schedule", "neurons", "prompt")))
 
 if __name__ == "__main__":
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     main()

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from neuroscope.calls import Moment
-from neuroscope.discovery import stage_shares
 from neuroscope.families import uncompiled
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
@@ -83,13 +82,12 @@ class Forcing:
     def __init__(self, graph: HookGraph) -> None:
         self.graph = graph
         self.rows = 0.0
-        self._shares: dict[str, float] = {}
 
     @torch.no_grad()
     def predict(self, frame: Frame, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
         """What the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
         denoiser = uncompiled(self.graph.denoiser)
-        shares = self._shares = self._shares or {_AT_ONCE: 1.0, **stage_shares(self.graph.family, denoiser, frame.inputs)}
+        shares = {_AT_ONCE: 1.0, **self.graph.stage_shares(frame.inputs)}
         begins = [self._begin(change, list(shares)) for change in changes]
         order = sorted(range(len(changes)), key=begins.__getitem__)
         growth = _Growth(1 + begins.count(0))

@@ -20,7 +20,7 @@ from neuroscope._errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, Unkn
 from neuroscope.calls import Call, Clock, Moment
 from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
-from neuroscope.discovery import find_places, find_sites, row_bytes
+from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
 from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
 from neuroscope.hooks import Change, Images, act, change_input, rewire
 from neuroscope.parameters import read_effective_weight, summaries
@@ -58,6 +58,7 @@ class HookGraph:
         self.family.refuse_unknown(pipe)
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
+        self._stage_shares: dict[tuple[int, ...], dict[str, float]] = {}
         self.sites = find_sites(self.family, self.denoiser)
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
@@ -205,6 +206,13 @@ class HookGraph:
         if latents not in self._row_bytes:
             self._row_bytes[latents] = row_bytes(self.family, self.denoiser, latents)
         return self._row_bytes[latents]
+
+    def stage_shares(self, inputs: Mapping[str, Any]) -> dict[str, float]:
+        """See `discovery.stage_shares`: of a call of the denoiser with arguments of these sizes."""
+        size = tuple(inputs["sample"].shape[1:])
+        if size not in self._stage_shares:
+            self._stage_shares[size] = stage_shares(self.family, self.denoiser, inputs)
+        return self._stage_shares[size]
 
     @contextmanager
     def apply(self, *interventions: Intervention) -> Iterator[Self]:
