@@ -23,8 +23,8 @@ from benchmarks.layers import CONCEPTS
 from neuroscope.artifacts import write_beside
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 
-TRAINED = ("sd1", "sd1-natural")
-METRICS = ("share", "reader")
+#: Trained models, and how their pictures are measured.
+TRAINED = (("sd1-natural", "share"), ("sd1-natural", "reader"), ("sd1", "reader"))
 #: Exact plants do not care about the number of steps; the plants of the schedule bring their own.
 STEPS = {"sdxl": 5}
 BUDGETS = {"sdxl": 1 / 40}
@@ -56,7 +56,9 @@ class Pair:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="a pair, or words that its name must hold, such as a model, a plant, an attribute; by default all")
+    parser.add_argument(
+        "only", nargs="*", help="a pair, or words that its name must hold, such as a model, a plant, an attribute; by default all"
+    )
     parser.add_argument("--calibrate", type=int, metavar="SEEDS", help="so many fresh seeds of each plant")
     parser.add_argument("--output", type=Path, help="a table (CSV) that keeps finished pairs; a run that was stopped goes on from it")
     asked = parser.parse_args()
@@ -74,9 +76,10 @@ def names(seeds: int | None = None) -> list[str]:
     """All pairs by name: FAMILY/PLANT/SEED, or MODEL ATTRIBUTE METRIC for trained models."""
     if seeds:  # seeds that nothing else here uses
         return [f"{family}/{plant}/{1000 + seed}" for seed in range(seeds) for family, plant in CALIBRATED]
-    trained = [" ".join(each) for each in itertools.product(TRAINED, CONCEPTS, METRICS)]
-    plain = [name for name in FAMILIES if not name.startswith(("sdxl", "if"))]
-    return [*trained, *(f"{family}/{plant}/0" for family in FAMILIES for plant in PLANTS if not (plant == "pooled" and family in plain))]
+    trained = [f"{model} {attribute} {metric}" for (model, metric), attribute in itertools.product(TRAINED, CONCEPTS)]
+    pooled = [name for name in FAMILIES if name.startswith(("sdxl", "if"))]
+    built = [f"{family}/{plant}/0" for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in pooled]
+    return sorted([*built, *trained], key=lambda name: name.startswith("sdxl"))
 
 
 def opened(name: str, pictures: int = PICTURES, steps: int = 10) -> Pair:
