@@ -40,7 +40,8 @@ class LocoEdit:
 
     Attributes:
         ridge: λ in units of the keys' mean squared length. The published 0.01 is absolute.
-        preserve: prompts whose vectors are asked to stay where they are.
+        preserve: prompts whose vectors are asked to stay where they are. Under guidance unconditional rows read the changed
+            weights too; `preserve=("",)` keeps what they read. The published edit, as the default, keeps nothing.
         preserve_weight: how much a preserved vector counts beside an edited one.
         tokens: which vectors are edited: "subject" (the last token of the concept's name, as published), "eos" (the first
             end-of-text token), "padding" behind it, several of these, or "all". Text encoders carry a word on into later

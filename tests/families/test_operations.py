@@ -1,6 +1,8 @@
 """Every operation on every family, on pipelines whose answer is built in. `docs/models.py` makes the docs' table from these tests."""
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -10,42 +12,51 @@ import neuroscope as ns
 from neuroscope.cli import main
 from neuroscope.testbed import FAMILIES, build, planted
 
-SHORT = ("--num-inference-steps", 1, "--guidance-scale", 1)
+#: DeepFloyd's pipelines keep their guidance to themselves, so that every operation is run guided there as well.
+GUIDED = ("if-1", "if-2")
+SCALE = 4.0
+
+built = cache(build)
 
 
 class Case:
-    """A family's pipeline in which one layer alone carries the concept."""
+    """A family's pipeline in which one layer (or what else the plant says) alone carries the concept, with or without guidance."""
 
-    def __init__(self, family: str) -> None:
-        self.pipe = build(family, "layer", seed=0)
+    def __init__(self, family: str, scale: float, plant: str = "layer") -> None:
+        self.pipe = built(family, plant, 0)
         self.plant = planted(self.pipe)
         self.graph = ns.HookGraph(self.pipe)
         self.concept = self.plant.concept
+        self.scale = scale
+        self.generation = {**self.plant.generation, "guidance_scale": scale}
         (self.layer,) = self.plant.layers
         self.values = self.graph.sites.where(layer=self.layer, role="value")
 
-    def draw(self, prompt: str | None = None) -> torch.Tensor:
+    def draw(self, prompt: str | None = None, **options: object) -> torch.Tensor:
         """The final latents or pixels of a prompt, by default the first with the concept."""
         kind = "latent" if self.graph.has_latents else "pt"
         noise = torch.Generator().manual_seed(0)
-        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **self.plant.generation).images
+        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options)).images
 
     def localize(self, method: ns.Localization) -> ns.LayerScores:
-        return ns.localize(
-            self.graph, self.concept, method, ns.LatentShare(), [0], pairs=2, keep_images=0, quiet=True, **self.plant.generation
-        )
+        return ns.localize(self.graph, self.concept, method, ns.LatentShare(), [0], pairs=2, keep_images=0, quiet=True, **self.generation)
 
     def mask(self) -> ns.NeuronMask:
         recording = ns.record(self.graph, self.concept, self.values, "all", quiet=True)
         return ns.NeuronMask(ns.score(recording, ns.MeanDifference()).top(8), fill=1.0, rows="all")
 
     def edit(self) -> ns.ContextMap:
-        return ns.edit(self.graph, self.concept, ns.LocoEdit(tokens="all", ridge=1e-4), self.layer)
+        """The edit of the planted layer; where unconditional rows read the changed weights as well, their prompt is kept."""
+        kept = ("",) if self.scale > 1 else ()
+        return ns.edit(self.graph, self.concept, ns.LocoEdit(tokens="all", ridge=1e-4, preserve=kept), self.layer)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+CASES = {**{name: (name, 1.0) for name in FAMILIES}, **{f"{name}-guided": (name, SCALE) for name in GUIDED}}
+
+
+@pytest.fixture(scope="module", params=CASES)
 def case(request) -> Case:
-    return Case(request.param)
+    return Case(*CASES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +76,23 @@ def test_rank(case):
         assert ns.score(recording, method).by_layer().top(1) == [case.layer]
 
 
-def test_mask(case, untouched):
-    with case.graph.apply(case.mask()):
-        masked = case.draw()
-    assert (masked - untouched).norm() > 1e-3 * untouched.norm()
-    assert torch.equal(case.draw(), untouched)
+def test_mask(case):
+    """Masked, the planted neurons tell the concept's prompts apart no more, and as many others of the same layer change nothing."""
+    inside = Case(case.plant.family, case.scale, "neurons")
+    ((path, chosen),) = inside.plant.neurons.items()
+    (site,) = inside.graph.sites.at([path])
+    others = [neuron for neuron in range(site.width) if neuron not in chosen][: len(chosen)]
+    fill = ns.record(inside.graph, inside.concept, [site], "all", quiet=True).mean("absent")
+    prompts = (inside.concept.present[0], inside.concept.absent[0])
+    before = [inside.draw(prompt) for prompt in prompts]
+    differences = []
+    for neurons in (chosen, others):
+        with inside.graph.apply(ns.NeuronMask(ns.Neurons.at(inside.graph.sites, {path: neurons}), fill)):
+            masked = [inside.draw(prompt) for prompt in prompts]
+        differences.append(float((masked[0] - masked[1]).norm() / (before[0] - before[1]).norm()))
+    assert differences[0] < 1e-4
+    assert 0.99 < differences[1] < 1.01
+    assert torch.equal(inside.draw(), before[0])
 
 
 def test_apply(case, untouched, goal):
@@ -148,13 +171,33 @@ def test_save_and_load(case, tmp_path):
             assert torch.equal(case.draw(), expected)
 
 
-def test_command_line(case, tmp_path, capsys):
+@pytest.mark.parametrize("case", FAMILIES, indirect=True)
+def test_locoedit_guided(case):
+    """Unconditional rows read the changed weights too, as in the published edit: their prompt is kept, or they are left alone."""
+    untouched, goal = (case.draw(arm[0], guidance_scale=SCALE) for arm in (case.concept.present, case.concept.absent))
+    published, kept = (ns.LocoEdit(tokens="all", ridge=1e-4, preserve=preserve) for preserve in ((), ("",)))
+    alone = replace(ns.edit(case.graph, case.concept, published, case.layer), rows="conditional")
+    for change in (ns.edit(case.graph, case.concept, kept, case.layer), alone):
+        with case.graph.apply(change):
+            edited = case.draw(guidance_scale=SCALE)
+        assert (edited - goal).norm() < 0.1 * (untouched - goal).norm()
+
+
+def test_command_line(case, tmp_path, capsys, monkeypatch):
+    """Every command on a family's model; `testbed.load` gives this test's own, which is made once."""
+
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit, match="0"):
             main([str(each) for each in arguments])
         return capsys.readouterr().out
 
-    model = ["--model", f"testbed:{case.plant.family}/layer"]
+    name, concept = f"{case.plant.family}/layer", tmp_path / "concept.toml"
+    monkeypatch.setattr(ns.testbed, "load", {name: case.pipe}.__getitem__)
+    fields = {"name": case.concept.name, "present": case.concept.present, "absent": case.concept.absent}
+    concept.write_text("\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items()))
+    model = ["--model", f"testbed:{name}"]
+    size = ["--height", case.generation["height"], "--width", case.generation["width"]]
+    options = ["--guidance-scale", case.scale, "--num-inference-steps", 2, *size, "--quiet", "--json"]
     assert len(json.loads(run("sites", *model, "--role", "key", "--json"))) == len(case.graph.sites.layers)
     recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
     run("record", *model, "--style", "stipple", "--layer", case.layer, "--role", "value", "--quiet", "-o", recorded)
@@ -162,8 +205,14 @@ def test_command_line(case, tmp_path, capsys):
     picture = tmp_path / "small.png"
     Image.new("RGB", (16, 16), "orange").save(picture)
     image = ("--image", picture) if "image" in case.plant.generation else ()
-    made = json.loads(
-        run("generate", *model, "--apply", mask, "--prompt", "a red star", *SHORT, *image, "-o", tmp_path, "--quiet", "--json")
-    )
+    made = json.loads(run("generate", *model, "--prompt", "a red star", *options, *image, "--apply", mask, "-o", tmp_path))
     assert len(made["images"]) == 1
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))
+    small = ["--share", "latent", "--pairs", 2, "--seeds", 1, *options, *image]
+    found = json.loads(run("localize", *model, "--concept", concept, *small, "-o", tmp_path / "layers.safetensors"))
+    assert max(found["layers"], key=lambda each: each["score"])["layer"] == case.layer
+    edit = tmp_path / "edit.safetensors"
+    run("edit", *model, "--concept", concept, "--layer", case.layer, "--token", "all", "-o", edit)
+    run("export", edit, *model, "-o", tmp_path / "lora")
+    case.pipe.load_lora_weights(tmp_path / "lora")
+    case.pipe.unload_lora_weights()
