@@ -36,7 +36,19 @@ from neuroscope.fidelity import Fidelity
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
 from neuroscope.layer_scores import LayerScores
-from neuroscope.localization import CausalTracing, Localization, LocoGen, TeacherForced, localize
+from neuroscope.localization import (
+    AttentionContribution,
+    AttributionPatching,
+    CausalTracing,
+    Halving,
+    Localization,
+    LocoGen,
+    NeuronAblation,
+    NeuronGradient,
+    Racing,
+    TeacherForced,
+    localize,
+)
 from neuroscope.metrics import ClipScore, Flipped, ImageShare, LatentShare, Metric
 from neuroscope.provenance import Provenance
 from neuroscope.recording import Recording, record
@@ -47,7 +59,9 @@ from neuroscope.statistics import Moments
 
 __all__ = [
     "Artifact",
+    "AttentionContribution",
     "Attribution",
+    "AttributionPatching",
     "Auroc",
     "Call",
     "Captured",
@@ -65,6 +79,7 @@ __all__ = [
     "Flipped",
     "Folded",
     "ForeignFile",
+    "Halving",
     "HookGraph",
     "ImageShare",
     "Intervention",
@@ -79,6 +94,8 @@ __all__ = [
     "MeanDifference",
     "Metric",
     "Moments",
+    "NeuronAblation",
+    "NeuronGradient",
     "NeuronMask",
     "NeuronScores",
     "Neurons",
@@ -87,6 +104,7 @@ __all__ = [
     "Place",
     "Probe",
     "Provenance",
+    "Racing",
     "Recording",
     "Site",
     "SiteNeverRan",

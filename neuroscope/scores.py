@@ -14,6 +14,8 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.artifacts import Artifact
+from neuroscope.cost import Cost
+from neuroscope.fidelity import Fidelity
 from neuroscope.layer_scores import LayerScores
 from neuroscope.provenance import Provenance
 from neuroscope.sites import Site, Sites
@@ -113,6 +115,8 @@ class NeuronScores(Artifact):
         neutral: the score of a neuron that does not care.
         two_sided: whether distance from `neutral` on either side counts, or only higher scores.
         provenance: model, concept and method.
+        fidelity: how well a cheap ranking agrees with exact effects on a sample, where that was measured.
+        cost: what finding them cost, where they come from running the model.
     """
 
     kind: ClassVar[str] = "neuron-scores"
@@ -123,10 +127,13 @@ class NeuronScores(Artifact):
     neutral: float = 0.0
     two_sided: bool = True
     provenance: Provenance = Provenance()
+    fidelity: Fidelity | None = None
+    cost: Cost | None = None
 
     def __repr__(self) -> str:
         size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
-        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size})"
+        said = "".join(f"; {each}" for each in (self.fidelity, self.cost) if each)
+        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size}{said})"
 
     def strength(self, path: str) -> Float[Tensor, "neuron"]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
@@ -210,15 +217,26 @@ class NeuronScores(Artifact):
         tensors = {f"score:{path}": score for path, score in self.scores.items()}
         tensors |= {f"p_value:{path}": value for path, value in self.p_values.items()}
         header = {"sites": [asdict(site) for site in self.sites], "neutral": self.neutral, "two_sided": self.two_sided}
+        header |= {name: asdict(value) if value else None for name, value in (("fidelity", self.fidelity), ("cost", self.cost))}
         return tensors, header | {"provenance": asdict(self.provenance)}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
         """See `Artifact`."""
         sites = Sites(Site(**each) for each in header["sites"])
+        fidelity, cost = header.get("fidelity"), header.get("cost")  # earlier files had neither
         scores = {path: tensors[f"score:{path}"] for path in sites.paths}
         p_values = {path: tensors[f"p_value:{path}"] for path in sites.paths if f"p_value:{path}" in tensors}
-        return cls(sites, scores, p_values, header["neutral"], header["two_sided"], Provenance(**header["provenance"]))
+        return cls(
+            sites,
+            scores,
+            p_values,
+            header["neutral"],
+            header["two_sided"],
+            Provenance(**header["provenance"]),
+            Fidelity(**fidelity) if fidelity else None,
+            Cost(**cost) if cost else None,
+        )
 
     def _ranked(self) -> Iterator[tuple[float, str, int]]:
         for path in self.sites.paths:

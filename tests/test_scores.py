@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from neuroscope import InvalidInput, LayerScores, Neurons, NeuronScores, Provenance, Site, Sites, UnknownSite
+from neuroscope import Cost, Fidelity, InvalidInput, LayerScores, Neurons, NeuronScores, Provenance, Site, Sites, UnknownSite, load, save
 
 SITES = Sites(
     Site(f"unet.{layer}.{role}", layer, "mid", role, width, text_only=True)
@@ -182,3 +184,14 @@ def test_the_best_layers_come_first_and_ties_go_to_the_earlier():
     for count in (0, 5):
         with pytest.raises(InvalidInput, match=rf"top\({count}\) is not possible here; choose from 1 to 4"):
             layers.top(count)
+
+
+def test_fidelity_and_cost_are_said_and_kept_and_files_without_them_are_read(scores, tmp_path):
+    found = replace(scores, fidelity=Fidelity(0.8, 0.4, 0.9, 8), cost=Cost(54, 1.5, 2**30))
+    ending = "23 neurons in 5 sites; rank correlation with exact effects 0.80 [0.40, 0.90] over 8 random neurons; 54 denoiser rows, 1.5 s"
+    assert ending in repr(found)
+    again = load(save(found, tmp_path / "scores.safetensors"), NeuronScores)
+    assert (again.fidelity, again.cost) == (found.fidelity, found.cost)
+    tensors, header = scores.to_parts()
+    assert (header.pop("fidelity"), header.pop("cost")) == (None, None)
+    assert (NeuronScores.from_parts(tensors, header).fidelity, NeuronScores.from_parts(tensors, header).cost) == (None, None)

@@ -38,6 +38,7 @@ class ContextSwap(Intervention):
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule, as fractions from 0 to 1.
         provenance: the model.
+        strength: how far between the run's own prompt and the other: 0 leaves the model unchanged, 1 is the other prompt.
 
     Raises:
         InvalidInput: no site, a context of another shape, neurons of other sites, or `steps` out of order.
@@ -52,6 +53,7 @@ class ContextSwap(Intervention):
     steps: tuple[float, float] = (0.0, 1.0)
     provenance: Provenance = Provenance()
     pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(self.paths))
@@ -67,7 +69,7 @@ class ContextSwap(Intervention):
         check_schedule_part(self.steps)
 
     def __repr__(self) -> str:
-        said = f"prompts={len(self.context)}, rows={self.rows!r}, steps={self.steps}"
+        said = f"prompts={len(self.context)}, strength={self.strength}, rows={self.rows!r}, steps={self.steps}"
         return f"ContextSwap({self.neurons or counted_sites(self.paths)}, {said})"
 
     @classmethod
@@ -95,7 +97,8 @@ class ContextSwap(Intervention):
         rows = call.rows(self.rows, len(context))
         edited = context.clone()
         other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, bool(call.guided))
-        edited[rows, ..., : other.shape[-1]] = other.to(context)
+        read = edited[rows, ..., : other.shape[-1]]
+        edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
         return edited
 
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
@@ -106,7 +109,8 @@ class ContextSwap(Intervention):
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
         other = call.project(call.read(self.conditions, len(activation)))
-        edited[rows, ..., chosen] = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen].to(activation)
+        others = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen]
+        edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
     def expect_foldable(self) -> None:
@@ -134,7 +138,8 @@ class ContextSwap(Intervention):
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
         tensors = {"context": self.context} | ({} if self.pooled is None else {"pooled": self.pooled})
-        header = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "provenance": asdict(self.provenance), "neurons": None}
+        header: dict[str, Any] = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "strength": self.strength}
+        header |= {"provenance": asdict(self.provenance), "neurons": None}
         if self.neurons is not None:
             indices, header["neurons"] = self.neurons.to_parts()
             tensors |= {f"indices:{path}": tensor for path, tensor in indices.items()}
@@ -145,8 +150,16 @@ class ContextSwap(Intervention):
         """See `Artifact`."""
         indices = {name.removeprefix("indices:"): tensor for name, tensor in tensors.items() if name.startswith("indices:")}
         neurons = None if header["neurons"] is None else Neurons.from_parts(indices, header["neurons"])
-        provenance = Provenance(**header["provenance"])
-        return cls(header["paths"], tensors["context"], neurons, header["rows"], tuple(header["steps"]), provenance, tensors.get("pooled"))
+        return cls(
+            header["paths"],
+            tensors["context"],
+            neurons,
+            header["rows"],
+            tuple(header["steps"]),
+            Provenance(**header["provenance"]),
+            tensors.get("pooled"),
+            header.get("strength", 1.0),  # earlier files had none
+        )
 
     def _for_rows(self, others: Tensor, rows: int, guided: bool) -> Tensor:
         """What each row takes of the prompts'; several images of one prompt lie side by side, in each half of a guided batch."""

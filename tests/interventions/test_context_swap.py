@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from neuroscope import ContextSwap, InvalidInput, Neurons, UnknownSite
+from neuroscope import ContextSwap, InvalidInput, Neurons, UnknownSite, load, save
 from tests.families import tiny
 
 PROMPTS = ["a red circle", "the emblem of astoria"]
@@ -101,6 +103,41 @@ def test_chosen_neurons_alone_read_the_other_prompt(graph, text):
     expected = plain.clone()
     expected[1][:, [1, 30]] = whole[1][:, [1, 30]]
     assert torch.equal(some, expected)
+
+
+class TestStrength:
+    """Between the run's own prompt and the other."""
+
+    @pytest.fixture(params=["site", "neurons"])
+    def swap(self, request, graph, text):
+        site = text.where(layer=8, role="value")[0]
+        neurons = Neurons.at(graph.sites, {site.path: range(site.width)}) if request.param == "neurons" else None
+        return ContextSwap.of(graph, [site], TARGETS[0], neurons=neurons)
+
+    def test_at_none_and_all_it_is_one_of_both_to_the_bit(self, graph, text, swap, untouched):
+        site = text.where(layer=8, role="value")[0]
+        assert torch.equal(drawn_with(graph, replace(swap, strength=0.0)), untouched)
+        with torch.no_grad():
+            plain, own = (values_with(graph, site, *each, prompts=PROMPTS[:1]) for each in ((), (replace(swap, strength=1.0),)))
+            assert torch.equal(own[0], plain[0])
+            torch.testing.assert_close(own[1:], graph.module(site)(graph.encode(TARGETS[:1])))
+        assert torch.equal(drawn_with(graph, replace(swap, strength=1.0)), drawn_with(graph, swap))
+
+    @pytest.mark.parametrize("strength", [0.25, -0.5, 2.0])
+    def test_in_between_and_beyond_it_is_on_the_line_through_both(self, graph, text, swap, strength):
+        site = text.where(layer=8, role="value")[0]
+        own, half, other = (
+            values_with(graph, site, *each, prompts=PROMPTS[:1]) for each in ((), (replace(swap, strength=strength),), (swap,))
+        )
+        torch.testing.assert_close(half, own + strength * (other - own))
+
+    def test_it_is_saved_and_files_without_it_are_whole_swaps(self, swap, tmp_path):
+        half = replace(swap, strength=0.5)
+        assert load(save(half, tmp_path / "half.safetensors"), ContextSwap).strength == 0.5
+        assert "strength=0.5" in repr(half)
+        tensors, header = half.to_parts()
+        del header["strength"]
+        assert ContextSwap.from_parts(tensors, header).strength == 1
 
 
 def test_it_keeps_where_it_comes_from(graph, text):

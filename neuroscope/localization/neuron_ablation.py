@@ -1,0 +1,102 @@
+"""Exact ablation of neurons: each alone reads another prompt, and the picture shows whether it controls the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+
+from neuroscope._errors import InvalidInput, choose
+from neuroscope.calls import Rows
+from neuroscope.cost import metered
+from neuroscope.effects import Effects, Probe
+from neuroscope.interventions import ContextSwap
+from neuroscope.interventions._intervention import check_schedule_part
+from neuroscope.localization._neuron_localization import ROLES, NeuronLocalization, normal_layers, normal_roles
+from neuroscope.localization.study import Case, Group, Study
+from neuroscope.scores import Neurons, NeuronScores
+from neuroscope.sites import Sites
+from neuroscope.sweep import Row, Sweep
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NeuronAblation(NeuronLocalization):
+    """The exact effect of every neuron: it alone reads the prompt without the concept while the pipeline runs.
+
+    The reference for all rankings of neurons, and expensive: a picture for each neuron (or group), prompt and seed. The
+    score is how far the metric falls (or, for a fact with a new answer, rises), in the metric's own units; with `LatentShare` the
+    share of the way to the picture of the other prompt. What neurons do only together, it does not see.
+
+    Attributes:
+        layers: the neurons of these layers; None for all.
+        roles: of "key" and "value" sites, or of one of them.
+        group: so many neighbours at a time; each gets an equal part of their score.
+        rows: "conditional" (the rows that carry the prompt) or "all".
+        steps: the part of the denoising schedule in which a neuron reads the other prompt.
+
+    Raises:
+        InvalidInput: a value that is not allowed.
+    """
+
+    layers: int | tuple[int, ...] | None = None
+    roles: str | tuple[str, ...] = ROLES
+    group: int = 1
+    rows: Rows = "conditional"
+    steps: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", normal_layers(self.layers))
+        object.__setattr__(self, "roles", normal_roles(self.roles))
+        if self.group < 1:
+            raise InvalidInput(f"group={self.group} is no number of neurons; give 1 or more")
+        choose("rows", self.rows, ("conditional", "all"))
+        check_schedule_part(self.steps)
+
+    def __call__(self, study: Study) -> NeuronScores:
+        """See `Localization`."""
+        sites = self.sites(study)
+        parts = list(self._parts(sites))
+        with metered(study.graph.denoiser) as meter:
+            effects = self.measure(study, parts)
+        study.warn_of_no_change(effects)
+        sizes = torch.tensor([part.count for part in parts])
+        scores = torch.from_numpy(effects.means()) / sizes
+        return replace(self.scores(study, sites, scores.repeat_interleave(sizes)), cost=meter.cost)
+
+    def measure(self, study: Study, parts: Sequence[Neurons]) -> Effects:
+        """The effect of each of these parts, which are neighbours within one site, on every prompt and seed."""
+        study = replace(study, keep_images=0)
+        sweep = study.sweep([text for pair in study.pairs for text in pair])
+        by_probe = {self._probe(study, part): part for part in parts}
+        swaps = {(probe, pair): self._swap(study, sweep, by_probe[probe], pair) for probe in by_probe for pair in range(len(study.pairs))}
+        rows = {case: self._row(study, case, swaps) for case in study.cases(["base", "goal", *by_probe])}
+        asked = replace(self, layers=None, roles=ROLES, group=1)  # what a part does depends on the other options alone
+        return study.measure(sweep, [Group(rows)], asked).effects(study, list(by_probe), relative=False)
+
+    def _parts(self, sites: Sites) -> Iterable[Neurons]:
+        for site in sites:
+            for first in range(0, site.width, self.group):
+                yield Neurons({site.path: range(first, min(first + self.group, site.width))}, {site.path: site.width})
+
+    def _probe(self, study: Study, part: Neurons) -> Probe:
+        ((path, chosen),) = part.items()
+        site = study.graph.sites.at([path])[0]
+        return Probe((cast(int, site.layer),), f"{site.role} {_span(chosen)}")
+
+    def _swap(self, study: Study, sweep: Sweep, part: Neurons, pair: int) -> ContextSwap:
+        other = sweep.conditions(study.pairs[pair].absent)
+        return ContextSwap(tuple(part), other.context, part, self.rows, self.steps, pooled=other.pooled)
+
+    def _row(self, study: Study, case: Case, swaps: Mapping[tuple[Probe, int], ContextSwap]) -> Row:
+        present, absent = study.pairs[case.pair]
+        if isinstance(case.probe, str):
+            return Row(present if case.probe == "base" else absent, case.seed)
+        return Row(present, case.seed, (swaps[case.probe, case.pair],))
+
+
+def _span(chosen: Sequence[int]) -> str:
+    first, last = int(np.min(chosen)), int(np.max(chosen))
+    return f"{first}-{last}" if last > first else str(first)
