@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
@@ -74,7 +74,7 @@ class AttentionContribution(Localization[LayerScores]):
             norms = visit(forcing, frame, lambda attention: _norm(attention.of(other) - attention.output))
         return np.array(norms) / (sum(norms) or np.nan)
 
-    def _chosen(self, study: Study, prompt: str) -> Float[np.ndarray, "token"]:
+    def _chosen(self, study: Study, prompt: str) -> Bool[np.ndarray, "token"]:
         """Which tokens of a prompt are the concept's."""
         chosen = np.isin(kinds_of_tokens(study.graph.tokenizer, [prompt], study.name)[0], self.tokens)
         if not chosen.any():
@@ -83,6 +83,6 @@ class AttentionContribution(Localization[LayerScores]):
         return chosen
 
 
-def _norm(output: Float[torch.Tensor, "row token channel"]) -> float:
+def _norm(output: Float[torch.Tensor, "row place channel"]) -> float:
     """The norm at each of the picture's positions, averaged."""
     return float(output.double().norm(dim=-1).mean())

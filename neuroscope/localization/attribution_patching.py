@@ -19,7 +19,7 @@ from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.attributing import Kind, attribute
 from neuroscope.localization.local_attention import LocalAttention, visit
-from neuroscope.localization.probing import ROLES, Direction, Swapping
+from neuroscope.localization.probing import ROLES, Direction, Swapping, check_swapping
 from neuroscope.localization.screening import check_screen, screened
 from neuroscope.localization.study import Study
 from neuroscope.localization.way import Way
@@ -56,6 +56,7 @@ class AttributionPatching(Localization[LayerScores]):
     fidelity: int = 6
 
     def __post_init__(self) -> None:
+        check_swapping(ROLES, self.probe)
         check_screen(self.steps, self.fidelity)
         if self.samples < 1:
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
@@ -84,7 +85,7 @@ class AttributionPatching(Localization[LayerScores]):
         forcing.rows += 2 * way.differentiated
         return np.array(parts)
 
-    def _at_outputs(self, forcing: Forcing, frame: Frame, other: Conditions, way: Way) -> Sequence[float]:
+    def _at_outputs(self, forcing: Forcing, frame: Frame, other: Conditions, way: Way) -> list[float]:
         outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
 
         def change(attention: LocalAttention) -> Tensor:
@@ -94,7 +95,7 @@ class AttributionPatching(Localization[LayerScores]):
         if not self.dropped:
             return _products(way, outputs, changes)
         without = np.abs([_dropped(way, outputs, changes, number) for number in range(len(outputs))])
-        return without.sum(axis=0) / max(1, len(outputs) - 1)
+        return (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
 
 
 def _products(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:

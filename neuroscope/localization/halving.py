@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope._errors import InvalidInput
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, split
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, split
 from neuroscope.localization.study import Study
 
 
@@ -36,14 +36,11 @@ class Halving(Localization[LayerScores]):
 
     follow: float = 0.5
     together: float = 0.3
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
-        for role in self.roles or ("",):
-            choose("role", role, ROLES)
-        choose("probe", self.probe, ("necessity", "sufficiency"))
+        object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         for name in ("follow", "together"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidInput(f"{name}={getattr(self, name)} is no share of an effect; give more than 0 and at most 1")

@@ -30,11 +30,11 @@ class LocalAttention:
     kwargs: Mapping[str, Any]
 
     @property
-    def output(self) -> Float[Tensor, "row token channel"]:
+    def output(self) -> Float[Tensor, "row place channel"]:
         """What it puts out as it is."""
         return self._again([])
 
-    def of(self, conditions: Conditions) -> Float[Tensor, "row token channel"]:
+    def of(self, conditions: Conditions) -> Float[Tensor, "row place channel"]:
         """What it puts out where its keys and values read these conditions."""
 
         def read(site: Site, _module: nn.Module, args: tuple) -> tuple:
@@ -42,7 +42,7 @@ class LocalAttention:
 
         return self._again([self._module(role).register_forward_pre_hook(partial(read, self._site(role))) for role in ("key", "value")])
 
-    def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row token channel"]:
+    def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row place channel"]:
         """The part of what it puts out that comes from the values of these tokens of the prompt."""
 
         def only(kept: Tensor, _module: nn.Module, _args: tuple, values: Tensor) -> Tensor:

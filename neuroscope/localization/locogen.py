@@ -13,7 +13,7 @@ from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.auto import AutoSearch
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, split
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, split
 from neuroscope.localization.study import Study
 
 
@@ -63,15 +63,11 @@ class LocoGen(Localization[LayerScores]):
     pooled: Literal["own", "other"] = "own"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
+        object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         if self.window != "grow" and not (isinstance(self.window, int) and self.window >= 1):
             raise InvalidInput(f'window={self.window!r} is no number of layers; give 1 or more, or "grow"')
         if not 0 < self.enough <= 1:
             raise InvalidInput(f"enough={self.enough} is no share of the full effect; give more than 0 and at most 1")
-        if not self.roles:
-            raise InvalidInput("roles is empty; give key, value or both")
-        for role in self.roles:
-            choose("role", role, ROLES)
         choose("search", self.search, ("windows", "sets", "auto"))
         if self.search != "windows" and (self.window != 1 or self.parts != 1):
             raise InvalidInput(f"search={self.search!r} takes layers one by one over the whole of `steps`; leave window and parts at 1")
@@ -79,7 +75,6 @@ class LocoGen(Localization[LayerScores]):
             raise InvalidInput(f"budget={self.budget} is no share of the exhaustive sweep's rows; give more than 0 and at most 1")
         if self.budget != 1 and self.search != "auto":
             raise InvalidInput(f"search={self.search!r} has no budget; leave it out, or give search='auto'")
-        choose("probe", self.probe, ("necessity", "sufficiency"))
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
         check_schedule_part(self.steps)

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
 from neuroscope.conditions import Conditions
 from neuroscope.effects import POOLED, Effects, Probe
@@ -27,7 +28,7 @@ Direction = Literal["necessity", "sufficiency"]
 class Swapping:
     """What a probe does to its layers; see `LocoGen` for the fields."""
 
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
     rows: Rows = "conditional"
     steps: tuple[float, float] = (0.0, 1.0)
@@ -52,6 +53,17 @@ class Swapping:
         beside = graph.sites.where(role="pooled").paths if probe == POOLED or self.pooled == "other" else ()
         steps = self.steps if probe == POOLED else self.schedule[probe.part]
         return ContextSwap([*beside, *inside], other.context, rows=self.rows, steps=steps, pooled=other.pooled)
+
+
+def check_swapping(roles: str | Sequence[str], probe: Direction) -> tuple[str, ...]:
+    """The roles as a tuple; raises InvalidInput for unknown ones or none, and for an unknown direction."""
+    given = (roles,) if isinstance(roles, str) else tuple(roles)
+    if not given:
+        raise InvalidInput("roles is empty; give key, value or both")
+    for role in given:
+        choose("role", role, ROLES)
+    choose("probe", probe, get_args(Direction))
+    return given
 
 
 class Prober:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope._errors import InvalidInput
 from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, spread
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, spread
 from neuroscope.localization.study import Study
 
 
@@ -39,14 +39,11 @@ class Racing(Localization[LayerScores]):
     out: float = 0.05
     short: float = 0.25
     finalists: int = 3
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
-        for role in self.roles or ("",):
-            choose("role", role, ROLES)
-        choose("probe", self.probe, ("necessity", "sufficiency"))
+        object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         if not 0 < self.out < 1:
             raise InvalidInput(f"out={self.out} is no chance; give more than 0 and less than 1, such as 0.05")
         if not 0 < self.short <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def check_screen(steps: int, fidelity: int) -> None:
 def screened(study: Study, method: Localization, swapping: Swapping, look: Look, steps: int, fidelity: int) -> LayerScores:
     """A screen's scores of all pictures of a study, and its fidelity to exact effects."""
     with metered(study.graph.denoiser) as meter:
-        prober, forcing = Prober(study, swapping), Forcing(study.graph)
+        prober, forcing = Prober(replace(study, keep_images=0), swapping), Forcing(study.graph)
         effects = view(prober, forcing, look, prober.follow(study.places, steps))
         checked = _checked(prober, effects, fidelity) if fidelity else None
         cost = meter.cost + Cost(rows=forcing.rows)

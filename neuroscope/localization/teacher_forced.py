@@ -14,7 +14,7 @@ from neuroscope.forcing import Forcing, Frame
 from neuroscope.interventions import ContextSwap
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import ROLES, Direction, Swapping
+from neuroscope.localization.probing import ROLES, Direction, Swapping, check_swapping
 from neuroscope.localization.screening import check_screen, screened, share
 from neuroscope.localization.study import Study
 
@@ -39,11 +39,12 @@ class TeacherForced(Localization[LayerScores]):
     """
 
     steps: int = 3
-    roles: tuple[str, ...] = ROLES
+    roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
     fidelity: int = 6
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         check_screen(self.steps, self.fidelity)
 
     def __call__(self, study: Study) -> LayerScores:
@@ -53,7 +54,7 @@ class TeacherForced(Localization[LayerScores]):
 
 
 def forced_shares(
-    roles: tuple[str, ...], forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]
+    roles: str | tuple[str, ...], forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]
 ) -> Float[np.ndarray, "layer"]:
     """Each layer's share at one frame."""
     sites = forcing.graph.sites

@@ -93,7 +93,11 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
 def counted(module: nn.Module) -> Iterator[list[int]]:
     """The batch size of each of a module's calls inside the block."""
     calls: list[int] = []
-    handle = module.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
+
+    def count(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        calls.append(len(args[0] if args else next(iter(kwargs.values()))))
+
+    handle = module.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield calls
     finally:
