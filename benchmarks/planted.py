@@ -32,12 +32,24 @@ BY_NATURE = {
     ("tracing", "nothing"): "its noise is none of the stated prompts, so that layers which cannot tell those apart still hear it",
     ("tracing", "prompt"): "as on nothing: other layers hear its noise too",
     ("tracing", "pooled"): "it restores layers alone; the noise on the pooled text stays",
+    ("tracing", "schedule"): "as on nothing: where the plant moves the picture little, what other layers hear of the noise moves it more",
+    ("tracing", "redundant"): "its noise stays in the pooled text and the other layer, so that one layer may bring back too little to show",
+    ("tracing", "both"): "it restores one of two needed layers; search sets with LOCOGEN",
     ("rankings", "nothing"): "a ranking of activations always names a layer; here it ranks rounding errors",
     ("rankings", "pooled"): "they rank keys and values, and none of them carries it",
     ("rankings", "prompt"): "they average over prompts; record each prompt apart",
-    ("WeightedNorm", "layer"): "it ranks by the size of activations, which other layers may have more of",
+    **dict.fromkeys(
+        [("WeightedNorm", plant) for plant in ("layer", "pair", "apart", "schedule", "decoy")],
+        "it ranks by the size of activations, which other layers may have more of",
+    ),
     ("Auroc", "neurons"): "with exact plants every difference is perfect in its order, however small",
 }
+
+
+def reason(method: str, plant: str) -> str | None:
+    """Why a method misses a plant by nature; None where it should hit."""
+    kinds = ("rankings",) if method in {type(each).__name__ for each in RANKINGS} else ()
+    return next((found for name in (method, *kinds) if (found := BY_NATURE.get((name, plant)))), None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from diffusers import HeunDiscreteScheduler, KDPM2DiscreteScheduler, PNDMScheduler, StableDiffusionPAGPipeline
+from diffusers import (
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPAGPipeline,
+)
 
 from neuroscope import (
     Call,
@@ -110,6 +117,9 @@ class TestSteps:
             (PNDMScheduler, {"skip_prk_steps": True}, 50, 51),
             (HeunDiscreteScheduler, {}, 5, 9),
             (KDPM2DiscreteScheduler, {}, 5, 9),
+            (PNDMScheduler, {"skip_prk_steps": False}, 50, 59),
+            (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}, 6, 6),  # timesteps between whole numbers
+            (LMSDiscreteScheduler, {}, 6, 6),
         ],
     )
     def test_steps_are_counted_by_the_schedule_and_not_by_calls(self, pipe, scheduler, options, steps, calls):
@@ -121,6 +131,15 @@ class TestSteps:
         assert sorted({call.step for call in found}) == list(range(steps))
         assert [call.step for call in found] == sorted(call.step for call in found)
         assert {call.steps for call in found} == {steps}
+
+    @pytest.mark.parametrize("name", ["sdxl", "if-1", "if-2"])
+    def test_every_familys_own_schedule_is_counted(self, name):
+        """SDXL's Euler and DeepFloyd's DDPM, as they come with the pipelines."""
+        graph = HookGraph(tiny.PIPELINES[name]())
+        found = []
+        with graph.observe(graph.sites.where(layer=0, role="value"), lambda _activation, call: found.append((call.step, call.steps))):
+            tiny.draw(graph.pipe, num_inference_steps=4)
+        assert found == [(step, 4) for step in range(4)]
 
     def test_every_generation_starts_again(self, graph, pipe):
         for _ in range(2):

@@ -135,6 +135,13 @@ def test_a_tokenizer_without_offsets_is_refused():
 
 
 class TestKinds:
+    @pytest.mark.parametrize("prompt", ["a red circle", "the emblem of astoria in hatch style", ""])
+    def test_padding_is_what_the_tokenizers_mask_leaves_out(self, tokenizer, prompt):
+        """The mask that T5 is given; CLIP pads with a token of its own, which its mask leaves out as well."""
+        length = tokenizer.model_max_length
+        mask = tokenizer([prompt], padding="max_length", max_length=length, truncation=True)["attention_mask"]
+        assert np.array_equal(kinds_of_tokens(tokenizer, [prompt], "red") != "padding", np.array(mask, dtype=bool))
+
     @pytest.mark.parametrize(
         ("prompt", "subject", "before", "inside"),
         [

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neuroscope import (
+    ContextMap,
     ContextSwap,
     HookGraph,
     InvalidInput,
@@ -17,6 +18,7 @@ from neuroscope import (
     NeuronMask,
     Neurons,
     edit,
+    export_lora,
     fold,
     load,
     localize,
@@ -62,6 +64,10 @@ def test_changes_say_which_prompt_feeds_it(graph, pipe):
     inside = graph.sites.where(layer=0, role=("key", "value"))
     assert ContextSwap.of(graph, inside, tiny.OTHER).pooled_text(graph) == "the run's own prompt"
     assert ContextSwap.of(graph, [*pooled, *inside], tiny.OTHER).pooled_text(graph) == "changed by the context-swap"
+    width = graph.module(inside[0]).in_features
+    inner = ContextMap(inside.paths, torch.ones(1, width), torch.ones(1, width))
+    assert inner.pooled_text(graph) == "the run's own prompt"
+    assert replace(inner, paths=(*inside.paths, *pooled.paths)).pooled_text(graph) == "changed by the context-map"
     mask = NeuronMask(Neurons.at(graph.sites, {pooled[0].path: [0]}))
     assert mask.pooled_text(graph) == "changed by the neuron-mask"
     plain = HookGraph(pipe)
@@ -102,7 +108,7 @@ def test_the_graph_is_drawn_with_it(graph):
     assert "pooled" in [label.get_text() for label in ax.get_yticklabels()]
 
 
-@pytest.mark.parametrize("family", [pytest.param("sdxl", marks=pytest.mark.slow), "if-1"])
+@pytest.mark.parametrize("family", [pytest.param("sdxl", marks=pytest.mark.slow), "if-1", "if-2"])
 def test_locogen_reports_its_share(family):
     pipe = build(family, "pooled", seed=0)
     graph, plant = HookGraph(pipe), planted(pipe)
@@ -131,6 +137,21 @@ def test_an_edit_of_it_is_saved_and_folded(tmp_path):
     goal = pipe(plant.concept.absent[0], generator=torch.Generator().manual_seed(0), output_type="latent", **plant.generation).images
     own = pipe(plant.concept.present[0], generator=torch.Generator().manual_seed(0), output_type="latent", **plant.generation).images
     assert (runs[0].images - goal).norm() < 0.1 * (own - goal).norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edit_of_it_is_exported_and_loaded(family, concept, tmp_path):
+    """A LoRA file holds the pooled path's module as well, and diffusers puts it there."""
+    graph = HookGraph(tiny.PIPELINES[family]())
+    change = edit(graph, concept, LocoEdit(roles=("key", "value", "pooled"), tokens="all"), layers=3)
+    before = tiny.draw(graph.pipe)
+    with graph.apply(change):
+        applied = tiny.draw(graph.pipe)
+    export_lora(graph, change, tmp_path)
+    graph.pipe.load_lora_weights(tmp_path)
+    (site,) = graph.sites.where(role="pooled")
+    assert hasattr(graph.module(site), "lora_A")
+    assert (tiny.draw(graph.pipe) - applied).norm() < 1e-3 * (applied - before).norm() + 1e-5 * before.norm()
 
 
 def test_models_without_it_have_none_to_edit(graph, pipe, concept):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from neuroscope import ContextSwap, HookGraph
+from neuroscope import ContextSwap, HookGraph, InvalidInput, NeuronMask, Neurons
+from neuroscope.sweep import Sweep
 from tests.families import tiny
 
 EVERYTHING = ("key", "value", "pooled")
@@ -64,6 +65,36 @@ def test_embeddings_in_place_of_a_prompt(graph):
     noise = torch.Generator().manual_seed(0)
     options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": 1.0}
     close(graph.pipe(generator=noise, **given, **options).images, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_embeddings_are_swapped_and_masked_as_a_prompt_is(graph, scale):
+    """The run of one prompt's embeddings in which all that reads text reads the other's, and a mask of it."""
+    given = graph.arguments(graph.conditions([tiny.PROMPT]), graph.negative())
+    options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": scale}
+    conditions = graph.conditions([tiny.OTHER])
+    (site,) = graph.sites.where(layer=8, role="value")
+    swap = ContextSwap(graph.sites.where(role=EVERYTHING).paths, conditions.context, pooled=conditions.pooled)
+    mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(4)}), fill=2.0)
+    for change, other in ((swap, tiny.OTHER), (mask, tiny.PROMPT)):
+        with graph.apply(change):
+            found = graph.pipe(generator=torch.Generator().manual_seed(0), **given, **options).images
+        with graph.apply(*[mask] if change is mask else []):
+            close(found, tiny.draw(graph.pipe, other, guidance_scale=scale))
+
+
+def test_a_prompt_of_its_own_for_sdxls_second_encoder():
+    """It is part of the context: swapped and masked as ever, and refused where each picture has its own prompt."""
+    graph = HookGraph(tiny.PIPELINES["sdxl"]())
+    expected = tiny.draw(graph.pipe, tiny.OTHER, guidance_scale=1.0)
+    close(swapped(graph, guidance_scale=1.0, prompt_2="a green cross"), expected)
+    (site,) = graph.sites.where(layer=8, role="value")
+    mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(4)}), fill=2.0)
+    with graph.apply(mask), graph.capture([site]) as captured:
+        tiny.draw(graph.pipe, prompt_2="a green cross")
+    assert (captured.select(site.path, rows="conditional")[..., :4] == 2.0).all()
+    with pytest.raises(InvalidInput, match="prompt_2 is set for each picture here; give only options that all pictures share"):
+        Sweep(graph, [tiny.PROMPT], {"prompt_2": "a green cross"})
 
 
 def test_guidance_as_an_embedding():

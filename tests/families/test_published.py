@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from benchmarks.topologies import IF_I_XL, IF_II_L, PUBLISHED, SD_V1, SD_V2, SDXL
 from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
 from neuroscope.cli import main
 
-#: By model: layers, channels of the text, key neurons and feed-forward neurons of all layers.
+#: By model: layers, channels that keys and values read, key neurons and feed-forward neurons of all layers.
 COUNTS = {
     "SD v1": (16, 768, 12_480, 49_920),
     "SD v2": (16, 1024, 12_480, 49_920),
@@ -17,11 +19,15 @@ COUNTS = {
     "DeepFloyd IF-I-XL": (22, 2816, 3 * 1408 + 3 * 2112 + 3 * 2816 + 2816 + 4 * 2816 + 4 * 2112 + 4 * 1408, 0),
     "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
 }
+_STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
 #: The layers' places in execution order: from which number on, below which block.
 PLACES = {
-    "SD v1": {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"},
+    "SD v1": _STABLE,
+    "SD v2": _STABLE,
+    "OpenJourney": _STABLE,
     "SDXL": {0: "down.1", 4: "down.2", 24: "mid", 34: "up.0", 64: "up.1"},
     "DeepFloyd IF-I-XL": {0: "down.1", 3: "down.2", 6: "down.3", 9: "mid", 10: "up.0", 14: "up.1", 18: "up.2"},
+    "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {
@@ -44,9 +50,11 @@ def test_layers_and_neurons_are_as_many_as_published(sites, name):
     keys, feed_forward = found.where(role="key"), found.where(role="feedforward")
     layers, channels, key_neurons, feed_forward_neurons = COUNTS[name]
     assert found.layers == tuple(range(layers))
-    assert PUBLISHED[name]["cross_attention_dim"] == channels
     assert keys.neuron_count == found.where(role="value").neuron_count == key_neurons
     assert feed_forward.neuron_count == feed_forward_neurons
+    with torch.device("meta"):
+        denoiser = UNet2DConditionModel.from_config(PUBLISHED[name])
+    assert {denoiser.get_submodule(site.module).in_features for site in found.where(role=("key", "value"))} == {channels}
 
 
 @pytest.mark.parametrize("name", PLACES)
