@@ -26,8 +26,9 @@ class Confidence:
     of: int
 
     def __str__(self) -> str:
+        layers = f"{len(self.alone)} layer{'s' * (len(self.alone) != 1)} alone"
         sure = f"{100 * self.probability:.0f} % sure that all windows would say the same"
-        return f"{sure} ({len(self.alone)} layers alone, on {self.pictures} of {self.of} pictures)"
+        return f"{sure} ({layers}, on {self.pictures} of {self.of} pictures)"
 
 
 def chance_of_fewer(known: int, of: int) -> float:

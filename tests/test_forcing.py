@@ -1,0 +1,142 @@
+"""Forced calls give what a plain batch gives, and cost what they run."""
+
+import itertools
+
+import pytest
+import torch
+from diffusers import HeunDiscreteScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from neuroscope import ContextSwap, HookGraph, Neurons
+from neuroscope.forcing import Forcing, Frame, following
+from tests.families import tiny
+
+TEXT = ("key", "value", "pooled")
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl", "if-1", "if-2"])
+def graph(request) -> HookGraph:
+    return HookGraph(tiny.PIPELINES[request.param]())
+
+
+@pytest.fixture(scope="module")
+def frame(graph) -> Frame:
+    with following(graph) as frames:
+        tiny.draw(graph.pipe)
+    return frames[-1][0]
+
+
+def swap(graph: HookGraph, **where) -> ContextSwap:
+    return ContextSwap.of(graph, graph.sites.where(**where), tiny.OTHER, rows="all")
+
+
+def plain(graph: HookGraph, frame: Frame, changes) -> torch.Tensor:
+    """The same changes in one ordinary batch of the denoiser."""
+
+    def repeated(value):
+        if isinstance(value, dict):
+            return {name: repeated(each) for name, each in value.items()}
+        return torch.cat([value] * len(changes)) if isinstance(value, torch.Tensor) and value.ndim else value
+
+    with torch.no_grad(), graph.apply_each(changes):
+        return graph.denoiser(**repeated(dict(frame.inputs)))[0]
+
+
+class TestEveryFamily:
+    def test_rows_that_begin_midway_are_what_a_plain_batch_makes(self, graph, frame):
+        """In an order that is not the network's: single layers, several, all with the pooled text, and none."""
+        last, middle = graph.sites.layers[-1], graph.sites.layers[len(graph.sites.layers) // 2]
+        chosen = [{"layer": last}, {"layer": 0}, {"layer": (middle, last), "role": "value"}, {"role": TEXT}, {"layer": middle}]
+        changes = [[swap(graph, **({"text_only": True} | each if "role" not in each else each))] for each in chosen]
+        changes.insert(2, [])
+        forced = Forcing(graph).predict(frame, changes)
+        torch.testing.assert_close(forced, plain(graph, frame, changes), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(forced[2:3], frame.output, atol=2e-5, rtol=1e-4)
+        assert min(float((one - other).abs().max()) for one, other in itertools.combinations(forced, 2)) > 1e-6
+
+    def test_frames_hold_the_rows_that_carry_the_prompt(self, graph):
+        """Called again with what they hold, the denoiser predicts what it predicted for them; without guidance likewise."""
+        for scale in (4.0, 1.0):
+            with following(graph) as frames:
+                tiny.draw(graph.pipe, [tiny.PROMPT, tiny.OTHER], guidance_scale=scale)
+            assert [[frame.step for frame in each] for each in frames] == [[0, 0], [1, 1]]
+            for frame in itertools.chain(*frames):
+                with torch.no_grad():
+                    again = graph.denoiser(**frame.inputs)[0]
+                torch.testing.assert_close(again, frame.output, atol=2e-5, rtol=1e-4)
+            own, other = ([each[row].output for each in frames] for row in (0, 1))
+            assert not torch.allclose(own[0], other[0], atol=1e-4)
+
+    def test_a_midway_row_counts_the_share_of_operations_that_follow(self, graph, frame):
+        """Counted here for real, with torch's own counter, around the stages of the live denoiser."""
+        last = graph.sites.layers[-1]
+        forcing = Forcing(graph)
+        with tiny.counted(graph.denoiser) as calls:
+            forcing.predict(frame, [[swap(graph, layer=last, text_only=True)]])
+        assert calls == [1]
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            graph.denoiser(**frame.inputs)
+        counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+        stage = next(path for path in graph.stage_shares(frame.inputs) if graph.sites.where(layer=last)[0].module.startswith(path + "."))
+        stages = list(graph.stage_shares(frame.inputs))
+        before = sum(counts.get(path, 0) for path in stages[: stages.index(stage)])
+        assert forcing.rows == pytest.approx(1 - before / counter.get_total_flops(), rel=0.005)
+        assert forcing.rows < 0.6
+
+    def test_shares_fall_from_stage_to_stage(self, graph, frame):
+        shares = list(graph.stage_shares(frame.inputs).values())
+        assert shares[0] == 1
+        assert shares == sorted(shares, reverse=True)
+        assert shares[-1] > 0
+
+
+class TestFollowing:
+    @pytest.fixture(scope="class")
+    def graph(self) -> HookGraph:
+        return HookGraph(tiny.sd1())
+
+    @pytest.mark.parametrize(
+        ("steps", "expected"), [(1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5]), (9, list(range(6))), ([0, 5], [0, 5])]
+    )
+    def test_steps_lie_in_the_middle_of_equal_parts(self, graph, steps, expected):
+        with following(graph, steps) as frames:
+            tiny.draw(graph.pipe, num_inference_steps=6)
+        assert [each[0].step for each in frames] == expected
+        assert {each[0].steps for each in frames} == {6}
+
+    def test_of_a_step_with_two_calls_the_first_is_kept(self, graph):
+        pipe = tiny.with_parts(graph.pipe, scheduler=HeunDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
+        with tiny.counted(pipe.unet) as calls, following(HookGraph(pipe)) as frames:
+            tiny.draw(pipe, num_inference_steps=4)
+        assert len(calls) == 7
+        assert [each[0].step for each in frames] == [0, 1, 2, 3]
+
+    def test_nothing_changes_and_no_hook_is_left(self, graph):
+        expected = tiny.draw(graph.pipe)
+        with following(graph):
+            assert torch.equal(tiny.draw(graph.pipe), expected)
+        assert tiny.hooks(graph.pipe) == []
+
+    def test_no_hook_is_left_by_a_forced_call_that_fails(self, graph):
+        with following(graph) as frames:
+            tiny.draw(graph.pipe)
+
+        class Broken(ContextSwap):
+            def on_input(self, context, call):
+                raise ZeroDivisionError
+
+        site = graph.sites.where(layer=9, role="value")[0]
+        broken = Broken([site.path], graph.encode([tiny.OTHER]), rows="all")
+        with pytest.raises(ZeroDivisionError):
+            Forcing(graph).predict(frames[0][0], [[broken]])
+        assert tiny.hooks(graph.pipe) == []
+
+    def test_changes_of_outputs_and_of_single_neurons_can_begin_midway(self, graph):
+        with following(graph) as frames:
+            tiny.draw(graph.pipe)
+        sites = graph.sites.where(layer=12, role="value")
+        neurons = Neurons.at(graph.sites, {sites[0].path: range(7)})
+        changes = [[ContextSwap.of(graph, sites, tiny.OTHER, rows="all", neurons=neurons)], [swap(graph, layer=2, role="key")]]
+        forced = Forcing(graph).predict(frames[0][0], changes)
+        torch.testing.assert_close(forced, plain(graph, frames[0][0], changes), atol=2e-5, rtol=1e-4)
