@@ -50,6 +50,8 @@ def _integrated(way: Way, modules: list[nn.Module], samples: int, rows: int) -> 
 def _conductance(way: Way, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
     """The sum over equal steps from 0 to 1, a module at a time, as captum takes one alone."""
     options: dict[str, Any] = {"n_steps": samples, "method": "riemann_trapezoid", "internal_batch_size": max(2, rows)}
+    with torch.no_grad():
+        way(torch.ones(1, 1))  # its end, which the steps below are to add up to
     found = [LayerConductance(way, module).attribute(torch.ones(1, 1), torch.zeros(1, 1), **options) for module in modules]
     return _tensors(found)
 

@@ -1,0 +1,233 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from neuroscope import (
+    Concept,
+    ContextSwap,
+    HookGraph,
+    InvalidInput,
+    LatentShare,
+    NeuronAblation,
+    NeuronGradient,
+    Welch,
+    localize,
+    record,
+    score,
+    testbed,
+)
+from neuroscope.testbed import build
+from neuroscope.testbed import planted as truth_of
+from tests.families import tiny
+from tests.localization.planted import SMALL, STIPPLE, concept_of
+
+PAIR = STIPPLE[:1]
+SEED, STEP = 3, 1  # a single step of two is the second
+KINDS = ("gradient", "integrated", "conductance")
+
+
+@pytest.fixture(scope="module")
+def graph() -> HookGraph:
+    return HookGraph(tiny.sd1())
+
+
+def run(graph, method, concept=None, metric=LatentShare(), seeds=(SEED,), **options):
+    return localize(graph, concept or concept_of(PAIR), method, metric, seeds, quiet=True, **(SMALL | options))
+
+
+class ByHand:
+    """A second implementation: plain hooks, autograd and numpy's quadrature, on the call of the denoiser at one step."""
+
+    def __init__(self, graph: HookGraph, pair: tuple[str, str], paths: Sequence[str]) -> None:
+        self.unet = graph.pipe.unet
+        self.modules = [graph.module(graph.sites.at([path])[0]) for path in paths]
+        seen: list[dict] = []
+        handle = self.unet.register_forward_pre_hook(lambda _m, args, kwargs: seen.append(kwargs | {"args": args}), with_kwargs=True)
+        graph.pipe(prompt=pair[0], generator=torch.Generator().manual_seed(SEED), output_type="latent", **SMALL)
+        handle.remove()
+        self.args = seen[STEP].pop("args")
+        self.kwargs = seen[STEP]
+        self.own, self.other = (graph.encode([prompt]) for prompt in pair)
+        with torch.no_grad():
+            self.ends = [[module(text) for module in self.modules] for text in (self.own, self.other)]
+            self.source, goal = (self.call(text) for text in (self.own, self.other))
+        self.way = goal - self.source
+
+    def call(self, text: Tensor, activations: Sequence[Tensor] = ()) -> Tensor:
+        handles = [
+            module.register_forward_hook(lambda _m, _a, _out, put=put: put) for module, put in zip(self.modules, activations, strict=False)
+        ]
+        made = self.unet(*self.args, **(self.kwargs | {"encoder_hidden_states": text}))[0].double()
+        for handle in handles:
+            handle.remove()
+        return made
+
+    def share(self, activations: Sequence[Tensor]) -> Tensor:
+        return ((self.call(self.own, activations) - self.source) * self.way).sum() / self.way.square().sum()
+
+    def at(self, place: float) -> list[Tensor]:
+        return [(own + place * (other - own)).requires_grad_() for own, other in zip(*self.ends, strict=True)]
+
+    def parts(self, places: Sequence[float], weights: Sequence[float]) -> list[Tensor]:
+        """For each module [neuron], the weighted sum of gradients at places of the way, times the whole change."""
+        found = [torch.zeros(each.shape[-1], dtype=torch.float64) for each in self.ends[0]]
+        for place, weight in zip(places, weights, strict=True):
+            activations = self.at(place)
+            slopes = torch.autograd.grad(self.share(activations), activations)
+            for number, (slope, own, other) in enumerate(zip(slopes, *self.ends, strict=True)):
+                found[number] += weight * (slope * (other - own)).double().sum(dim=(0, 1))
+        return found
+
+
+def rule(kind: str, samples: int) -> tuple[Sequence[float], Sequence[float]]:
+    if kind == "integrated":
+        places, weights = np.polynomial.legendre.leggauss(samples)
+        return (places + 1) / 2, weights / 2
+    if kind == "conductance":  # the left end of equal steps
+        return np.arange(samples) / samples, np.full(samples, 1 / samples)
+    return [0.0], [1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_those_of_plain_autograd(graph, kind):
+    found = run(graph, NeuronGradient(kind=kind, layers=(3, 9), steps=1, samples=3, fidelity=0))
+    expected = ByHand(graph, PAIR[0], found.sites.paths).parts(*rule(kind, 3))
+    for path, parts in zip(found.sites.paths, expected, strict=True):
+        assert found.scores[path].abs().max() > 1e-5
+        torch.testing.assert_close(found.scores[path], parts, rtol=1e-3, atol=1e-6)
+
+
+def test_a_gradient_is_a_finite_difference(graph):
+    """One neuron's, at the run's own prompt, by moving it a little of its way."""
+    found = run(graph, NeuronGradient(kind="gradient", layers=9, roles="value", steps=1, fidelity=0))
+    ((path, scores),) = found.scores.items()
+    hand = ByHand(graph, PAIR[0], [path])
+    for index in scores.abs().topk(3).indices.tolist():
+        near = []
+        for place in (0.05, -0.05):
+            moved = hand.at(0.0)[0].detach().clone()
+            moved[..., index] += place * (hand.ends[1][0] - hand.ends[0][0])[..., index]
+            with torch.no_grad():
+                near.append(float(hand.share([moved])))
+        assert float(scores[index]) == pytest.approx((near[0] - near[1]) / 0.1, rel=0.02)
+
+
+def test_all_parts_add_up_to_the_whole_way(graph):
+    found = run(graph, NeuronGradient(steps=1, samples=6, fidelity=0))
+    assert sum(float(each.sum()) for each in found.scores.values()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("integrated", 6), ("conductance", 24)])
+def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph, kind, samples):
+    found = run(graph, NeuronGradient(kind=kind, layers=14, steps=1, samples=samples, fidelity=0))
+    hand = ByHand(graph, PAIR[0], found.sites.paths)
+    with torch.no_grad(), graph.apply(ContextSwap(found.sites.paths, hand.other, rows="all")):
+        moved = hand.unet(*hand.args, **hand.kwargs)[0].double() - hand.source
+    expected = float((moved * hand.way).sum() / hand.way.square().sum())
+    assert 0.01 < abs(expected) < 0.99
+    assert sum(float(each.sum()) for each in found.scores.values()) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "if-1"])
+def test_planted_neurons_come_first_and_others_have_no_part(family):
+    graph = HookGraph(build(family, "neurons", 0))
+    truth = truth_of(graph.pipe)
+    method = NeuronGradient(layers=truth.layers, steps=1, samples=2, fidelity=0)
+    found = localize(graph, truth.concept, method, LatentShare(), [0], pairs=2, quiet=True, **truth.generation)
+    assert dict(replace(found, two_sided=True).top(6)) == truth.neurons
+    weakest = replace(found, two_sided=True).to_frame()["score"].abs()
+    assert weakest[6] < 1e-4 < weakest[5]
+
+
+def test_neurons_that_read_the_concept_and_that_nothing_reads_have_no_part():
+    graph = HookGraph(build("sd1", "decoy", 1))
+    truth = truth_of(graph.pipe)
+    ((path, decoys),) = truth.decoy_neurons.items()
+    sites = graph.sites.at([path])
+    welch = score(record(graph, truth.concept, sites, "all", quiet=True), Welch())
+    method = NeuronGradient(layers=truth.decoy, roles="value", steps=1, fidelity=0)
+    found = localize(graph, truth.concept, method, LatentShare(), [0], pairs=2, quiet=True, **truth.generation)
+    assert set(welch.top(len(decoys))[path]) == set(decoys)
+    assert found.scores[path][list(decoys)].abs().max() < 1e-9
+
+
+def test_pictures_are_averaged(graph):
+    prompts = concept_of(STIPPLE[:2])
+    method = NeuronGradient(layers=9, roles="value", steps=2, samples=2, fidelity=0)
+    both = run(graph, method, prompts, seeds=(3, 4))
+    alone = [run(graph, method, concept_of([pair]), seeds=(seed,)) for pair in STIPPLE[:2] for seed in (3, 4)]
+    for path, scores in both.scores.items():
+        torch.testing.assert_close(scores, torch.stack([each.scores[path] for each in alone]).mean(dim=0), rtol=1e-3, atol=1e-6)
+
+
+def test_fidelity_is_the_rank_correlation_with_exact_effects(graph):
+    """With every neuron of the sites sampled, exact ablation gives the other side."""
+    method = NeuronGradient(layers=9, roles="value", steps=2, samples=2, fidelity=32)
+    found = run(graph, method, concept_of(STIPPLE[:2]))
+    first = run(graph, replace(method, fidelity=0))
+    exact = run(graph, NeuronAblation(layers=9, roles="value"))
+    ((path, scores),) = first.scores.items()
+    assert found.fidelity.count == 32
+    assert found.fidelity.correlation == pytest.approx(scipy.stats.spearmanr(scores, exact.scores[path]).statistic, abs=0.02)
+    assert "rank correlation with exact effects" in repr(found)
+    assert "over 32 random neurons, half of them from the top quarter" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [("gradient", 2 + 2 * (1 + 2 + 1 + 2)), ("integrated", 2 + 2 * (1 + 2 + 3 + 6)), ("conductance", 2 + 2 * (1 + 1 + 4 + 8))],
+)
+def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
+    """The run's own two steps; on each of two frames the goal, both ends (of conductance one), the samples, and theirs backwards."""
+    with tiny.counted(graph.denoiser) as calls:
+        found = run(graph, NeuronGradient(kind=kind, layers=9, roles="value", samples=3, fidelity=0))
+    assert found.cost.rows == rows
+    assert sum(calls) < rows
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_parameters_need_no_gradients_and_get_none(frozen):
+    graph = HookGraph(tiny.sd1())
+    graph.pipe.unet.requires_grad_(not frozen)
+    found = run(graph, NeuronGradient(layers=9, roles="value", steps=1, samples=2, fidelity=0))
+    assert all(each.grad is None for each in graph.pipe.unet.parameters())
+    assert max(float(each.abs().max()) for each in found.scores.values()) > 1e-5
+
+
+def test_a_coarse_integral_is_warned_of():
+    """The trained model is far from linear on the way from one style to another."""
+    graph = HookGraph(testbed.load("sd1"))
+    concept = Concept.style("stipple", prompts="testbed")
+    method = NeuronGradient(kind="conductance", layers=12, steps=1, samples=1, fidelity=0)
+    with pytest.warns(UserWarning, match=r"miss what their sites do together by -\d+% of the way with samples=1; give more"):
+        localize(graph, concept, method, LatentShare(), [0], pairs=1, quiet=True, **testbed.GENERATION)
+
+
+def test_prompts_that_say_the_same_are_warned_of(graph):
+    same = Concept("stipple", [PAIR[0][0]], [PAIR[0][0]])
+    with pytest.warns(
+        UserWarning, match="the other prompt changes no prediction, so no neuron can be found by gradients; give other prompts"
+    ):
+        found = run(graph, NeuronGradient(layers=9, fidelity=0), same)
+    assert all(not each.any() for each in found.scores.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "integral"}, r"kind 'integral' is unknown; choose one of gradient, integrated, conductance; did you mean"),
+        ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
+        ({"samples": 0}, "samples=0 takes no gradient; give 1 or more"),
+        ({"fidelity": 2}, "fidelity=2 neurons make no rank correlation; give at least 3, or 0 to leave it out"),
+        ({"layers": ()}, "layers is empty, so no neuron is left; give layers, or None for all"),
+        ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
+    ],
+)
+def test_an_impossible_option_is_refused(untyped, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        NeuronGradient(**options)
