@@ -22,7 +22,7 @@ from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
 from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
-from neuroscope.hooks import Change, Images, act, change_input, rewire
+from neuroscope.hooks import Change, Hook, Images, act, change_input, rewire
 from neuroscope.parameters import read_effective_weight, summaries
 from neuroscope.running import listening, running_eagerly, unheard
 from neuroscope.sites import Place, Site, Sites
@@ -256,7 +256,7 @@ class HookGraph:
 
         with ExitStack() as stack:
             clock = self._start_clock(stack)
-            stack.callback(self.denoiser.register_forward_hook(watch, with_kwargs=True).remove)
+            stack.callback(self.denoiser.register_forward_hook(Hook(watch), with_kwargs=True).remove)
             yield self
 
     @contextmanager
@@ -279,7 +279,7 @@ class HookGraph:
             for path, change in changes.items():
                 hook = partial(rewire, path, change, clock, ran)
                 module = clock.hooked[path] = self._live(path)
-                stack.callback(module.register_forward_hook(hook).remove)
+                stack.callback(module.register_forward_hook(Hook(hook)).remove)
             yield self
         self._expect_runs(list(changes), ran, clock)
 
@@ -336,7 +336,7 @@ class HookGraph:
         if self.eager:
             stack.enter_context(running_eagerly())
         clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)), functools.cache(self._place))
-        stack.callback(self.denoiser.register_forward_pre_hook(clock.tick, with_kwargs=True).remove)
+        stack.callback(self.denoiser.register_forward_pre_hook(Hook(clock.tick), with_kwargs=True).remove)
         return clock
 
     @contextmanager
@@ -372,9 +372,9 @@ class HookGraph:
             return act(tensor, clock.call(site, module.forward, read))
 
         if site.before_module if before is None else before:
-            handle = module.register_forward_pre_hook(partial(change_input, run), with_kwargs=True)
+            handle = module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True)
         else:
-            handle = module.register_forward_hook(lambda _module, _args, output: run(output))
+            handle = module.register_forward_hook(Hook(lambda _module, _args, output: run(output)))
         stack.callback(handle.remove)
 
     def _expect_runs(self, paths: Collection[str], ran: Counter[str], clock: Clock) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from neuroscope.interventions import Intervention
 
 Images = tuple[int, ...] | None
+
+
+class Hook:
+    """A hook for one module: on copies of the module that are made while it is there, it does nothing."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+
+    def __call__(self, *given: Any) -> Any:
+        """What PyTorch calls."""
+        return self._act(*given)
+
+    def __deepcopy__(self, _memo: dict) -> Hook:
+        return Hook(lambda *_: None)
 
 
 class Change(NamedTuple):

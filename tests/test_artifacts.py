@@ -80,6 +80,19 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     assert load(save(mask, tmp_path / "x.safetensors")).neurons == mask.neurons
 
 
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    """Files of other tools (.pth, .pkl) may run anything when they are loaded."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"mask": torch.ones(3), "bomb": Bomb()}, tmp_path / "mask.pth")
+    with pytest.raises(InvalidFile, match="mask.pth is damaged or not a safetensors file"):
+        load(tmp_path / "mask.pth")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("step", ["write_bytes", "replace"])
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, step):
     path = save(LayerScores((0,), (1.0,)), tmp_path / "x.safetensors")

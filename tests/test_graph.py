@@ -5,18 +5,24 @@ import pytest
 import torch
 from diffusers import (
     EulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPAGPipeline,
 )
 
 from neuroscope import (
     Call,
+    Concept,
     ContextSwap,
     HookGraph,
     InvalidInput,
+    MeanDifference,
     NeuronMask,
     Neurons,
     SiteNeverRan,
@@ -176,6 +182,26 @@ class TestRows:
         assert call.guided is guided
         assert call.rows("all", 6) == slice(0, 6)
         assert call.rows("conditional", 6) == (slice(3, 6) if guided else slice(0, 6))
+
+    def test_guidance_that_a_callback_ends_is_known_at_each_call(self, graph, pipe):
+        """The scale is turned off after the first step, as "dynamic guidance" does: later batches hold the prompt's rows alone."""
+        (site,) = graph.sites.where(layer=8, role="value")
+        rows = []
+
+        def end(pipe, step, _timestep, given):
+            if step == 0:
+                pipe._guidance_scale = 0.0
+            return {"prompt_embeds": given["prompt_embeds"].chunk(2)[-1]} if step == 0 else {}
+
+        def keep(activation, call):
+            rows.append((len(activation), call.guided, activation[call.rows("conditional", len(activation))]))
+
+        with graph.observe(graph.sites.at([site.path]), keep):
+            tiny.draw(pipe, num_inference_steps=3, callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+        assert [row[:2] for row in rows] == [(2, True), (1, False), (1, False)]
+        expected = graph.module(site)(graph.encode([tiny.PROMPT]))
+        for _, _, conditional in rows:
+            torch.testing.assert_close(conditional, expected)
 
     def test_of_a_denoiser_called_on_its_own_no_rows_are_known_to_carry_the_prompt(self, graph, pipe):
         tiny.draw(pipe)  # a guided run before must not be remembered
@@ -367,6 +393,39 @@ class TestModels:
         assert changed.dtype == torch.bfloat16
         assert changed.isfinite().all()
         assert not torch.equal(changed, plain)
+
+    @pytest.mark.parametrize("name", ["Flux", "StableDiffusion3"])
+    def test_transformers_are_refused_by_name(self, name):
+        """Their joint attentions are no cross-attentions, whatever their modules are called."""
+        with torch.device("meta"):
+            pipes = {
+                "Flux": FluxPipeline(*[None] * 6, FluxTransformer2DModel(num_layers=1, num_single_layers=1)),
+                "StableDiffusion3": StableDiffusion3Pipeline(SD3Transformer2DModel(num_layers=1), *[None] * 8),
+            }
+        with pytest.raises(UnsupportedModel, match=f"{name}Pipeline has no denoiser that neuroscope knows; it knows UNet2DConditionModel"):
+            HookGraph(pipes[name])
+
+    @pytest.mark.parametrize("scale", [1.0, 7.5])
+    def test_coordinates_of_keys_are_no_privileged_basis(self, graph, fresh, scale):
+        """Keys and queries rotated together within each head give the same picture, and other neurons lead every ranking."""
+        other = HookGraph(fresh)
+        query, key = (other.module(other.sites.where(layer=8, role=role)[0]) for role in ("query", "key"))
+        heads = fresh.unet.get_submodule(other.sites.where(layer=8, role="key")[0].module.removesuffix(".to_k")).heads
+        width, rng = len(key.weight) // heads, torch.Generator().manual_seed(0)
+        turn = torch.linalg.qr(torch.randn(width, width, generator=rng)).Q
+        with torch.no_grad():
+            for linear in (query, key):
+                linear.weight.copy_(torch.block_diag(*[turn] * heads) @ linear.weight)
+        torch.testing.assert_close(
+            tiny.draw(fresh, guidance_scale=scale), tiny.draw(graph.pipe, guidance_scale=scale), atol=1e-4, rtol=1e-4
+        )
+        present, absent = [f"a red {each} in the style of stipple" for each in ("ring", "star")], ["a red ring", "a red star"]
+        concept = Concept("stipple", present, absent)
+        tops = []
+        for each in (graph, other):
+            recording = record(each, concept, each.sites.where(layer=8, role="key"), "all", quiet=True)
+            tops.append(score(recording, MeanDifference()).top(4))
+        assert tops[0] != tops[1]
 
     def test_a_pipeline_without_a_known_denoiser_is_refused(self):
         with pytest.raises(UnsupportedModel, match="object has no denoiser that neuroscope knows; it knows UNet2DConditionModel"):

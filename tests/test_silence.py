@@ -1,9 +1,11 @@
 """States of a model in which hooks would be silent or wrong, each made for real: the right answer, or an error that names the cause."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     DDIMScheduler,
     LayerSkipConfig,
@@ -16,6 +18,7 @@ from diffusers.models import attention_processor
 from peft import LoraConfig
 
 from neuroscope import (
+    ContextSwap,
     HookGraph,
     InvalidInput,
     NeuronMask,
@@ -149,29 +152,6 @@ class TestCounts:
         graph = HookGraph(fresh)
         with pytest.raises(KeyError, match="mine"), graph.apply(mask(graph)):
             raise KeyError("mine")
-
-    def test_attention_in_slices_changes_nothing(self, fresh):
-        graph = HookGraph(fresh)
-        with graph.apply(mask(graph)):
-            expected = tiny.draw(fresh)
-        fresh.enable_attention_slicing("max")
-        with graph.apply(mask(graph)):
-            torch.testing.assert_close(tiny.draw(fresh), expected, atol=1e-4, rtol=1e-4)
-
-    def test_attention_by_xformers_changes_nothing(self, fresh, monkeypatch):
-        """Its processor runs for real; its kernel, which needs a GPU, is torch's own here."""
-        graph = HookGraph(fresh)
-        with graph.apply(mask(graph)):
-            expected = tiny.draw(fresh)
-
-        def attention(query, key, value, attn_bias=None, op=None, scale=None):
-            return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_bias, scale=scale)
-
-        kernels = SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=attention))
-        monkeypatch.setattr(attention_processor, "xformers", kernels)
-        fresh.unet.set_attn_processor(attention_processor.XFormersAttnProcessor())
-        with graph.apply(mask(graph)):
-            torch.testing.assert_close(tiny.draw(fresh), expected, atol=1e-4, rtol=1e-4)
 
     def test_a_processor_that_goes_past_the_projections_is_an_error(self, fresh):
         class Past:
@@ -364,16 +344,148 @@ class TestIpAdapter:
             raise AssertionError("no image may be made")
 
 
-class TestOffload:
-    def test_offloaded_pipelines_are_hooked_where_they_run(self, fresh, concept):
-        graph = HookGraph(fresh)
+def attention(query, key, value, attn_bias=None, op=None, scale=None):
+    """What xformers' kernel computes, on [batch and head, token, channel]."""
+    attention.calls += 1
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_bias, scale=scale)
+
+
+def slice_attention(pipe):
+    pipe.unet.set_attention_slice("max")
+    assert any("Sliced" in type(each).__name__ for each in pipe.unet.attn_processors.values())
+
+
+def by_xformers(pipe):
+    """Its processors run for real; their kernel, which needs a GPU, is torch's own here."""
+    added = "AddedKV" if hasattr(pipe.unet, "encoder_hid_proj") and pipe.unet.encoder_hid_proj else ""
+    pipe.unet.set_attn_processor(getattr(attention_processor, f"XFormersAttn{added}Processor")())
+
+
+def reset_processors(pipe):
+    pipe.unet.set_default_attn_processor()
+
+
+def offload_by_module(pipe):
+    """What `enable_sequential_cpu_offload` does, which refuses a CPU."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, torch.device("cpu"))
+
+
+def offload_by_groups(pipe):
+    pipe.unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+
+
+STATES = {
+    "attention slicing": slice_attention,
+    "xformers": by_xformers,
+    "default processors": reset_processors,
+    "sequential offload": offload_by_module,
+    "group offload": offload_by_groups,
+    "model offload": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+}
+
+
+#: Every state on one family of each kind of attention; on the others those that are of the most modules.
+CASES = [
+    (family, state)
+    for family in tiny.PIPELINES
+    for state in STATES
+    if family in ("sd1", "if-1") or state in ("attention slicing", "sequential offload")
+]
+
+
+class TestStatesThatChangeNothing:
+    """Ways to spare memory: masks, swaps and recordings of a graph that was made before stay the same."""
+
+    @pytest.fixture(scope="class")
+    def plain(self, request, concept):
+        """A family, and on it as it is: a masked and a swapped run, and the means of a recording."""
+        pipe = tiny.PIPELINES[request.param]()
+        return request.param, self.done(HookGraph(pipe), concept)
+
+    def done(self, graph: HookGraph, concept) -> list[torch.Tensor]:
         with graph.apply(mask(graph)):
+            masked = tiny.draw(graph.pipe, num_inference_steps=1)
+        swap = ContextSwap.of(graph, graph.sites.where(role=("key", "value", "pooled")), tiny.OTHER)
+        with graph.apply(swap):
+            swapped = tiny.draw(graph.pipe, num_inference_steps=1)
+        recording = record(graph, concept, graph.sites.where(layer=8, role=("key", "value")), quiet=True)
+        return [masked, swapped, *recording.mean("present").values(), *recording.outgoing.values()]
+
+    @pytest.mark.parametrize(("plain", "state"), CASES, indirect=["plain"])
+    def test_the_answers_stay(self, plain, concept, state, monkeypatch):
+        family, expected = plain
+        monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=attention)))
+        attention.calls = 0
+        pipe = tiny.PIPELINES[family]()
+        graph = HookGraph(pipe)
+        STATES[state](pipe)
+        found = self.done(graph, concept)
+        for mine, plainly in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, plainly, atol=1e-4, rtol=1e-4)
+        assert bool(attention.calls) == (state == "xformers")
+
+    def test_weights_that_rest_in_eight_bits_are_computed_with_as_they_are_cast(self, fresh, concept):
+        """Layerwise casting: activations are of the cast weights, a full swap is the other run, and recordings are as ever."""
+        fresh.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        graph = HookGraph(fresh)
+        (site,) = graph.sites.where(layer=8, role="value")
+        weight = graph.module(site).weight
+        assert weight.dtype == torch.float8_e4m3fn
+        expected = graph.encode([tiny.PROMPT]) @ weight.float().T
+        with graph.capture([site]) as captured:
+            tiny.draw(fresh, num_inference_steps=1)
+        torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected, atol=1e-5, rtol=1e-5)
+        with graph.apply(ContextSwap.of(graph, graph.sites.where(role=("key", "value")), tiny.OTHER)):
+            swapped = tiny.draw(fresh)
+        assert torch.equal(swapped, tiny.draw(fresh, tiny.OTHER))
+        recording = record(graph, concept, [site], "last", quiet=True)
+        means = (graph.encode(list(concept.present))[:, -1] @ weight.float().T).double().mean(dim=0)
+        torch.testing.assert_close(recording.mean("present")[site.path], means, atol=1e-5, rtol=1e-5)
+
+
+class TestTextEncoder:
+    def test_a_lora_on_it_is_part_of_the_context(self, fresh):
+        """Sites read what the pipeline's own encoder says, adapters included."""
+        plain = HookGraph(fresh).encode([tiny.OTHER])
+        torch.manual_seed(0)
+        fresh.text_encoder.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"]))
+        graph = HookGraph(fresh)
+        assert not torch.allclose(graph.encode([tiny.OTHER]), plain, atol=1e-2)
+        with graph.apply(ContextSwap.of(graph, graph.sites.where(role=("key", "value")), tiny.OTHER)):
+            swapped = tiny.draw(fresh)
+        assert torch.equal(swapped, tiny.draw(fresh, tiny.OTHER))
+
+
+class Forward:
+    """A processor that calls a projection's `forward`, which passes by its hooks."""
+
+    def __call__(self, attention, hidden_states, encoder_hidden_states=None, **_options):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        projected = (attention.to_q(hidden_states), attention.to_k(context), attention.to_v.forward(context))
+        heads = (each.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for each in projected)
+        return attention.to_out[0](torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class TestPastHooks:
+    def test_a_projection_called_past_its_hooks_is_an_error(self, fresh, untouched):
+        graph = HookGraph(fresh)
+        fresh.unet.set_attn_processor(Forward())
+        torch.testing.assert_close(tiny.draw(fresh), untouched, atol=1e-4, rtol=1e-4)
+        known = "to_v never did; the likely cause: .*a replaced attention processor"
+        with pytest.raises(SiteNeverRan, match=known), graph.apply(mask(graph)):
+            tiny.draw(fresh)
+
+    def test_a_copy_made_inside_a_block_carries_no_effect_away(self, fresh, untouched):
+        """Copies of a module take its hooks along, for ever; those of a block do nothing there."""
+        graph = HookGraph(fresh)
+        with graph.apply(mask(graph)), graph.watch(lambda *_: None):
             expected = tiny.draw(fresh)
-        fresh.enable_model_cpu_offload(device="cpu")
-        again = HookGraph(fresh)
-        with again.apply(mask(again)):
+            copied = tiny.with_parts(fresh, unet=copy.deepcopy(fresh.unet))
+            assert torch.equal(tiny.draw(copied), untouched)
             assert torch.equal(tiny.draw(fresh), expected)
-        assert record(again, concept, again.sites.where(layer=8, role="value"), quiet=True).count("present") == 6
+        assert torch.equal(tiny.draw(copied), untouched)
 
 
 def test_a_schedule_without_change_leaves_the_rest_alone(fresh):

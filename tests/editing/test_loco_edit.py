@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neuroscope import Concept, ContextMap, InvalidInput, LocoEdit, NonFiniteActivation, edit, load, save
+from neuroscope import Concept, ContextMap, HookGraph, InvalidInput, LocoEdit, NonFiniteActivation, edit, fold, load, save
 from tests.families import tiny
 from tests.interventions.test_context_map import dense_edit
 
@@ -110,9 +110,32 @@ def test_unusable_input_is_refused(graph, concept, fresh):
         edit(graph, [], LocoEdit(), 8)
 
 
-def test_contexts_that_are_not_finite_are_named(fresh, concept):
-    from neuroscope import HookGraph
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
+def test_a_narrow_pipeline_is_edited_as_a_wide_one(fresh, graph, concept, dtype, rounding):
+    """Solved in float64, whatever the weights rest in: layers say what the wide model's edited ones say, applied and folded."""
+    fresh.to(dtype)
+    narrow = HookGraph(fresh)
+    (site,) = graph.sites.where(layer=8, role="value")
 
+    def said(graph: HookGraph) -> torch.Tensor:
+        with graph.capture([site]) as captured:
+            assert tiny.draw(graph.pipe).isfinite().all()
+        return captured[site.path].float()
+
+    wide, made = (edit(each, concept, LocoEdit(tokens="all"), [8, 9]) for each in (graph, narrow))
+    before = said(narrow)
+    with graph.apply(wide):
+        expected = said(graph)
+    with narrow.apply(made):
+        applied = said(narrow)
+    with fold(narrow, made):
+        folded = said(narrow)
+    for each in (applied, folded):
+        assert (each - expected).norm() < rounding * (expected - before).norm()
+    assert torch.equal(said(narrow), before)
+
+
+def test_contexts_that_are_not_finite_are_named(fresh, concept):
     with torch.no_grad():
         fresh.text_encoder.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(NonFiniteActivation, match="the prompts' contexts hold NaN or infinity"):

@@ -3,6 +3,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize, testbed
 from neuroscope.localization.corruption import Corruption
@@ -174,6 +175,19 @@ class TestTextEncoder:
         assert (grid[["start", "before"]].abs() < 1e-4).all(axis=None)
         assert (grid[["last subject", "eos", "padding"]].abs() > 1e-3).any(axis=None)
         np.testing.assert_allclose(scores.scores, grid.mean(axis=1), atol=1e-9)
+
+    def test_layers_are_in_order_where_there_are_more_than_ten(self, fresh):
+        """By name the eleventh would come before the third; restored, the last one gives the clean contexts of its tokens."""
+        config = CLIPTextConfig.from_dict(fresh.text_encoder.config.to_dict() | {"num_hidden_layers": 12})
+        torch.manual_seed(0)
+        graph = HookGraph(tiny.with_parts(fresh, text_encoder=CLIPTextModel(config).eval()))
+        deep = Corruption(graph, "stipple", 3.0)
+        assert deep.layer_count == 12
+        clean, base = graph.encode([tiny.OTHER])[0], deep.encode(tiny.OTHER, 0).context[0]
+        last = torch.from_numpy(kinds_of_tokens(graph.tokenizer, [tiny.OTHER], "stipple")[0] == "eos")
+        restored = (deep.encode(tiny.OTHER, 0, (layer, "eos")).context[0] for layer in range(12))
+        left = [float((each - clean)[last].norm()) for each in restored]
+        assert left[11] < 1e-5 < left[10] < left[2] < (base - clean)[last].norm()
 
     def test_a_skipped_layer_is_skipped_in_every_context(self, fresh):
         """On a pipeline of its own: `clip_skip` leaves hooks of transformers, and diffusers looks for an old attribute."""
