@@ -27,6 +27,7 @@ from neuroscope.captured import Captured
 from neuroscope.concepts import Concept
 from neuroscope.conditions import Conditions
 from neuroscope.confidence import Confidence
+from neuroscope.controls import Excess, excess
 from neuroscope.cost import Cost
 from neuroscope.discovery import sites_from_config
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
@@ -75,6 +76,7 @@ __all__ = [
     "Cost",
     "EditReport",
     "Effects",
+    "Excess",
     "Fidelity",
     "Flipped",
     "Folded",
@@ -117,6 +119,7 @@ __all__ = [
     "Welch",
     "edit",
     "evaluate",
+    "excess",
     "export_lora",
     "fold",
     "generate",

@@ -97,6 +97,17 @@ class HookGraph:
             return None
         return self._beside(site, pattern.reader)
 
+    def heads(self, sites: Iterable[Site]) -> dict[str, int]:
+        """Into how many attention heads the neurons of key, value and query sites are split, by path.
+
+        Raises:
+            InvalidInput: a site whose neurons are not split into heads.
+        """
+        found = {site.path: getattr(self._live(site.path.rpartition(".")[0]), "heads", None) for site in sites}
+        if none := [path for path, heads in found.items() if heads is None]:
+            raise InvalidInput(f"{none[0]} is not split into attention heads; choose keys, values or queries")
+        return {path: int(heads) for path, heads in found.items() if heads is not None}
+
     def outgoing_norm(self, site: Site) -> Float[Tensor, "neuron"]:
         """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream.
 
