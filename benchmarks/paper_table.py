@@ -1,19 +1,21 @@
 """The literature's table on a model of yours: which layers LOCOGEN finds for a style, an object and a fact.
 
-python -m benchmarks.paper_table MODEL [--clip FOLDER] [--pairs N] [--seeds N] [--num-inference-steps N]
+python -m benchmarks.paper_table MODEL [--clip FOLDER] [--pairs N] [--seeds N] [--num-inference-steps N] [--image PICTURE]
 
 MODEL is a hub id or folder of a published checkpoint, or testbed:NAME. Windows grow as published (Basu et al. 2024), and CLIP's cosine
-to the attribute is the score.
+to the attribute is the score. A model for enlarging (DeepFloyd IF stage II) starts from --image.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import neuroscope as ns
-from neuroscope.cli.options import open_graph
+from neuroscope.cli.options import generation_options, open_graph
 
 #: What is published, by family and the number of layers: the layer of each attribute (0-based).
 PUBLISHED = {
@@ -32,13 +34,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--num-inference-steps", type=int)
+    parser.add_argument("--image", type=Path)
     asked = parser.parse_args()
     graph = open_graph(asked.model)
-    steps = {} if asked.num_inference_steps is None else {"num_inference_steps": asked.num_inference_steps}
+    options = generation_options(asked.image, num_inference_steps=asked.num_inference_steps)
+    needs = inspect.signature(type(graph.pipe).__call__).parameters.get("image")
+    if needs is not None and asked.image is None:
+        raise ns.InvalidInput(f"{asked.model} enlarges a picture; give a small one with --image")
     print("| model | attribute | layers | module | share of the full change | published | prompts |")
     print("|---|---|---|---|---|---|---|")
     for kind in GENERAL:
-        scores = found(graph, kind, asked.clip, asked.pairs, asked.seeds, **steps)
+        scores = found(graph, kind, asked.clip, asked.pairs, asked.seeds, **options)
         print(f"| {asked.model} | {kind} | {row(graph, kind, scores)} |", flush=True)
 
 
