@@ -15,13 +15,14 @@ from neuroscope.conditions import Conditions
 from neuroscope.forcing import Forcing, Frame
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.local_attention import visit
+from neuroscope.localization.local_attention import LocalAttention, visit
 from neuroscope.localization.probing import Direction, Swapping
 from neuroscope.localization.screening import check_screen, screened
 from neuroscope.localization.study import Study
 from neuroscope.tokens import kinds_of_tokens
 
 KINDS = ("start", "before", "subject", "last subject", "after", "eos", "padding")
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -52,6 +53,8 @@ class AttentionContribution(Localization[LayerScores]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", (self.tokens,) if isinstance(self.tokens, str) else tuple(self.tokens))
+        if not self.tokens:
+            raise InvalidInput(f"tokens is empty, so nothing is the concept's; give some of {', '.join(KINDS)}")
         choose("against", self.against, ("nothing", "other"))
         for kind in self.tokens:
             choose("kind of token", kind, KINDS)
@@ -71,7 +74,7 @@ class AttentionContribution(Localization[LayerScores]):
             chosen = torch.from_numpy(self._chosen(study, texts[0]))
             norms = visit(forcing, frame, lambda attention: _norm(attention.from_tokens(chosen)))
         else:
-            norms = visit(forcing, frame, lambda attention: _norm(attention.of(other) - attention.output))
+            norms = visit(forcing, frame, lambda attention: _change(attention, other))
         return np.array(norms) / (sum(norms) or np.nan)
 
     def _chosen(self, study: Study, prompt: str) -> Bool[np.ndarray, "token"]:
@@ -81,6 +84,13 @@ class AttentionContribution(Localization[LayerScores]):
             kinds = " or ".join(self.tokens)
             raise InvalidInput(f"the prompt {prompt!r} has no {kinds} token of {study.name!r}; choose other tokens, or against='other'")
         return chosen
+
+
+def _change(attention: LocalAttention, other: Conditions) -> float:
+    """The norm of what the other prompt changes; 0 where that is rounding."""
+    output = attention.output
+    moved = _norm(attention.of(other) - output)
+    return moved if moved > _ROUNDING * _norm(output) else 0.0
 
 
 def _norm(output: Float[torch.Tensor, "row place channel"]) -> float:

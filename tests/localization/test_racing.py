@@ -1,0 +1,145 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from neuroscope import HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, Racing, localize
+from neuroscope.testbed import build
+from neuroscope.testbed import planted as truth_of
+from tests.families import tiny
+from tests.localization.planted import SMALL, STIPPLE, concept_of, planted
+
+LAYER, LAYERS, STEPS = 10, 16, 4
+SEEDS = (0, 1)
+FIRST = 2  # the pictures that a race begins with
+
+
+def run(graph: HookGraph, method, pairs=STIPPLE, seeds=SEEDS, **options) -> LayerScores:
+    given = SMALL | {"num_inference_steps": STEPS, "batch_size": 64, "keep_images": 0, "quiet": True} | options
+    return localize(graph, concept_of(pairs), method, LatentShare(), seeds, **given)
+
+
+@pytest.fixture(scope="module")
+def graph() -> HookGraph:
+    return planted(STIPPLE, {LAYER: STIPPLE})
+
+
+@pytest.fixture(scope="module")
+def exhaustive(graph) -> LayerScores:
+    return run(graph, LocoGen())
+
+
+@pytest.fixture(scope="module")
+def raced(graph) -> tuple[LayerScores, list[int]]:
+    """The scores, and the rows of every call of the denoiser."""
+    with tiny.counted(graph.denoiser) as calls:
+        return run(graph, Racing()), calls
+
+
+class TestOneLayer:
+    def test_it_wins(self, raced, exhaustive):
+        scores, _ = raced
+        assert scores.top(1) == exhaustive.top(1) == [LAYER]
+        assert scores.best.layers == (LAYER,)
+        assert np.abs(np.delete(scores.scores, LAYER)).max() < 1e-3
+
+    def test_it_takes_less_than_a_third_of_the_sweeps_rows(self, raced, exhaustive):
+        scores, calls = raced
+        assert exhaustive.cost.rows == (LAYERS + 2) * len(STIPPLE) * len(SEEDS) * STEPS
+        assert sum(calls) == scores.cost.rows < exhaustive.cost.rows / 3
+
+    def test_losers_leave_after_two_short_runs_and_the_winner_makes_two_whole_ones(self, raced):
+        """Beside the run as it is and the full change; a quarter of four steps is one."""
+        _, calls = raced
+        assert calls == [FIRST * (LAYERS + 2)] * 1 + [FIRST * (1 + 2)] * STEPS
+
+    def test_its_effects_are_those_of_the_sweep_on_the_first_pictures(self, raced, exhaustive):
+        """Every prompt's first seed comes before any second one; pictures that were not made are unknown."""
+        found, exact = (scores.effects.values[scores.effects.probes.index(scores.best)] for scores in (raced[0], exhaustive))
+        assert found[:FIRST, 0].numpy() == pytest.approx(exact[:FIRST, 0].numpy(), abs=1e-4)
+        assert found.isnan().sum() == found.numel() - FIRST
+
+    def test_it_says_on_how_many_pictures_and_how_sure_it_is(self, raced):
+        """Two pictures that agree may both be of three among eight that do not."""
+        found = raced[0].confidence
+        assert (found.alone, found.pictures, found.of) == ((LAYER,), FIRST, len(STIPPLE) * len(SEEDS))
+        assert found.probability == pytest.approx(1 - (3 / 8) * (2 / 7))
+        assert str(found) in raced[0].verdict
+
+
+@pytest.fixture(scope="module")
+def close() -> HookGraph:
+    """Two layers carry half each: which is ahead depends on the picture."""
+    return HookGraph(build("sd1", "apart", 1))
+
+
+def run_built(graph: HookGraph, method) -> LayerScores:
+    truth = truth_of(graph.pipe)
+    return localize(graph, truth.concept, method, LatentShare(), SEEDS, quiet=True, keep_images=0, **truth.generation)
+
+
+class TestACloseSecond:
+    def test_it_is_not_dropped_while_the_two_cannot_be_told_apart(self, close):
+        layers = truth_of(close.pipe).layers
+        exact = run_built(close, LocoGen())
+        first, second = (exact.effects.values[layer].flatten() for layer in layers)
+        assert 0 < (first > second).sum() < len(first)
+        found = run_built(close, Racing(short=0.5))
+        assert found.confidence.alone == layers
+        assert (found.confidence.pictures, found.confidence.of) == (8, 8)
+        assert found.top(1) == exact.top(1)
+        assert [found.scores[layer] for layer in layers] == pytest.approx([exact.scores[layer] for layer in layers], abs=1e-3)
+
+    def test_others_drop_out_before_the_pictures_end(self, close):
+        found = run_built(close, Racing(short=0.5))
+        others = [probe.layers[0] not in found.confidence.alone for probe in found.effects.probes]
+        assert sum(others) == LAYERS - 2
+        assert (~found.effects.values[others].isnan()).flatten(1).sum(dim=1).max() <= found.confidence.of / 2
+
+
+class TestShortRuns:
+    @pytest.mark.parametrize(("short", "steps", "shortened"), [(0.5, 2, 1), (0.3, 5, 2), (0.1, 3, 1), (1.0, 2, 2)])
+    def test_they_take_a_rounded_share_of_the_steps_and_at_least_one(self, graph, short, steps, shortened):
+        with tiny.counted(graph.denoiser) as calls:
+            run(graph, Racing(short=short), STIPPLE[:2], [0], num_inference_steps=steps)
+        assert calls == [FIRST * (LAYERS + 2)] * shortened + [FIRST * (1 + 2)] * steps
+
+    def test_without_a_number_of_steps_they_take_their_share_of_the_pipelines_own(self, graph):
+        class Quick(StableDiffusionPipeline):
+            def __call__(self, *args: Any, num_inference_steps: int = 6, **options: Any) -> Any:
+                return super().__call__(*args, num_inference_steps=num_inference_steps, **options)
+
+        quick = Quick(**graph.pipe.components, requires_safety_checker=False)
+        quick.set_progress_bar_config(disable=True)
+        options = {name: value for name, value in SMALL.items() if name != "num_inference_steps"}
+        with tiny.counted(quick.unet) as calls:
+            localize(HookGraph(quick), concept_of(STIPPLE[:2]), Racing(short=0.5), LatentShare(), [0], batch_size=64, quiet=True, **options)
+        assert calls == [FIRST * (LAYERS + 2)] * 3 + [FIRST * (1 + 2)] * 6
+
+
+def test_where_nothing_passes_nobody_wins():
+    graph = planted(STIPPLE[:2], {})
+    with pytest.warns(UserWarning, match="the full change hardly moves LatentShare"):
+        found = run(graph, Racing(), STIPPLE[:2], [0])
+    assert set(found.scores) == {0.0}
+    assert found.verdict.startswith("no layer stands out")
+    assert found.confidence.probability <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": 0.0}, "out=0.0 is no chance; give more than 0 and less than 1, such as 0.05"),
+        ({"out": 1.0}, "out=1.0 is no chance; give more than 0 and less than 1, such as 0.05"),
+        ({"short": 0.0}, "short=0.0 is no share of the steps; give more than 0 and at most 1"),
+        ({"short": 1.5}, "short=1.5 is no share of the steps; give more than 0 and at most 1"),
+        ({"finalists": 0}, "finalists=0 lets no layer win; give 1 or more"),
+        ({"roles": ()}, "roles is empty; give key, value or both"),
+        ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
+        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+    ],
+)
+def test_an_impossible_option_is_refused(untyped, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        Racing(**options)
