@@ -40,6 +40,26 @@ def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
     assert "<h2>Which layers</h2>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "teacher-forced", "--steps", 1, "--fidelity", 3],
+        ["--method", "halving"],
+        ["--method", "racing"],
+        ["--search", "auto", "--budget", 0.9],
+    ],
+)
+def test_cheap_ways_find_the_layer_and_say_how_sure_they_are(run, tmp_path, options):
+    file = tmp_path / "layers.safetensors"
+    code, out, _ = run("localize", "--style", "stipple", *options, "-o", file, *SHORT)
+    assert code == 0
+    scores = load(file, LayerScores)
+    assert scores.top(1) == [12]
+    assert scores.verdict in out
+    assert ("rank correlation with exact effects" in out) == ("teacher-forced" in options)
+    assert ("% sure" in out) == bool({"racing", "auto"} & set(options))
+
+
 def test_an_edit_is_made_shown_and_exported(run, tmp_path):
     file = tmp_path / "edit.safetensors"
     code, out, _ = run("edit", "--style", "stipple", "--layer", 12, "--token", "subject", "--token", "eos", "--json", "-o", file)
@@ -63,7 +83,13 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["localize", "--style", "stipple", "--method", "locogenn", "-o", "x"], "method 'locogenn' is unknown; .* did you mean 'locogen'?"),
         (
             ["localize", "--style", "stipple", "--noise", "3", "-o", "x"],
-            "--noise is no option of locogen; it has --window, --parts, --probe, --search, --enough, --pooled",
+            "--noise is no option of locogen; it has --window, --parts, --probe, --search, --enough, --pooled, --budget",
+        ),
+        (["localize", "--style", "stipple", "--steps", "2", "-o", "x"], "--steps is no option of locogen"),
+        (["localize", "--style", "stipple", "--budget", "0.1", "-o", "x"], "search='windows' has no budget; leave it out, or give"),
+        (
+            ["localize", "--style", "stipple", "--method", "teacher-forced", "--window", "2", "-o", "x"],
+            "--window is no option of teacher-forced; it has --probe, --steps, --fidelity",
         ),
         (["localize", "--style", "stipple", "--window", "two", "-o", "x"], "--window 'two' is neither a number of layers nor grow"),
         (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),

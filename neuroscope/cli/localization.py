@@ -12,11 +12,28 @@ from neuroscope import artifacts
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.cli import options
 from neuroscope.layer_scores import LayerScores
-from neuroscope.localization import CausalTracing, Localization, LocoGen
+from neuroscope.localization import (
+    AttentionContribution,
+    AttributionPatching,
+    CausalTracing,
+    Halving,
+    Localization,
+    LocoGen,
+    Racing,
+    TeacherForced,
+)
 from neuroscope.localization import localize as run
 from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric, Share
 
-METHODS: dict[str, type[Localization]] = {"locogen": LocoGen, "causal-tracing": CausalTracing}
+METHODS: dict[str, type[Localization[LayerScores]]] = {
+    "locogen": LocoGen,
+    "causal-tracing": CausalTracing,
+    "teacher-forced": TeacherForced,
+    "attribution-patching": AttributionPatching,
+    "attention-contribution": AttentionContribution,
+    "halving": Halving,
+    "racing": Racing,
+}
 SHARES: dict[str, type[Share]] = {"latent": LatentShare, "image": ImageShare}
 
 
@@ -34,11 +51,14 @@ def localize(
     answer: options.Answer = "",
     attribute: options.AttributeName = None,
     concept: options.ConceptFile = None,
-    method: Annotated[str, typer.Option(help="locogen or causal-tracing.")] = "locogen",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "locogen",
     window: Annotated[str | None, typer.Option(help="locogen: adjacent layers that change together, or grow.")] = None,
     parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each probed on its own.")] = None,
-    probe: Annotated[str | None, typer.Option(help="locogen: necessity or sufficiency.")] = None,
-    search: Annotated[str | None, typer.Option(help="locogen: windows, or sets of layers, adjacent or not.")] = None,
+    probe: Annotated[str | None, typer.Option(help="All but causal-tracing: necessity or sufficiency.")] = None,
+    search: Annotated[str | None, typer.Option(help="locogen: windows; sets of layers, adjacent or not; or auto.")] = None,
+    budget: Annotated[float | None, typer.Option(help="locogen, auto: the share of all windows' rows that may be spent.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Screens: at how many steps of each run they look.")] = None,
+    fidelity: Annotated[int | None, typer.Option(help="Screens: with how many layers' exact effects they are compared.")] = None,
     enough: Annotated[float | None, typer.Option(help="locogen: the share of the full effect that ends a search.")] = None,
     pooled: Annotated[str | None, typer.Option(help="locogen: which prompt feeds the pooled text of a window's run, own or other.")] = None,
     component: Annotated[str | None, typer.Option(help="causal-tracing: cross, self, ff, resnet, all or text.")] = None,
@@ -62,6 +82,7 @@ def localize(
     options.writable_file(output)
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
     given = {"window": _window(window), "parts": parts, "probe": probe, "search": search, "enough": enough, "pooled": pooled}
+    given |= {"budget": budget, "steps": steps, "fidelity": fidelity}
     asked = _method(method, **given, component=component, noise=noise)
     metric = _metric(model, clip, read, share)
     generation = options.generation_options(
@@ -80,10 +101,10 @@ def _closing(scores: LayerScores) -> str:
     return f"{scores.verdict}\n{scores.cost}"
 
 
-def _method(name: str, **given: Any) -> Localization:
+def _method(name: str, **given: Any) -> Localization[LayerScores]:
     """The method with the options that were given; each must be one of its own."""
     kind = METHODS[choose("method", name, tuple(METHODS))]
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind) if (kind, field.name) != (LocoGen, "steps")]  # type: ignore[arg-type]
     wanted = {option: value for option, value in given.items() if value is not None}
     if foreign := [option for option in wanted if option not in known]:
         raise InvalidInput(f"--{foreign[0]} is no option of {name}; it has {', '.join(f'--{each}' for each in given if each in known)}")

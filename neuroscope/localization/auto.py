@@ -54,13 +54,20 @@ class AutoSearch:
         self._layers = np.array(prober.study.graph.sites.layers)
         self._order = spread(prober.study)
         self._count = 0
-        self._shares, self._run_rows = self._look(budget)
+        self._run_rows = 0.0
+        self._shares = self._look(budget)
         self._allowed = budget * self._sweep_rows
+        self._screen_rows = self.rows - len(self._shares) * self._run_rows
 
     @property
     def rows(self) -> float:
-        """The rows spent so far."""
+        """The rows that were run so far."""
         return self._meter.cost.rows + self._forcing.rows
+
+    @property
+    def _spent(self) -> float:
+        """The rows of the budget that are gone; pictures that a stopped search had made before count as well, so that it ends alike."""
+        return self._screen_rows + len(self._prober.measured.scores) * self._run_rows
 
     def run(self) -> Confidence:
         """Goes on until it is sure of the best layer or the budget is spent."""
@@ -105,13 +112,13 @@ class AutoSearch:
 
     def _affordable(self, runs: int) -> int:
         """How many pictures more the budget allows, with so many runs each."""
-        return int((self._allowed - self.rows) / (runs * self._run_rows))
+        return int((self._allowed - self._spent) / (runs * self._run_rows))
 
     def _confidence(self, probability: float) -> Confidence:
         return Confidence(probability, tuple(sorted(each.layers[0] for each in self.singles)), self._count, len(self._order))
 
-    def _look(self, budget: float) -> tuple[Float[np.ndarray, "picture layer"], float]:
-        """The screen's shares on as many pictures as fit its part of the budget, at least one; and the rows of one run."""
+    def _look(self, budget: float) -> Float[np.ndarray, "picture layer"]:
+        """The screen's shares on as many pictures as fit its part of the budget, at least one."""
         look = partial(forced_shares, self._prober.swapping.roles)
         seen: list[np.ndarray] = []
         for place in self._order[:_PICTURES]:
@@ -119,10 +126,11 @@ class AutoSearch:
             frames = self._prober.follow([place], _FRAMES)
             self._run_rows = self.rows - before
             values = view(self._prober, self._forcing, look, frames).values.numpy()
-            seen.append(np.nan_to_num(np.nanmean(values.reshape(-1, len(self._layers), values[0].size), axis=(0, 2))))
+            here = values[:, place[0], self._prober.study.seeds.index(place[1])].reshape(-1, len(self._layers))
+            seen.append(np.nan_to_num(here).mean(axis=0))
             if self.rows * (1 + 1 / len(seen)) > _SCREEN_PART * budget * self._sweep_rows:
                 break
-        return np.stack(seen), self._run_rows
+        return np.stack(seen)
 
     def _finalists(self) -> list[int]:
         """The layers that look strong over all screened pictures, and each picture's own strongest."""
