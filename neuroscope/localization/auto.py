@@ -44,6 +44,10 @@ class AutoSearch:
         prober: makes the pictures.
         meter: counts their rows.
         budget: the share of all windows' rows that may be spent.
+
+    Attributes:
+        singles: the layers that were measured alone.
+        groups: those that were measured together.
     """
 
     def __init__(self, prober: Prober, meter: Meter, budget: float) -> None:
@@ -54,6 +58,8 @@ class AutoSearch:
         self._layers = np.array(prober.study.graph.sites.layers)
         self._order = spread(prober.study)
         self._count = 0
+        self.singles: list[Probe] = []
+        self.groups: list[Probe] = []
         self._run_rows = 0.0
         self._shares = self._look(budget)
         self._allowed = budget * self._sweep_rows
@@ -71,15 +77,16 @@ class AutoSearch:
 
     def run(self) -> Confidence:
         """Goes on until it is sure of the best layer or the budget is spent."""
-        self.singles: list[Probe] = []
-        self.groups: list[Probe] = []
         finalists = self._finalists()
         runs = 3 + len(finalists) + len(self._prober.beside)
         self._count = min(max(2, min(_PICTURES, self._affordable(runs))), len(self._order))
-        if self._prober.measure([], self._places).full_interval()[0] <= 0:
-            return self._confidence(self._absence)
+        ends = self._prober.measure([], self._places)
+        if ends.full_interval()[0] <= 0:
+            unclear = bool(np.nan_to_num(ends.full.numpy()).any())
+            return self._confidence(self._sure() if self._whole and unclear and self._sweep() else self._absence)
         self.singles = [Probe((layer,)) for layer in finalists]
-        self.groups = [Probe(tuple(each for each in self._layers.tolist() if each not in finalists))]
+        rest = tuple(each for each in self._layers.tolist() if each not in finalists)
+        self.groups = [Probe(rest)] if rest else []
         self._prober.measure([*self.singles, *self.groups, *self._prober.beside], self._places)
         while (sure := self._sure()) < SURE and self._go_on():
             pass

@@ -51,6 +51,31 @@ def test_where_nothing_is_planted_it_names_nothing():
     assert "no layer stands out" in scores.verdict
 
 
+class Noise:
+    """A metric that says nothing of the concept: the same numbers for all pictures of a batch, in another order each time."""
+
+    name = "noise"
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(3)
+
+    def __call__(self, images, prompts) -> np.ndarray:
+        return self._rng.normal(size=len(images))
+
+
+def test_where_the_metric_does_not_see_the_concept_it_tries_everything_or_says_how_little_it_knows():
+    graph = model("sd1", "layer")
+    truth = planted(graph.pipe)
+    options = FAST | truth.generation | {"num_inference_steps": 1, "seeds": range(2)}
+    with pytest.warns(UserWarning, match="the full change hardly moves"):
+        every = localize(graph, truth.concept, LocoGen(search="auto"), Noise(), **options)
+    assert every.confidence.alone == graph.sites.layers
+    with pytest.warns(UserWarning, match="the full change hardly moves"):
+        few = localize(graph, truth.concept, LocoGen(search="auto", budget=1 / 5), Noise(), **options)
+    assert few.confidence.probability < auto.SURE
+    assert few.cost.rows < every.cost.rows / 2
+
+
 def test_where_either_of_two_layers_suffices_it_names_none_and_is_not_sure():
     scores = search(model("sd1", "redundant"))
     assert not any(scores.scores)
