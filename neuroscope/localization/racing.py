@@ -17,13 +17,16 @@ from neuroscope.localization._localization import Localization
 from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, spread
 from neuroscope.localization.study import Study
 
+_UNDECIDED = 0.5  # no surer than this of a layer that was not ahead of all others
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Racing(Localization[LayerScores]):
     """Hoeffding races (Maron and Moore 1994) over layers, with Student's t for the bounds.
 
     All layers start. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all pictures with a chance below
-    `out`, shared among them. The first race is of runs with few steps; its finalists race again with all steps.
+    `out`, shared among them. The first race is of runs with few steps; its finalists race again with all steps. A layer that matters in
+    whole runs alone can lose the first race: the confidence does not know of that.
 
     Attributes:
         out: the chance of dropping a layer that should win.
@@ -33,7 +36,7 @@ class Racing(Localization[LayerScores]):
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
 
     Raises:
-        InvalidInput: a value that is not allowed.
+        InvalidInput: a value that is not allowed; when it runs, a schedule that is given step by step.
     """
 
     out: float = 0.05
@@ -60,16 +63,19 @@ class Racing(Localization[LayerScores]):
             running, _ = self._race(heat, layers, self.finalists)
             strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
             winners, count = self._race(final, strongest, 1)
-            sure = self._sure(final, strongest, count)
+            decided = len(winners) == 1 and len(running) <= self.finalists
+            sure = min(self._sure(final, strongest, count), 1.0 if decided else _UNDECIDED)
             final.measure(final.beside, spread(study)[:count])
         effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
         study.warn_of_no_change(effects)
         alone = tuple(sorted(each.layers[0] for each in strongest))
-        confidence = Confidence(sure if len(winners) == 1 else min(sure, 0.5), alone, count, len(study.places))
+        confidence = Confidence(sure, alone, count, len(study.places))
         sheet = final.measured.sheet(study, [*strongest, *final.beside])
         return LayerScores.of(effects, provenance=study.provenance(self), cost=meter.cost, confidence=confidence, **sheet)
 
     def _shortened(self, study: Study) -> Study:
+        if given := sorted({"timesteps", "sigmas"} & set(study.generation)):
+            raise InvalidInput(f"a schedule given by {given[0]} cannot be shortened for the first race; give num_inference_steps instead")
         default = inspect.signature(study.graph.pipe.__call__).parameters["num_inference_steps"].default
         steps = study.generation.get("num_inference_steps", default)
         return study.of(num_inference_steps=max(1, round(self.short * steps)))
@@ -94,11 +100,11 @@ class Racing(Localization[LayerScores]):
         return chance_of_reverse(differences[~np.isnan(differences)], of)
 
     def _sure(self, prober: Prober, layers: list[Probe], count: int) -> float:
-        """How sure the second race is of its winner."""
+        """How sure both races are of the winner, if short runs say what whole ones do."""
         effects, of = prober.effects(layers), len(prober.study.places)
         best = int(np.argmax(effects.means()))
         chances = [self._reverse(effects, best, rival, of) for rival in range(len(layers)) if rival != best]
-        return max(0.0, 1 - max(chance_of_fewer(count, of), self.out + sum(chances)))
+        return max(0.0, 1 - max(chance_of_fewer(count, of), 2 * self.out + sum(chances)))
 
 
 def _joined(heat: Effects, final: Effects) -> Effects:

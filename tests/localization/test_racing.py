@@ -143,3 +143,20 @@ def test_where_nothing_passes_nobody_wins():
 def test_an_impossible_option_is_refused(untyped, options, message):
     with pytest.raises(InvalidInput, match=message):
         Racing(**options)
+
+
+def test_a_schedule_that_cannot_be_shortened_is_refused_before_any_picture(graph):
+    with (
+        tiny.counted(graph.denoiser) as calls,
+        pytest.raises(InvalidInput, match="a schedule given by timesteps cannot be shortened"),
+    ):
+        run(graph, Racing(), STIPPLE[:1], [0], timesteps=[900, 500, 100])
+    assert calls == []
+
+
+def test_it_is_not_sure_where_the_first_race_did_not_decide():
+    """With one finalist of two layers that are about as strong, the sort decides who goes on."""
+    graph = HookGraph(build("sd1", "apart", 1))
+    truth = truth_of(graph.pipe)
+    scores = localize(graph, truth.concept, Racing(finalists=1), LatentShare(), [0], keep_images=0, quiet=True, **truth.generation)
+    assert scores.confidence.probability <= 0.5
