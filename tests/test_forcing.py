@@ -106,7 +106,8 @@ class TestFollowing:
         assert {each[0].steps for each in frames} == {6}
 
     def test_of_a_step_with_two_calls_the_first_is_kept(self, graph):
-        pipe = tiny.with_parts(graph.pipe, scheduler=HeunDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
+        scheduler = HeunDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        pipe = tiny.with_parts(graph.pipe, scheduler=scheduler)
         with tiny.counted(pipe.unet) as calls, following(HookGraph(pipe)) as frames:
             tiny.draw(pipe, num_inference_steps=4)
         assert len(calls) == 7

@@ -17,7 +17,7 @@ from neuroscope.localization._localization import Localization
 from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, spread
 from neuroscope.localization.study import Study
 
-_UNDECIDED = 0.5  # no surer than this of a layer that was not ahead of all others
+_LIKELY = 0.9  # no surer than this where short runs alone speak against a layer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,7 +26,7 @@ class Racing(Localization[LayerScores]):
 
     All layers start. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all pictures with a chance below
     `out`, shared among them. The first race is of runs with few steps; its finalists race again with all steps. A layer that matters in
-    whole runs alone can lose the first race: the confidence does not know of that.
+    whole runs alone can lose the first race, so the confidence is at most 90 %.
 
     Attributes:
         out: the chance of dropping a layer that should win.
@@ -62,9 +62,8 @@ class Racing(Localization[LayerScores]):
             heat, final = Prober(self._shortened(study), swapping), Prober(study, swapping)
             running, _ = self._race(heat, layers, self.finalists)
             strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
-            winners, count = self._race(final, strongest, 1)
-            decided = len(winners) == 1 and len(running) <= self.finalists
-            sure = min(self._sure(final, strongest, count), 1.0 if decided else _UNDECIDED)
+            _, count = self._race(final, strongest, 1)
+            sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else _LIKELY)
             final.measure(final.beside, spread(study)[:count])
         effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
         study.warn_of_no_change(effects)
@@ -108,6 +107,10 @@ class Racing(Localization[LayerScores]):
 
 
 def _joined(heat: Effects, final: Effects) -> Effects:
-    """The second race's effects, and of layers that were not in it the first's."""
-    values = dict(zip(heat.probes, heat.values, strict=True)) | dict(zip(final.probes, final.values, strict=True))
+    """The second race's effects; of layers that were not in it the first's, as far from the winner's as they were there."""
+    first = dict(zip(heat.probes, heat.values, strict=True))
+    second = dict(zip(final.probes, final.values, strict=True))
+    winner = max((probe for probe in second if probe.layers), key=lambda probe: final.means()[final.probes.index(probe)])
+    gained = second[winner].nanmean() - first[winner].nanmean()
+    values = {probe: each + gained.nan_to_num() for probe, each in first.items()} | second
     return replace(final, probes=tuple(values), values=torch.stack(list(values.values())))

@@ -154,9 +154,22 @@ def test_a_schedule_that_cannot_be_shortened_is_refused_before_any_picture(graph
     assert calls == []
 
 
-def test_it_is_not_sure_where_the_first_race_did_not_decide():
-    """With one finalist of two layers that are about as strong, the sort decides who goes on."""
-    graph = HookGraph(build("sd1", "apart", 1))
+@pytest.fixture(scope="module")
+def apart() -> HookGraph:
+    """Two layers that are about as strong."""
+    return HookGraph(build("sd1", "apart", 1))
+
+
+def raced_with(graph: HookGraph, **options) -> LayerScores:
     truth = truth_of(graph.pipe)
-    scores = localize(graph, truth.concept, Racing(finalists=1), LatentShare(), [0], keep_images=0, quiet=True, **truth.generation)
-    assert scores.confidence.probability <= 0.5
+    return localize(graph, truth.concept, Racing(**options), LatentShare(), [0], keep_images=0, quiet=True, **truth.generation)
+
+
+def test_short_runs_alone_make_nobody_sure(apart):
+    assert raced_with(apart, finalists=1, out=1e-9).confidence.probability <= 0.9
+    assert raced_with(apart, finalists=16, out=1e-9).confidence.probability > 0.99
+
+
+def test_the_winner_of_the_second_race_is_on_top_whatever_losers_had_in_short_runs(apart):
+    scores = raced_with(apart, finalists=1)
+    assert scores.top(1) == list(scores.confidence.alone)
