@@ -208,7 +208,7 @@ def test_command_line(case, tmp_path, capsys, monkeypatch):
     made = json.loads(run("generate", *model, "--prompt", "a red star", *options, *image, "--apply", mask, "-o", tmp_path))
     assert len(made["images"]) == 1
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))
-    small = ["--share", "latent", "--pairs", 2, "--seeds", 1, *options, *image]
+    small = ["--share", "latent", "--pairs", 1, "--seeds", 1, *options, *image]
     found = json.loads(run("localize", *model, "--concept", concept, *small, "-o", tmp_path / "layers.safetensors"))
     assert max(found["layers"], key=lambda each: each["score"])["layer"] == case.layer
     edit = tmp_path / "edit.safetensors"
