@@ -24,9 +24,12 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.ranking
 	$(BIN)/python -m benchmarks.masking
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.planted
 

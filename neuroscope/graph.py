@@ -186,6 +186,11 @@ class HookGraph:
         """
         return self._read(site, self._place, conditions, batch)
 
+    def read_each(self, sites: Iterable[Site], conditions: Conditions) -> Iterator[tuple[Site, Tensor]]:
+        """Each of these sites with what its module reads, as `read` gives it."""
+        place = functools.cache(self._place)
+        return ((site, self._read(site, place, conditions, None)) for site in sites)
+
     def _read(self, site: Site, place: Callable[[], tuple[torch.device, torch.dtype]], conditions: Conditions, batch: int | None) -> Tensor:
         given = conditions.to(*place())
         repeated = Conditions.of([given] * max(1, (batch or 0) // len(given)))

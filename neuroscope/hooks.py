@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,23 +44,28 @@ class Change(NamedTuple):
     def __call__(self, tensor: Tensor, call: Call) -> Tensor:
         """What the site becomes."""
         change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
-        rows = self._rows(len(tensor), call)
+        rows = self._rows(len(tensor), call, tensor.device)
         part = tensor if rows is None else tensor[rows]
         changed = change(part, call)
         if changed is part:
             return tensor
         self.acted.add(id(self.intervention))
-        return changed if rows is None else tensor.index_copy(0, rows.to(tensor.device), changed)
+        return changed if rows is None else tensor.index_copy(0, rows, changed)
 
-    def _rows(self, count: int, call: Call) -> Tensor | None:
+    def _rows(self, count: int, call: Call, device: torch.device) -> Tensor | None:
         """The tensor's rows of the chosen images, in both halves of a guided batch; None for all."""
         images = count // 2 if call.guided else count
         if self.batch not in (None, images):
             raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
         if self.images is None or len(self.images) == images:
             return None
-        chosen = torch.tensor(self.images)
-        return torch.cat([chosen, chosen + images]) if call.guided else chosen
+        return _index((*self.images, *(image + images for image in self.images)) if call.guided else self.images, device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows as a tensor, kept, so that a device is sent each choice once."""
+    return torch.tensor(rows, device=device)
 
 
 def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:

@@ -194,8 +194,8 @@ def _record_text(graph: HookGraph, sites: Sites, prompts: Sequence[str], token: 
         return
     conditions = graph.conditions(prompts)
     chosen = torch.from_numpy(select_tokens(graph.tokenizer, prompts, token, subject)).to(conditions.context.device)
-    for site in sites:
-        activation = graph.module(site)(graph.read(site, conditions))
+    for site, read in graph.read_each(sites, conditions):
+        activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
 
 
