@@ -27,9 +27,10 @@ class Probe:
     part: str = ""
 
     def __str__(self) -> str:
-        first, last = (self.layers[0], self.layers[-1]) if self.layers else (0, -1)
-        adjacent = self.layers == tuple(range(first, last + 1))
-        layers = f"{first}-{last}" if adjacent and last > first else "+".join(map(str, self.layers))
+        runs: list[list[int]] = []
+        for layer in self.layers:
+            runs = [*runs[:-1], [*runs[-1], layer]] if runs and layer == runs[-1][-1] + 1 else [*runs, [layer]]
+        layers = "+".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
         return f"{layers} {self.part}".strip()
 
 

@@ -151,7 +151,8 @@ class TestLayers:
 
 
 def test_probes_read_as_layers_and_part():
-    assert [str(Probe((3,))), str(Probe((3, 4, 5))), str(Probe((3,), "0-25 %"))] == ["3", "3-5", "3 0-25 %"]
+    probes = [Probe((3,)), Probe((3, 4, 5)), Probe((0, 1, 4, 6, 7)), Probe((3,), "0-25 %")]
+    assert list(map(str, probes)) == ["3", "3-5", "0-1+4+6-7", "3 0-25 %"]
 
 
 @pytest.mark.parametrize("relative", [False, True])
