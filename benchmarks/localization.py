@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +62,21 @@ def main() -> None:
         "only", nargs="*", help="a pair, or words that its name must hold, such as a model, a plant, an attribute; by default all"
     )
     parser.add_argument("--calibrate", type=int, metavar="SEEDS", help="so many fresh seeds of each plant")
-    parser.add_argument("--output", type=Path, help="a table (CSV) that keeps finished pairs; a run that was stopped goes on from it")
+    parser.add_argument(
+        "--output", type=Path, help="a folder that keeps sweeps and rows of finished methods; runs that share it go on from each other"
+    )
     asked = parser.parse_args()
     wanted = [name for name in names(asked.calibrate) if set(asked.only) <= {name, *name.replace(" ", "/").split("/")}]
-    table = pd.read_csv(asked.output) if asked.output and asked.output.exists() else pd.DataFrame(columns=["pair"])
-    for name in tqdm([name for name in wanted if name not in set(table["pair"])]):
-        found = pd.DataFrame(calibrated(name) if asked.calibrate else compared(name))
-        table = pd.concat([table, found], ignore_index=True)
-        if asked.output:
-            write_beside(asked.output, table.to_csv(index=False).encode())
+    compare = partial(compared, methods=CALIBRATED, pictures=16, steps=4) if asked.calibrate else partial(compared, methods=METHODS)
+    with tempfile.TemporaryDirectory() as folder:
+        table = pd.concat([compare(name, folder=asked.output or Path(folder)) for name in tqdm(wanted)])
     print((calibration if asked.calibrate else summary)(table).to_string())
 
 
 def names(seeds: int | None = None) -> list[str]:
     """All pairs by name: FAMILY/PLANT/SEED, or MODEL ATTRIBUTE METRIC for trained models."""
     if seeds:  # seeds that nothing else here uses
-        return [f"{family}/{plant}/{1000 + seed}" for seed in range(seeds) for family, plant in CALIBRATED]
+        return [f"{family}/{plant}/{1000 + seed}" for seed in range(seeds) for family, plant in FRESH]
     trained = [f"{model} {attribute} {metric}" for (model, metric), attribute in itertools.product(TRAINED, CONCEPTS)]
     pooled = [name for name in FAMILIES if name.startswith(("sdxl", "if"))]
     built = [f"{family}/{plant}/0" for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in pooled]
@@ -100,14 +101,28 @@ def opened(name: str, pictures: int = PICTURES, steps: int = 10) -> Pair:
     return Pair(name, ns.HookGraph(pipe), truth.concept, metric, range(pictures // 4), 4, BUDGETS.get(family, 1 / 20), generation)
 
 
-def compared(name: str) -> Iterator[dict[str, Any]]:
+def compared(name: str, methods: Methods, folder: Path, **options: Any) -> pd.DataFrame:
     """One row a method: whether it names the exhaustive sweep's layer, its share of the rows, and its rank correlation."""
-    pair = opened(name)
-    exhaustive = pair.localized(ns.LocoGen())
-    for label, (method, first_seed) in METHODS.items():
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / (name.replace("/", "-").replace(" ", "-") + ".csv")
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["method"])
+    missing = [label for label in methods if label not in set(table["method"])]
+    if missing:
+        pair = opened(name, **options)
+        exhaustive = swept(pair, file.with_suffix(".safetensors"))
+    for label in missing:
+        method, first_seed = methods[label]
         method = method if isinstance(method, ns.Localization) else method(pair)
         scores = pair.localized(method, range(1) if first_seed else None)
-        yield {"pair": name, "method": label, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
+        row = {"pair": name, "method": label, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
+        table = pd.concat([table, pd.DataFrame([row])])
+        write_beside(file, table.to_csv(index=False).encode())
+    return table
+
+
+def swept(pair: Pair, file: Path) -> ns.LayerScores:
+    """The exhaustive sweep's scores, made once."""
+    return ns.load(file, ns.LayerScores) if file.exists() else ns.load(ns.save(pair.localized(ns.LocoGen()), file), ns.LayerScores)
 
 
 def judged(scores: ns.LayerScores, exhaustive: ns.LayerScores) -> dict[str, Any]:
@@ -155,19 +170,10 @@ def _with_interval(values: pd.Series) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(kept.mean(), *np.quantile(draws, [0.025, 0.975]))
 
 
-def calibrated(name: str) -> Iterator[dict[str, Any]]:
-    """What the search says of one fresh plant within several budgets, against the exhaustive sweep."""
-    pair = opened(name, pictures=16, steps=4)
-    exhaustive = pair.localized(ns.LocoGen())
-    for budget in (0.05, 0.1, 0.2):
-        scores = pair.localized(ns.LocoGen(search="auto", budget=budget))
-        yield {"pair": name, "budget": budget, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
-
-
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """By stated confidence: how often it was so."""
     bands = pd.cut(table["sure"], [-0.01, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
-    groups = table.assign(stated=table["sure"]).groupby(["budget", bands], observed=True)
+    groups = table.assign(stated=table["sure"]).groupby(["method", bands], observed=True)
     means = groups[["stated", "same", "as good", "rows"]].mean().astype(float).round(3)
     return means.assign(plants=groups.size())
 
@@ -176,8 +182,9 @@ def _auto(pair: Pair) -> ns.Localization:
     return ns.LocoGen(search="auto", budget=pair.budget)
 
 
+Methods = Mapping[str, tuple[ns.Localization | Callable[[Pair], ns.Localization], bool]]
 #: Each method, or what makes it for a pair; and whether it runs on the first seed alone.
-METHODS: dict[str, tuple[ns.Localization | Callable[[Pair], ns.Localization], bool]] = {
+METHODS: Methods = {
     "auto, 1/20 or 1/40": (_auto, False),
     "teacher-forced": (ns.TeacherForced(steps=2, fidelity=0), True),
     "gradient": (ns.AttributionPatching(samples=1, steps=2, fidelity=0), True),
@@ -188,7 +195,9 @@ METHODS: dict[str, tuple[ns.Localization | Callable[[Pair], ns.Localization], bo
     "halving": (ns.Halving(), True),
     "racing": (ns.Racing(), False),
 }
-CALIBRATED = tuple(itertools.product(("sd1", "if-1"), ("layer", "pair", "apart", "redundant", "both", "schedule", "neurons", "prompt")))
+#: What is asked of each fresh plant.
+CALIBRATED: Methods = {f"auto, {budget}": (ns.LocoGen(search="auto", budget=budget), False) for budget in (0.05, 0.1, 0.2)}
+FRESH = tuple(itertools.product(("sd1", "if-1"), ("layer", "pair", "apart", "redundant", "both", "schedule", "neurons", "prompt")))
 
 if __name__ == "__main__":
     main()

@@ -18,17 +18,21 @@ class Confidence:
         alone: the layers that were measured alone; the others were measured together.
         pictures: on how many pictures.
         of: how many an exhaustive sweep has.
+        screened: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
+            added nothing.
     """
 
     probability: float
     alone: tuple[int, ...]
     pictures: int
     of: int
+    screened: int = 0
 
     def __str__(self) -> str:
         layers = f"{len(self.alone)} layer{'s' * (len(self.alone) != 1)} alone"
         sure = f"{100 * self.probability:.0f} % sure that all windows would say the same"
-        return f"{sure} ({layers}, on {self.pictures} of {self.of} pictures)"
+        seen = f", and screened on {self.screened}" if self.screened else ""
+        return f"{sure} ({layers}, on {self.pictures} of {self.of} pictures{seen})"
 
 
 def chance_of_fewer(known: int, of: int) -> float:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from neuroscope.calls import Moment
-from neuroscope.families import uncompiled
+from neuroscope.families import END, uncompiled
 from neuroscope.graph import HookGraph
+from neuroscope.hooks import Hook
 from neuroscope.interventions import Intervention
 
 
@@ -32,7 +33,7 @@ class Frame:
         step: the denoising step, counted from 0.
         steps: the number of steps.
         inputs: what the denoiser was given, by the names of its arguments, with one row.
-        output: [1, channel, height, width], what it predicted.
+        output: [1, channel, height, width], the noise that it predicted.
     """
 
     step: int
@@ -41,35 +42,53 @@ class Frame:
     output: Float[Tensor, "1 channel height width"]
 
 
+#: Which steps of a run to look at; see `following`.
+Steps = Collection[int] | Collection[float] | int | None
+
+
 @contextmanager
-def following(graph: HookGraph, steps: Collection[int] | int | None = None) -> Iterator[list[list[Frame]]]:
+def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> Iterator[list[list[Frame]]]:
     """Keeps the frames of runs made inside the block: for each chosen step one frame a picture, in the run's order.
 
     Args:
         graph: the model.
-        steps: which steps; a number means as many, in the middle of equal parts of the schedule; None means all. Of a step with
-            several calls of the denoiser the first is kept.
+        steps: which steps, by their numbers, or as floats by their places in the schedule from 0.0 to 1.0; a single number means as
+            many, in the middle of equal parts of the schedule; None means all. Of a step with several calls of the denoiser the
+            first is kept.
+        cut: end the run after the last of them. The block ends with it, and what it was to make is not made.
     """
     found: list[list[Frame]] = []
     signature = inspect.signature(uncompiled(graph.denoiser).forward)
 
     def keep(call: Moment, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         again = found and found[-1][0].step == call.step
-        if call.step is None or call.steps is None or again or not _is_chosen(call.step, call.steps, steps):
+        if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
         inputs = signature.bind(*args, **kwargs).arguments
         rows = len(inputs["sample"])
         carrying = range(rows // 2 if call.guided else 0, rows)
-        found.append([Frame(call.step, call.steps, _chosen(inputs, rows, [row]), output[0][row : row + 1]) for row in carrying])
+        noise = graph.family.noise(output[0])
+        found.append([Frame(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
+        if cut and call.step == max(chosen):
+            raise _Enough
 
     with graph.watch(keep):
-        yield found
+        try:
+            yield found
+        except _Enough:
+            getattr(graph.pipe, END)()
 
 
-def _is_chosen(step: int, count: int, steps: Collection[int] | int | None) -> bool:
+class _Enough(Exception):
+    """Ends a run of which enough was seen."""
+
+
+def _chosen_steps(steps: Steps, count: int) -> Collection[int]:
+    if steps is None or (isinstance(steps, int) and steps >= count):
+        return range(count)
     if isinstance(steps, int):
-        return step in {int((part + 0.5) * count / steps) for part in range(min(steps, count))} if steps < count else True
-    return steps is None or step in steps
+        return {int((part + 0.5) * count / steps) for part in range(steps)}
+    return {int(each * count) if isinstance(each, float) else each for each in steps}
 
 
 class Forcing:
@@ -85,7 +104,7 @@ class Forcing:
 
     @torch.no_grad()
     def predict(self, frame: Frame, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
-        """What the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
+        """The noise that the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
         denoiser = uncompiled(self.graph.denoiser)
         shares = {_AT_ONCE: 1.0, **self.graph.stage_shares(frame.inputs)}
         begins = [self._begin(change, list(shares)) for change in changes]
@@ -95,11 +114,11 @@ class Forcing:
             for number, (path, share) in enumerate(shares.items()):
                 if path != _AT_ONCE:
                     self.rows += begins.count(number) * share
-                    hook = partial(growth.expand, begins.count(number))
+                    hook = Hook(partial(growth.expand, begins.count(number)))
                     stack.callback(denoiser.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
             stack.enter_context(self.graph.apply_each([[], *(changes[number] for number in order)], growing=True))
             predicted = self.graph.denoiser(**_chosen(frame.inputs, 1, [0] * growth.rows))[0][1:]
-        return predicted[torch.tensor(order).argsort().to(predicted.device)]
+        return self.graph.family.noise(predicted)[torch.tensor(order).argsort().to(predicted.device)]
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""

@@ -91,7 +91,8 @@ class Sweep:
 
         Args:
             rows: what to make.
-            enter: the block in which a batch runs, given all its rows; by default each row's own changes are applied.
+            enter: the block in which a batch runs, given all its rows; by default each row's own changes are applied. A block that
+                ends a run early makes nothing.
             lead: rows that are made again in front of every batch, because others of the batch take something from them.
 
         Yields:
@@ -126,6 +127,7 @@ class Sweep:
         told = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         against = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if self.graph.has_latents else "pt"
+        made: Sequence[Any] = ()
         with enter(rows):
             made = self.graph.pipe(
                 **self.graph.arguments(told, against),

@@ -40,7 +40,12 @@ def plain(graph: HookGraph, frame: Frame, changes) -> torch.Tensor:
         return torch.cat([value] * len(changes)) if isinstance(value, torch.Tensor) and value.ndim else value
 
     with torch.no_grad(), graph.apply_each(changes):
-        return graph.denoiser(**repeated(dict(frame.inputs)))[0]
+        return noise(graph, graph.denoiser(**repeated(dict(frame.inputs)))[0])
+
+
+def noise(graph: HookGraph, predicted: torch.Tensor) -> torch.Tensor:
+    """Without the three channels of variance that DeepFloyd's denoiser predicts beside its three of noise."""
+    return predicted[:, :3] if graph.denoiser.config.out_channels == 6 else predicted
 
 
 class TestEveryFamily:
@@ -63,7 +68,7 @@ class TestEveryFamily:
             assert [[frame.step for frame in each] for each in frames] == [[0, 0], [1, 1]]
             for frame in itertools.chain(*frames):
                 with torch.no_grad():
-                    again = graph.denoiser(**frame.inputs)[0]
+                    again = noise(graph, graph.denoiser(**frame.inputs)[0])
                 torch.testing.assert_close(again, frame.output, atol=2e-5, rtol=1e-4)
             own, other = ([each[row].output for each in frames] for row in (0, 1))
             assert not torch.allclose(own[0], other[0], atol=1e-4)
@@ -97,7 +102,16 @@ class TestFollowing:
         return HookGraph(tiny.sd1())
 
     @pytest.mark.parametrize(
-        ("steps", "expected"), [(1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, [0, 1, 2, 3, 4, 5]), (9, list(range(6))), ([0, 5], [0, 5])]
+        ("steps", "expected"),
+        [
+            (1, [3]),
+            (2, [1, 4]),
+            (3, [1, 3, 5]),
+            (6, [0, 1, 2, 3, 4, 5]),
+            (9, list(range(6))),
+            ([0, 5], [0, 5]),
+            ((0.0, 0.35, 0.99), [0, 2, 5]),
+        ],
     )
     def test_steps_lie_in_the_middle_of_equal_parts(self, graph, steps, expected):
         with following(graph, steps) as frames:
@@ -112,6 +126,24 @@ class TestFollowing:
             tiny.draw(pipe, num_inference_steps=4)
         assert len(calls) == 7
         assert [each[0].step for each in frames] == [0, 1, 2, 3]
+
+    def test_a_cut_run_ends_with_its_last_frame(self, graph):
+        with following(graph, (1, 2)) as expected:
+            whole = tiny.draw(graph.pipe, num_inference_steps=6)
+        made = None
+        with tiny.counted(graph.denoiser) as calls, following(graph, (1, 2), cut=True) as frames:
+            made = tiny.draw(graph.pipe, num_inference_steps=6)
+        assert made is None
+        assert len(calls) == 3
+        for mine, theirs in zip(itertools.chain(*frames), itertools.chain(*expected), strict=True):
+            assert mine.step == theirs.step
+            assert torch.equal(mine.output, theirs.output)
+        assert tiny.hooks(graph.pipe) == []
+        assert torch.equal(tiny.draw(graph.pipe, num_inference_steps=6), whole)
+
+    def test_other_errors_are_raised_from_a_run_that_would_be_cut(self, graph):
+        with pytest.raises(ZeroDivisionError), following(graph, (1,), cut=True):
+            1 / 0  # noqa: B018
 
     def test_nothing_changes_and_no_hook_is_left(self, graph):
         expected = tiny.draw(graph.pipe)

@@ -82,6 +82,7 @@ class Family:
             [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
             the first.
         words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
+        noise: the noise in what the denoiser predicts, which may be followed by channels of another kind.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Family:
     encoded: tuple[str, ...]
     read: Callable[[Any, str, Conditions], Tensor]
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
+    noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -78,4 +78,5 @@ ADDED_KV = Family(
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     read=_read,
     words=_Words,
+    noise=lambda predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
 )

@@ -11,13 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope._errors import InvalidInput
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.study import Study
 from neuroscope.scores import Neurons, NeuronScores
 from neuroscope.sites import Sites
-
-ROLES: tuple[str, ...] = ("key", "value")
 
 
 class NeuronLocalization(Localization[NeuronScores]):
@@ -60,14 +58,6 @@ def normal_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if not chosen:
         raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
     return chosen
-
-
-def normal_roles(roles: str | Sequence[str]) -> tuple[str, ...]:
-    """Chosen roles as a tuple; raises InvalidInput for one that is no key or value, or where none is left."""
-    chosen = (roles,) if isinstance(roles, str) else tuple(roles)
-    if not chosen:
-        raise InvalidInput("roles is empty, so no neuron is left; give key, value or both")
-    return tuple(choose("role", role, ROLES) for role in chosen)
 
 
 def single(sites: Sites, number: int) -> Neurons:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neuroscope._errors import InvalidInput
 from neuroscope.conditions import Conditions
 from neuroscope.forcing import Forcing, Frame
+from neuroscope.hooks import Hook
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.attributing import Kind, attribute
@@ -108,7 +109,7 @@ def _products(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor])
 def _dropped(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
     """The products without gradients through one layer, whose own is left out."""
     rest = [index for index in range(len(outputs)) if index != number]
-    handle = outputs[number].register_forward_hook(lambda _module, _args, output: output.detach())
+    handle = outputs[number].register_forward_hook(Hook(lambda _module, _args, output: output.detach()))
     try:
         found = _products(way, [outputs[index] for index in rest], [changes[index] for index in rest])
     finally:

@@ -2,38 +2,43 @@
 
 A screen says which few layers look strong. They are then swapped alone in real pictures, and all others together: where
 all others together do less than one layer, none of them does more. Where they do not, they are split; where layers are
-close, more pictures are made.
+close, more pictures are made, or more are screened by the beginnings of their runs: see `ControlVariates`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import Meter
 from neuroscope.effects import Effects, Probe
-from neuroscope.forcing import Forcing
+from neuroscope.forcing import Forcing, Frame
+from neuroscope.localization.control_variates import ControlVariates
 from neuroscope.localization.probing import Prober, split, spread
-from neuroscope.localization.screening import view
 from neuroscope.localization.study import Place
 from neuroscope.localization.teacher_forced import forced_shares
 
 SURE = 0.95
-_FRAMES = 2
-_PICTURES = 4
+_EARLY = 0.35  # where in the schedule a single prediction tells most of the picture
+_LATE = 0.75  # where layers are seen that act late
+_BOTH = 2  # on how many pictures both are looked at
+_FEWEST, _PICTURES = 3, 4  # of the final, and for an answer that is sure
 _FINALISTS = 3
 _CLOSE = 0.5  # of the strongest layer's share: what else goes to the final
 _SCREEN_PART = 0.4  # of the budget
 _NOTHING = 0.1  # of the full change: less is no effect
 _COMMON = 0.3  # an effect on a smaller share of pictures may be missed
 _OUT = 0.001  # a rival that is ahead with a smaller chance gets no more pictures
+_CLOSE_CALL = 0.1  # the chance that another layer is ahead from which the screen is asked again
 _UNEVEN = 2.0  # how much stronger than the screen says one layer of a group may be
-_LIKELY = 0.9  # no surer than this where the screen alone speaks against a layer of a group
+_LIKELY = 0.9  # no surer than this where it takes the screen's word
 _AGREEING = 0.75
 
 
@@ -61,7 +66,9 @@ class AutoSearch:
         self.singles: list[Probe] = []
         self.groups: list[Probe] = []
         self._run_rows = 0.0
-        self._shares = self._look(budget)
+        self._beginning = 1.0  # the part of a run until the early frame
+        self._early: list[np.ndarray] = []
+        self._shares = self._screen(budget)
         self._allowed = budget * self._sweep_rows
         self._screen_rows = self.rows - len(self._shares) * self._run_rows
 
@@ -78,8 +85,7 @@ class AutoSearch:
     def run(self) -> Confidence:
         """Goes on until it is sure of the best layer or the budget is spent."""
         finalists = self._finalists()
-        runs = 3 + len(finalists) + len(self._prober.beside)
-        self._count = min(max(2, min(_PICTURES, self._affordable(runs))), len(self._order))
+        self._count = min(self._first(2 + len(finalists) + len(self._prober.beside)), len(self._order))
         ends = self._prober.measure([], self._places)
         if ends.full_interval()[0] <= 0:
             unclear = bool(np.nan_to_num(ends.full.numpy()).any())
@@ -93,13 +99,17 @@ class AutoSearch:
         return self._confidence(sure)
 
     def effects(self) -> Effects:
-        """Each layer's effects; the effect of layers that were measured together is shared out among them by the screen."""
+        """Each layer's effects, as they were measured or as the screen foretells them.
+
+        The effect of layers that were measured together is shared out among them by the screen.
+        """
         known = self._prober.effects([*self.singles, *self.groups, *self._prober.beside])
         every = {Probe((layer,)): torch.full(known.full.shape, torch.nan, dtype=torch.float64) for layer in self._layers.tolist()}
         for probe, values in zip(known.probes, known.values, strict=True):
             parts = self._parts(probe) if probe.layers else [1.0]
             every |= {Probe((layer,)): values * part for layer, part in zip(probe.layers, parts, strict=False)}
             every |= {} if probe.layers else {probe: values}
+        every |= zip(self.singles, map(self._on_pictures, self._variates.completed()), strict=True)
         return Effects(tuple(every), known.prompts, known.seeds, torch.stack(list(every.values())), known.full)
 
     @property
@@ -117,27 +127,46 @@ class AutoSearch:
         """How sure it is that what was seen in no picture is in no more than a few."""
         return 1 - (1 - _COMMON) ** self._count
 
+    def _first(self, runs: int) -> int:
+        """On how many pictures to begin the final, with so many runs each beside the screen's."""
+        if self._whole:
+            return _PICTURES
+        allowed = (self._allowed - self._spent) / self._run_rows
+        return max(
+            number for number in range(2, _FEWEST + 1) if number == 2 or number * runs + max(0, number - len(self._shares)) <= allowed
+        )
+
     def _affordable(self, runs: int) -> int:
         """How many pictures more the budget allows, with so many runs each."""
         return int((self._allowed - self._spent) / (runs * self._run_rows))
 
     def _confidence(self, probability: float) -> Confidence:
-        return Confidence(probability, tuple(sorted(each.layers[0] for each in self.singles)), self._count, len(self._order))
+        alone = tuple(sorted(each.layers[0] for each in self.singles))
+        return Confidence(probability, alone, self._count, len(self._order), self._screened)
 
-    def _look(self, budget: float) -> Float[np.ndarray, "picture layer"]:
-        """The screen's shares on as many pictures as fit its part of the budget, at least one."""
-        look = partial(forced_shares, self._prober.swapping.roles)
+    def _screen(self, budget: float) -> Float[np.ndarray, "picture layer"]:
+        """The shares on as many pictures as fit the screen's part of the budget, at least one."""
         seen: list[np.ndarray] = []
         for place in self._order[:_PICTURES]:
             before = self.rows
-            frames = self._prober.follow([place], _FRAMES)
-            self._run_rows = self.rows - before
-            values = view(self._prober, self._forcing, look, frames).values.numpy()
-            here = values[:, place[0], self._prober.study.seeds.index(place[1])].reshape(-1, len(self._layers))
-            seen.append(np.nan_to_num(here).mean(axis=0))
+            followed = self._prober.follow([place], (_EARLY, _LATE) if len(seen) < _BOTH else (_EARLY,))
+            self._run_rows, early = self.rows - before, followed[place][0]
+            self._beginning = (early.step + 1) / early.steps
+            (shares,) = self._look(followed)
+            self._early.append(shares[0])
+            seen.append(shares.mean(axis=0))
             if self.rows * (1 + 1 / len(seen)) > _SCREEN_PART * budget * self._sweep_rows:
                 break
         return np.stack(seen)
+
+    def _look(self, followed: Mapping[Place, Sequence[Frame]], layers: Sequence[int] | None = None) -> list[np.ndarray]:
+        """For each picture the shares [frame, layer]."""
+        look = partial(forced_shares, self._prober.swapping.roles, self._forcing, layers=layers)
+        texts = self._prober.swapping.texts
+        return [
+            np.nan_to_num([look(frame, self._prober.other(pair), texts(self._prober.study.pairs[pair])) for frame in frames])
+            for (pair, _), frames in followed.items()
+        ]
 
     def _finalists(self) -> list[int]:
         """The layers that look strong over all screened pictures, and each picture's own strongest."""
@@ -151,6 +180,10 @@ class AutoSearch:
         shares = self._shares.mean(axis=0)[np.searchsorted(self._layers, probe.layers)].clip(min=0) + 1e-3
         return shares / shares.sum()
 
+    def _largest(self, probe: Probe) -> float:
+        """The part of a group's effect that one of its layers may have, going by the screen."""
+        return min(1.0, _UNEVEN * max(self._parts(probe)))
+
     def _sure(self) -> float:
         """How sure it is of the strongest single layer."""
         effects = self._prober.effects([*self.singles, *self.groups])
@@ -158,42 +191,98 @@ class AutoSearch:
             return self._absence
         rare = chance_of_fewer(self._count, len(self._order))
         bound = 1 - max(rare, sum(self._reverse(rival) for rival in self._rivals))
-        screened = 1 - max(rare, sum(self._reverse(rival, min(1.0, _UNEVEN * max(self._parts(rival)))) for rival in self._rivals))
-        return max(0.0, bound, min(_LIKELY, screened))
+        screened = 1 - max(rare, sum(self._reverse(rival, self._largest(rival)) for rival in self._rivals))
+        return max(0.0, min(_LIKELY, bound) if self._screened else bound, min(_LIKELY, screened))
+
+    @property
+    def _variates(self) -> ControlVariates:
+        """What single layers do in the pictures that were made, beside what the screen says of these and of others."""
+        known = self._prober.effects(self.singles)
+        effects = self._in_order(known)
+        shares = np.full(effects.shape, np.nan)
+        numbers = np.searchsorted(self._layers, [each.layers[0] for each in self.singles])
+        shares[:, : len(self._early)] = np.stack(self._early, axis=1)[numbers]
+        return ControlVariates(effects, known.full_mean() * shares)
+
+    @property
+    def _screened(self) -> int:
+        """How many pictures layers are compared on, where the screen adds some."""
+        return len(self._early) if len(self._early) > self._count and self._variates.helps else 0
+
+    def _in_order(self, effects: Effects) -> Float[np.ndarray, "probe picture"]:
+        pairs, seeds = zip(*self._order, strict=True)
+        return effects.values.numpy()[:, pairs, [self._prober.study.seeds.index(seed) for seed in seeds]]
+
+    def _on_pictures(self, values: Float[np.ndarray, "picture"]) -> Float[Tensor, "prompt seed"]:
+        by_place = dict(zip(self._order, values.tolist(), strict=True))
+        return torch.tensor([by_place[place] for place in self._prober.study.places], dtype=torch.float64).reshape(
+            len(self._prober.study.pairs), -1
+        )
 
     @property
     def _best(self) -> Probe:
-        means = self._prober.effects(self.singles).means()
+        means = np.nanmean(self._variates.completed(), axis=1)
         return min(self.singles, key=lambda each: (-means[self.singles.index(each)], each.layers))
 
     @property
     def _rivals(self) -> list[Probe]:
-        return [each for each in (*self.singles, *self.groups) if each != self._best]
+        best = self._best
+        return [each for each in (*self.singles, *self.groups) if each != best]
 
     def _reverse(self, rival: Probe, part: float = 1.0) -> float:
         """The chance that a rival (or a part of a group's effect) is stronger than the best single layer on all pictures."""
+        if rival in self.singles:
+            return self._variates.chance_of_reverse(self.singles.index(self._best), self.singles.index(rival), len(self._order))
         best, other = self._prober.effects([self._best, rival]).values.numpy()
         differences = (best - part * other).ravel()
         return chance_of_reverse(differences[~np.isnan(differences)], len(self._order))
 
     def _go_on(self) -> bool:
-        """Splits the strongest group that may hold a stronger layer, or makes more pictures; False where nothing is left to do."""
+        """Splits the strongest group that may hold a stronger layer, or sees more pictures; False where nothing is left to do."""
         allowed = (1 - SURE) / max(1, len(self._rivals))
-        wide = {each: self._reverse(each) for each in self.groups}
+        wide = {each: self._reverse(each, 1.0 if self._whole else self._largest(each)) for each in self.groups}
         open_groups = [each for each, chance in wide.items() if chance > allowed]
-        rest = len(self._order) - self._count
-        if not open_groups and not rest:
+        if not open_groups and self._count == len(self._order):
             return False
         if self._whole and (self._is_flat or self._prompts_disagree):
             return self._sweep()
-        if open_groups:
+        if open_groups and (self._whole or max(wide.values()) > self._contest):
             return self._split(max(open_groups, key=lambda each: wide[each]))
-        alive = [self._best, *(each for each in self._rivals if self._reverse(each) >= _OUT)]
-        more = min(rest, self._count, self._affordable(2 + len(alive)))
+        return self._see_more()
+
+    @property
+    def _contest(self) -> float:
+        """The chance that another single layer is the best."""
+        return sum(self._reverse(each) for each in self._rivals if each in self.singles)
+
+    def _see_more(self) -> bool:
+        """More pictures of the layers that may still be the best: made, or only screened, whichever promises more."""
+        alive = [self._best, *(each for each in self._rivals if self._count < _PICTURES or self._reverse(each) >= _OUT)]
+        more = min(len(self._order) - self._count, 1 if self._count < _PICTURES else self._count, self._affordable(2 + len(alive)))
+        if not self._whole and self._contest > _CLOSE_CALL and self._variates.helps and self._screen_more(alive):
+            return True
         if more < 1:
             return self._whole and self._sweep()
         self._count += more
         self._prober.measure(alive, self._places)
+        return True
+
+    def _screen_more(self, alive: Sequence[Probe]) -> bool:
+        """Looks at the beginnings of further runs, where that promises more than pictures for the same rows; False where it does not."""
+        layers = [each.layers[0] for each in self.singles]
+        left, seen, of = self._allowed - self._spent, len(self._early), len(self._order)
+        glance = self._beginning * self._run_rows + 2 + len(layers)  # at most: the run's own row, the goal's, and each layer's
+        more = min(of - seen, int(left / glance))
+        error, picture = self._variates.error, (2 + len(alive)) * self._run_rows
+        made, made_beside = (min(of, self._count + int(rows / picture)) for rows in (left, left - more * glance))
+        if more < 1 or error(made_beside, seen + more, of) >= error(made, seen, of):
+            return False
+        before = self.rows
+        for (shares,) in self._look(self._prober.follow(self._order[seen : seen + more], (_EARLY,), cut=True), layers):
+            row = np.full(len(self._layers), np.nan)
+            row[np.searchsorted(self._layers, layers)] = shares
+            self._early.append(row)
+        self._screen_rows += self.rows - before
         return True
 
     def _split(self, group: Probe) -> bool:
@@ -201,7 +290,7 @@ class AutoSearch:
         halves = [Probe(tuple(sorted(half))) for half in split(ranked.tolist(), 2)]
         places = [place for place in self._places if not np.isnan(self._value(group, place))]
         if self._affordable(len(halves)) < len(places):
-            return self._whole and self._sweep()
+            return self._sweep() if self._whole else self._see_more()
         self._replace(group, halves)
         self._prober.measure(halves, places)
         return True

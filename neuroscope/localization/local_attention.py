@@ -16,6 +16,7 @@ from neuroscope.conditions import Conditions
 from neuroscope.families import uncompiled
 from neuroscope.forcing import Forcing, Frame
 from neuroscope.graph import HookGraph
+from neuroscope.hooks import Hook
 from neuroscope.sites import Site
 
 
@@ -40,7 +41,8 @@ class LocalAttention:
         def read(site: Site, _module: nn.Module, args: tuple) -> tuple:
             return (self.graph.read(site, conditions).to(args[0]), *args[1:])
 
-        return self._again([self._module(role).register_forward_pre_hook(partial(read, self._site(role))) for role in ("key", "value")])
+        sites = {role: self._site(role) for role in ("key", "value")}
+        return self._again([self._module(role).register_forward_pre_hook(Hook(partial(read, site))) for role, site in sites.items()])
 
     def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row place channel"]:
         """The part of what it puts out that comes from the values of these tokens of the prompt."""
@@ -49,14 +51,16 @@ class LocalAttention:
             return values * kept.to(values)[:, None]
 
         with_them, without = (
-            self._again([self._module("value").register_forward_hook(partial(only, kept))]) for kept in (tokens, torch.zeros_like(tokens))
+            self._again([self._module("value").register_forward_hook(Hook(partial(only, kept)))])
+            for kept in (tokens, torch.zeros_like(tokens))
         )
         return with_them - without
 
     def _again(self, handles: list[Any]) -> Tensor:
         found: list[Tensor] = []
         with ExitStack() as stack:
-            for handle in (*handles, self._module("output").register_forward_hook(lambda _module, _args, output: found.append(output))):
+            keep = Hook(lambda _module, _args, output: found.append(output))
+            for handle in (*handles, self._module("output").register_forward_hook(keep)):
                 stack.callback(handle.remove)
             self.module.forward(*self.args, **self.kwargs)
         return found[0]
@@ -84,7 +88,7 @@ def visit(forcing: Forcing, frame: Frame, look: Callable[[LocalAttention], Any])
     with ExitStack() as stack:
         for site in graph.sites.where(role="key"):
             attention = denoiser.get_submodule(site.module.rpartition(".")[0])
-            stack.callback(attention.register_forward_hook(partial(see, site.layer), with_kwargs=True).remove)
+            stack.callback(attention.register_forward_hook(Hook(partial(see, site.layer)), with_kwargs=True).remove)
         graph.denoiser(**frame.inputs)
     forcing.rows += 1
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -11,15 +11,17 @@ import torch
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
+from neuroscope.conditions import Conditions
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
+from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
 from neuroscope.interventions._intervention import check_schedule_part
-from neuroscope.localization._neuron_localization import ROLES, NeuronLocalization, normal_layers, normal_roles
-from neuroscope.localization.study import Case, Group, Study
+from neuroscope.localization._neuron_localization import NeuronLocalization, normal_layers
+from neuroscope.localization.probing import ROLES, Prober, Swapping, check_roles
+from neuroscope.localization.study import Study
 from neuroscope.scores import Neurons, NeuronScores
 from neuroscope.sites import Sites
-from neuroscope.sweep import Row, Sweep
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,7 +51,7 @@ class NeuronAblation(NeuronLocalization):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", normal_layers(self.layers))
-        object.__setattr__(self, "roles", normal_roles(self.roles))
+        object.__setattr__(self, "roles", check_roles(self.roles))
         if self.group < 1:
             raise InvalidInput(f"group={self.group} is no number of neurons; give 1 or more")
         choose("rows", self.rows, ("conditional", "all"))
@@ -68,13 +70,9 @@ class NeuronAblation(NeuronLocalization):
 
     def measure(self, study: Study, parts: Sequence[Neurons]) -> Effects:
         """The effect of each of these parts, which are neighbours within one site, on every prompt and seed."""
-        study = replace(study, keep_images=0)
-        sweep = study.sweep([text for pair in study.pairs for text in pair])
         by_probe = {self._probe(study, part): part for part in parts}
-        swaps = {(probe, pair): self._swap(study, sweep, by_probe[probe], pair) for probe in by_probe for pair in range(len(study.pairs))}
-        rows = {case: self._row(study, case, swaps) for case in study.cases(["base", "goal", *by_probe])}
-        asked = replace(self, layers=None, roles=ROLES, group=1)  # what a part does depends on the other options alone
-        return study.measure(sweep, [Group(rows)], asked).effects(study, list(by_probe), relative=False)
+        prober = Prober(replace(study, keep_images=0), _SwappingNeurons(rows=self.rows, steps=self.steps, neurons=by_probe))
+        return prober.measure(list(by_probe))
 
     def _parts(self, sites: Sites) -> Iterable[Neurons]:
         for site in sites:
@@ -86,15 +84,17 @@ class NeuronAblation(NeuronLocalization):
         site = study.graph.sites.at([path])[0]
         return Probe((cast(int, site.layer),), f"{site.role} {_span(chosen)}")
 
-    def _swap(self, study: Study, sweep: Sweep, part: Neurons, pair: int) -> ContextSwap:
-        other = sweep.conditions(study.pairs[pair].absent)
-        return ContextSwap(tuple(part), other.context, part, self.rows, self.steps, pooled=other.pooled)
 
-    def _row(self, study: Study, case: Case, swaps: Mapping[tuple[Probe, int], ContextSwap]) -> Row:
-        present, absent = study.pairs[case.pair]
-        if isinstance(case.probe, str):
-            return Row(present if case.probe == "base" else absent, case.seed)
-        return Row(present, case.seed, (swaps[case.probe, case.pair],))
+@dataclass(frozen=True, kw_only=True)
+class _SwappingNeurons(Swapping):
+    """Each probe's neurons alone read the other prompt. What one of them does depends on no other, so that none is part of its name."""
+
+    neurons: Mapping[Probe, Neurons] = field(repr=False)
+
+    def swap(self, graph: HookGraph, probe: Probe, other: Conditions) -> ContextSwap:
+        """See `Swapping`."""
+        chosen = self.neurons[probe]
+        return ContextSwap(tuple(chosen), other.context, chosen, self.rows, self.steps, pooled=other.pooled)
 
 
 def _span(chosen: Sequence[int]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +19,11 @@ from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.cost import Cost, metered
 from neuroscope.fidelity import Fidelity
-from neuroscope.forcing import Frame, following
-from neuroscope.localization._neuron_localization import ROLES, NeuronLocalization, alone, normal_layers, normal_roles, single
+from neuroscope.forcing import Frame
+from neuroscope.localization._neuron_localization import NeuronLocalization, alone, normal_layers, single
 from neuroscope.localization.attributing import KINDS, Kind, attribute
 from neuroscope.localization.neuron_ablation import NeuronAblation
+from neuroscope.localization.probing import ROLES, check_roles, keeping
 from neuroscope.localization.study import Study
 from neuroscope.localization.way import Way
 from neuroscope.scores import NeuronScores
@@ -71,7 +72,7 @@ class NeuronGradient(NeuronLocalization):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", normal_layers(self.layers))
-        object.__setattr__(self, "roles", normal_roles(self.roles))
+        object.__setattr__(self, "roles", check_roles(self.roles))
         choose("kind", self.kind, tuple(KINDS))
         if self.steps < 1:
             raise InvalidInput(f"steps={self.steps} looks at no step of the schedule; give 1 or more")
@@ -97,18 +98,11 @@ class NeuronGradient(NeuronLocalization):
         sweep = Sweep(
             study.graph, [text for pair in study.pairs for text in pair], study.generation, batch_size=study.batch_size, space="latent"
         )
-        kept: list[Sequence[Frame]] = []
-
-        @contextmanager
-        def follow(_rows: Sequence[Row]) -> Iterator[None]:
-            with following(study.graph, self.steps) as found:
-                yield
-            kept.extend(zip(*found, strict=True))
-
+        kept: list[tuple[Frame, ...]] = []
         pairs = [pair for pair in study.pairs for _ in study.seeds]
         rows = [Row(pair.present, seed) for pair in study.pairs for seed in study.seeds]
         with tqdm(total=len(rows), desc=f"attributing {study.name}", unit="image", disable=study.quiet) as bar:
-            for batch, _ in sweep.run(rows, follow):
+            for batch, _ in sweep.run(rows, partial(keeping, study.graph, self.steps, kept)):
                 frames, kept[:] = list(kept), []
                 for each in frames:
                     yield self._look(study, sites, each, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)

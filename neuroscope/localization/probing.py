@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,7 +16,7 @@ from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
 from neuroscope.conditions import Conditions
 from neuroscope.effects import POOLED, Effects, Probe
-from neuroscope.forcing import Frame, following
+from neuroscope.forcing import Frame, Steps, following
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
 from neuroscope.localization.study import Case, Group, Measured, Pair, Place, Study
@@ -56,14 +58,17 @@ class Swapping:
 
 
 def check_swapping(roles: str | Sequence[str], probe: Direction) -> tuple[str, ...]:
-    """The roles as a tuple; raises InvalidInput for unknown ones or none, and for an unknown direction."""
+    """As `check_roles`; raises InvalidInput for an unknown direction as well."""
+    choose("probe", probe, get_args(Direction))
+    return check_roles(roles)
+
+
+def check_roles(roles: str | Sequence[str]) -> tuple[str, ...]:
+    """The roles as a tuple; raises InvalidInput for unknown ones or none."""
     given = (roles,) if isinstance(roles, str) else tuple(roles)
     if not given:
         raise InvalidInput("roles is empty; give key, value or both")
-    for role in given:
-        choose("role", role, ROLES)
-    choose("probe", probe, get_args(Direction))
-    return given
+    return tuple(choose("role", role, ROLES) for role in given)
 
 
 class Prober:
@@ -100,18 +105,15 @@ class Prober:
         """The effects that were measured so far."""
         return self.measured.effects(self.study, probes, relative=False)
 
-    def follow(self, places: Sequence[Place], steps: int) -> Mapping[Place, tuple[Frame, ...]]:
-        """Makes the unchanged runs of these pictures and keeps as many frames of each."""
+    def follow(self, places: Sequence[Place], steps: Steps, *, cut: bool = False) -> Mapping[Place, tuple[Frame, ...]]:
+        """Makes the unchanged runs of these pictures and keeps some frames of each; see `following`."""
         kept: list[tuple[Frame, ...]] = []
-
-        @contextmanager
-        def follow(_rows: Sequence[Row]) -> Iterator[None]:
-            with following(self.study.graph, steps) as found:
-                yield
-            kept.extend(zip(*found, strict=True))
-
         rows = {case: self._row(case, {}) for case in self.study.cases(["base"], places)}
-        self.study.measure(self.sweep, [Group(rows, enter=follow, always=True)], self.swapping, self.measured)
+        enter = partial(keeping, self.study.graph, steps, kept, cut=cut)
+        if cut:
+            deque(self.sweep.run(list(rows.values()), enter), maxlen=0)
+        else:
+            self.study.measure(self.sweep, [Group(rows, enter=enter, always=True)], self.swapping, self.measured)
         return {(case.pair, case.seed): frames for case, frames in zip(rows, kept, strict=True)}
 
     def _row(self, case: Case, swaps: Mapping[tuple[Probe, int], ContextSwap]) -> Row:
@@ -119,6 +121,14 @@ class Prober:
         if isinstance(case.probe, str):
             return Row(base if case.probe == "base" else goal, case.seed)
         return Row(base, case.seed, (swaps[case.probe, case.pair],))
+
+
+@contextmanager
+def keeping(graph: HookGraph, steps: Steps, kept: list[tuple[Frame, ...]], _rows: Sequence[Row], *, cut: bool = False) -> Iterator[None]:
+    """Adds the frames of each row of a batch that is made inside."""
+    with following(graph, steps, cut=cut) as found:
+        yield
+    kept.extend(zip(*found, strict=True))
 
 
 def spread(study: Study) -> list[Place]:

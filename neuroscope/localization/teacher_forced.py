@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,13 +55,18 @@ class TeacherForced(Localization[LayerScores]):
 
 
 def forced_shares(
-    roles: str | tuple[str, ...], forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]
+    roles: str | tuple[str, ...],
+    forcing: Forcing,
+    frame: Frame,
+    other: Conditions,
+    _texts: tuple[str, str],
+    layers: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "layer"]:
-    """Each layer's share at one frame."""
+    """Each layer's share at one frame, of these layers or of all."""
     sites = forcing.graph.sites
     swapped = Swapping(roles=roles, rows="all", pooled="own")
     every = sites.where(role=(*ROLES, "pooled")).paths
     goal = ContextSwap(every, other.context, rows="all", pooled=other.pooled)
-    changes = [[goal], *([swapped.swap(forcing.graph, Probe((layer,)), other)] for layer in sites.layers)]
+    changes = [[goal], *([swapped.swap(forcing.graph, Probe((layer,)), other)] for layer in (sites.layers if layers is None else layers))]
     predicted = forcing.predict(frame, changes)
     return share(predicted[1:], frame.output, predicted[:1])

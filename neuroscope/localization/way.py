@@ -66,7 +66,8 @@ class Way:
 
     def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel height width"]:
         with self._graph.apply_each(changes):
-            return self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._frame.inputs)))[0].double()
+            predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._frame.inputs)))[0]
+        return self._graph.family.noise(predicted).double()
 
 
 def _repeated(rows: int, value: Any) -> Any:

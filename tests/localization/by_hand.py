@@ -53,7 +53,7 @@ class Prediction:
         with ExitStack() as stack:
             for module, change in (changes or {}).items():
                 stack.callback(module.register_forward_hook(lambda _m, _args, out, change=change: change(out)).remove)
-            return self.unet(**(self.inputs | {"encoder_hidden_states": context}))[0].double()
+            return noise(self.unet, self.unet(**(self.inputs | {"encoder_hidden_states": context}))[0].double())
 
     def share(self, predicted: Tensor) -> Tensor:
         return ((predicted - self.source) * self.way).sum() / self.way.square().sum()
@@ -119,6 +119,11 @@ class Prediction:
         pipe(prompt=prompt, generator=torch.Generator().manual_seed(seed), output_type=kind, **generation)
         handle.remove()
         return [each | {"return_dict": False} for each in seen]
+
+
+def noise(unet: Any, predicted: Tensor) -> Tensor:
+    """Without the three channels of variance that DeepFloyd predicts beside its three of noise."""
+    return predicted[:, :3] if unet.config.out_channels == 6 else predicted
 
 
 def is_added(module: nn.Module) -> bool:

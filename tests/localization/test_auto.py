@@ -51,6 +51,15 @@ def test_where_nothing_is_planted_it_names_nothing():
     assert "no layer stands out" in scores.verdict
 
 
+def seen(shares: np.ndarray):
+    """A screen that always sees these shares."""
+
+    def forced_shares(*_given, layers=None) -> np.ndarray:
+        return shares if layers is None else shares[list(layers)]
+
+    return forced_shares
+
+
 class Noise:
     """A metric that says nothing of the concept: the same numbers for all pictures of a batch, in another order each time."""
 
@@ -102,7 +111,7 @@ class TestScreensThatAreWrong:
         graph = model("sd1", "layer")
         (layer,) = planted(graph.pipe).layers
         shares = {"another": np.eye(16)[(layer + 5) % 16], "flat": np.zeros(16), "reverse": 1 - np.eye(16)[layer]}[request.param]
-        monkeypatch.setattr(auto, "forced_shares", lambda *_: shares)
+        monkeypatch.setattr(auto, "forced_shares", seen(shares))
         return graph
 
     def test_with_all_rows_it_is_right(self, graph):
@@ -125,7 +134,7 @@ def test_its_budget_is_kept(budget):
 def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
     """With a screen that sees nothing, each of the others has an equal part of what they do together; all parts add up to the whole."""
     graph = model("sd1", "apart")
-    monkeypatch.setattr(auto, "forced_shares", lambda *_: np.zeros(16))
+    monkeypatch.setattr(auto, "forced_shares", seen(np.zeros(16)))
     scores = search(graph, budget=1 / 40)
     rest = tuple(layer for layer in graph.sites.layers if layer not in scores.confidence.alone)
     assert len(rest) > 10
@@ -134,6 +143,38 @@ def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
     assert parts == pytest.approx([parts[0]] * len(parts))
     assert parts[0] > 0.01
     assert sum(scores.scores) == pytest.approx(1, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def scores() -> LayerScores:
+    return search(model("sd1", "apart"), 1 / 10)
+
+
+class TestCloseLayers:
+    """Two layers each have a half: the beginnings of further runs are looked at, as far as the budget goes."""
+
+    def test_more_pictures_are_screened_than_made(self, scores):
+        sure = scores.confidence
+        assert sure.pictures < sure.screened <= sure.of
+        assert sure.probability <= 0.9
+        assert f"on {sure.pictures} of 32 pictures, and screened on {sure.screened})" in str(sure)
+        assert scores.cost.rows <= sweep_rows(model("sd1", "apart")) / 10
+
+    def test_their_effects_are_near_those_of_all_pictures(self, scores):
+        graph = model("sd1", "apart")
+        every = search(graph, method=LocoGen())
+        for layer in planted(graph.pipe).layers:
+            effects = scores.effects.values[[each.layers for each in scores.effects.probes].index((layer,))]
+            assert int((~effects.isnan()).sum()) == scores.confidence.screened
+            assert scores.scores[layer] == pytest.approx(every.scores[layer], abs=0.1)
+
+    def test_a_screen_that_misleads_is_not_asked_again(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        graph = model("sd1", "apart")
+        monkeypatch.setattr(
+            auto, "forced_shares", lambda *_, **__: np.isin(graph.sites.layers, planted(graph.pipe).layers) * rng.random(16)
+        )
+        assert search(graph, 1 / 10).confidence.screened == 0
 
 
 def test_a_stopped_search_goes_on_from_its_file(tmp_path):

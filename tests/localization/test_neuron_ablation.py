@@ -103,7 +103,7 @@ def test_all_neurons_of_a_site_have_together_what_its_layer_has_in_the_metrics_u
     [
         ({"group": 0}, "group=0 is no number of neurons; give 1 or more"),
         ({"layers": ()}, "layers is empty, so no neuron is left; give layers, or None for all"),
-        ({"roles": ()}, "roles is empty, so no neuron is left; give key, value or both"),
+        ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
         ({"rows": "al"}, "rows 'al' is unknown; choose one of conditional, all"),
         ({"steps": (1.0, 0.0)}, r"steps=\(1.0, 0.0\) is not a part of the schedule"),

@@ -24,6 +24,7 @@ from neuroscope import (
 from neuroscope.testbed import build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
+from tests.localization.by_hand import noise
 from tests.localization.planted import SMALL, STIPPLE, concept_of
 
 PAIR = STIPPLE[:1]
@@ -62,7 +63,7 @@ class ByHand:
         handles = [
             module.register_forward_hook(lambda _m, _a, _out, put=put: put) for module, put in zip(self.modules, activations, strict=False)
         ]
-        made = self.unet(*self.args, **(self.kwargs | {"encoder_hidden_states": text}))[0].double()
+        made = noise(self.unet, self.unet(*self.args, **(self.kwargs | {"encoder_hidden_states": text}))[0].double())
         for handle in handles:
             handle.remove()
         return made
@@ -127,7 +128,7 @@ def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph, kind, sam
     found = run(graph, NeuronGradient(kind=kind, layers=14, steps=1, samples=samples, fidelity=0))
     hand = ByHand(graph, PAIR[0], found.sites.paths)
     with torch.no_grad(), graph.apply(ContextSwap(found.sites.paths, hand.other, rows="all")):
-        moved = hand.unet(*hand.args, **hand.kwargs)[0].double() - hand.source
+        moved = noise(hand.unet, hand.unet(*hand.args, **hand.kwargs)[0].double()) - hand.source
     expected = float((moved * hand.way).sum() / hand.way.square().sum())
     assert 0.01 < abs(expected) < 0.99
     assert sum(float(each.sum()) for each in found.scores.values()) == pytest.approx(expected, abs=0.01)
