@@ -11,7 +11,7 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,14 +126,47 @@ def swept(pair: Pair, file: Path) -> ns.LayerScores:
 
 
 def judged(scores: ns.LayerScores, exhaustive: ns.LayerScores) -> dict[str, Any]:
-    """Whether two results name the same layer (exactly, or one as good), what was said of it, and how their layers are ranked."""
-    mine, theirs = answer(scores), answer(exhaustive)
-    whole = exhaustive.effects.full_mean()
-    lost = np.inf if mine is None or theirs is None else max(exhaustive.scores) - exhaustive.scores[exhaustive.layers.index(mine)]
+    """What scores name, against the sweep's; what was said of it; and whether they order all layers as the sweep does."""
     sure = scores.confidence.probability if scores.confidence else np.nan
+    agreement = exhaustive.agreement(scores) if answer(exhaustive) is not None else np.nan
+    return {"sure": sure, "agreement": agreement} | named(answer(scores), exhaustive)
+
+
+def named(mine: int | None, exhaustive: ns.LayerScores) -> dict[str, Any]:
+    """Whether a layer is the sweep's, or as good, or not told apart from it; and how often the sweep would name its own again."""
+    theirs = answer(exhaustive)
+    behind = np.inf if mine is None or theirs is None else max(exhaustive.scores) - exhaustive.scores[exhaustive.layers.index(mine)]
     same = mine == theirs
-    agreement = exhaustive.agreement(scores) if theirs is not None else np.nan
-    return {"same": same, "as good": same or lost <= TIE * whole, "sure": sure, "agreement": agreement, "said": mine, "true": theirs}
+    return {
+        "same": same,
+        "as good": same or behind <= TIE * exhaustive.effects.full_mean(),
+        "not told apart": same or (behind < np.inf and not is_told_apart(exhaustive, mine, theirs)),
+        "said": mine,
+        "true": theirs,
+        "sweep again": redrawn(exhaustive),
+    }
+
+
+def is_told_apart(exhaustive: ns.LayerScores, one: int, other: int) -> bool:
+    """Whether the sweep's own pictures tell two of its layers apart: 0 is outside of the bootstrap interval of their difference."""
+    effects = exhaustive.effects
+    numbers = [[each.layers for each in effects.probes].index((layer,)) for layer in (other, one)]
+    difference = effects.values[numbers[0]] - effects.values[numbers[1]]
+    low, high = replace(effects, probes=(effects.probes[0],), values=difference[None]).intervals()[0]
+    return bool(low > 0 or high < 0)
+
+
+def redrawn(exhaustive: ns.LayerScores, draws: int = 1000) -> float:
+    """How often the sweep itself would name the same layer with other prompts and seeds, by drawing its own anew."""
+    if answer(exhaustive) is None:
+        return 1.0
+    single = [number for number, probe in enumerate(exhaustive.effects.probes) if len(probe.layers) == 1]
+    values = exhaustive.effects.values.numpy()[single]
+    rng = np.random.default_rng(0)
+    weights = [rng.multinomial(count, np.full(count, 1 / count), size=draws) for count in values.shape[1:]]
+    means = np.einsum("lps,dp,ds->dl", values, *weights)
+    named = np.array([exhaustive.effects.probes[number].layers[0] for number in single])[means.argmax(axis=1)]
+    return float((named == answer(exhaustive)).mean())
 
 
 def answer(scores: ns.LayerScores) -> int | None:
@@ -143,19 +176,26 @@ def answer(scores: ns.LayerScores) -> int | None:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """By method: on how many pairs it names the same layer, one as good, its share of the rows, and its rank correlation."""
+    """By method: on how many pairs it names the same layer, or one as good; its share of the rows; and its rank correlation.
+
+    The last row is the sweep itself: how often it would name its own layer again with other prompts and seeds.
+    """
     by_method = table.groupby("method", sort=False)
     natural = table[table["pair"].str.startswith("sd1-natural")].groupby("method", sort=False)["agreement"]
     shares = {f"rows, {part}": _of(table, sdxl).groupby("method")["rows"].median() for part, sdxl in (("16 to 23", False), ("70", True))}
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
             "pairs": by_method.size(),
-            "same": by_method["same"].mean().round(3),
-            "as good": by_method["as good"].mean().round(3),
-            "wrong but 95 % sure": by_method.apply(lambda rows: int((~rows["as good"].astype(bool) & (rows["sure"] >= 0.95)).sum())),
+            **{name: by_method[name].mean().round(3) for name in ("same", "as good", "not told apart")},
+            "wrong but 95 % sure": by_method.apply(lambda rows: int((~rows["not told apart"].astype(bool) & (rows["sure"] >= 0.95)).sum())),
             **{name: (1 / share).round(1).map("1/{}".format) for name, share in shares.items()},
+            "most rows": by_method["rows"].max().round(4),
             "natural: rank correlation": natural.apply(_with_interval),
         }
+    )
+    pairs = table.drop_duplicates("pair")
+    return pd.concat(
+        [found, pd.DataFrame({"pairs": len(pairs), "same": pairs["sweep again"].mean().round(3)}, index=["all windows, again"])]
     )
 
 
@@ -174,7 +214,7 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """By stated confidence: how often it was so."""
     bands = pd.cut(table["sure"], [-0.01, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
     groups = table.assign(stated=table["sure"]).groupby(["method", bands], observed=True)
-    means = groups[["stated", "same", "as good", "rows"]].mean().astype(float).round(3)
+    means = groups[["stated", "same", "as good", "not told apart", "rows"]].mean().astype(float).round(3)
     return means.assign(plants=groups.size())
 
 

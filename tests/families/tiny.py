@@ -10,6 +10,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from neuroscope import HookGraph, NeuronMask, Neurons
+from neuroscope.doctor import diagnose
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
 from neuroscope.testbed.training.autoencoder import build_autoencoder
@@ -135,3 +137,14 @@ def _pipeline(seed: int, tokenizer: CLIPTokenizer, scheduler: Any, **config: Any
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def mask(graph: HookGraph, rows: str = "conditional", layer: int = 8) -> NeuronMask:
+    """A change of a few values of one layer that every picture shows."""
+    (site,) = graph.sites.where(layer=layer, role="value")
+    return NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), fill=2.0, rows=rows)
+
+
+def wrong(pipe: Any) -> list[str]:
+    """What the doctor finds wrong, by name."""
+    return [finding.name for finding in diagnose(pipe) if finding.state == "wrong"]
