@@ -8,27 +8,20 @@ close, more pictures are made, or more are screened by the beginnings of their r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import Meter
 from neuroscope.effects import Effects, Probe
-from neuroscope.forcing import Forcing, Frame
 from neuroscope.localization.control_variates import ControlVariates
+from neuroscope.localization.glancing import Glances, by_picture
 from neuroscope.localization.probing import Prober, split, spread
 from neuroscope.localization.study import Place
-from neuroscope.localization.teacher_forced import forced_shares
 
 SURE = 0.95
-_EARLY = 0.35  # where in the schedule a single prediction tells most of the picture
-_LATE = 0.75  # where layers are seen that act late
-_BOTH = 2  # on how many pictures both are looked at
 _FEWEST, _PICTURES = 3, 4  # of the final, and for an answer that is sure
 _FINALISTS = 3
 _CLOSE = 0.5  # of the strongest layer's share: what else goes to the final
@@ -57,25 +50,25 @@ class AutoSearch:
 
     def __init__(self, prober: Prober, meter: Meter, budget: float) -> None:
         self._prober = prober
-        self._forcing = Forcing(prober.study.graph)
-        self._meter = meter
         self._whole = budget == 1
-        self._layers = np.array(prober.study.graph.sites.layers)
+        self._layers = prober.study.graph.sites.layers
         self._order = spread(prober.study)
+        self._glances = Glances(prober, meter, self._order)
         self._count = 0
         self.singles: list[Probe] = []
         self.groups: list[Probe] = []
-        self._run_rows = 0.0
-        self._beginning = 1.0  # the part of a run until the early frame
-        self._early: list[np.ndarray] = []
-        self._shares = self._screen(budget)
+        self._screen(budget)
         self._allowed = budget * self._sweep_rows
-        self._screen_rows = self.rows - len(self._shares) * self._run_rows
+        self._screen_rows = self.rows - self._glances.pictures * self._run_rows
 
     @property
     def rows(self) -> float:
         """The rows that were run so far."""
-        return self._meter.cost.rows + self._forcing.rows
+        return self._glances.rows
+
+    @property
+    def _run_rows(self) -> float:
+        return self._glances.run_rows
 
     @property
     def _spent(self) -> float:
@@ -91,7 +84,7 @@ class AutoSearch:
             unclear = bool(np.nan_to_num(ends.full.numpy()).any())
             return self._confidence(self._sure() if self._whole and unclear and self._sweep() else self._absence)
         self.singles = [Probe((layer,)) for layer in finalists]
-        rest = tuple(each for each in self._layers.tolist() if each not in finalists)
+        rest = tuple(each for each in self._layers if each not in finalists)
         self.groups = [Probe(rest)] if rest else []
         self._prober.measure([*self.singles, *self.groups, *self._prober.beside], self._places)
         while (sure := self._sure()) < SURE and self._go_on():
@@ -104,12 +97,13 @@ class AutoSearch:
         The effect of layers that were measured together is shared out among them by the screen.
         """
         known = self._prober.effects([*self.singles, *self.groups, *self._prober.beside])
-        every = {Probe((layer,)): torch.full(known.full.shape, torch.nan, dtype=torch.float64) for layer in self._layers.tolist()}
+        every = {Probe((layer,)): torch.full(known.full.shape, torch.nan, dtype=torch.float64) for layer in self._layers}
         for probe, values in zip(known.probes, known.values, strict=True):
-            parts = self._parts(probe) if probe.layers else [1.0]
+            parts = self._glances.parts(probe.layers) if probe.layers else [1.0]
             every |= {Probe((layer,)): values * part for layer, part in zip(probe.layers, parts, strict=False)}
             every |= {} if probe.layers else {probe: values}
-        every |= zip(self.singles, map(self._on_pictures, self._variates.completed()), strict=True)
+        for probe, expected in zip(self.singles, self._variates.completed(), strict=True):
+            every[probe] = torch.from_numpy(by_picture(expected, self._order, known))
         return Effects(tuple(every), known.prompts, known.seeds, torch.stack(list(every.values())), known.full)
 
     @property
@@ -133,7 +127,7 @@ class AutoSearch:
             return _PICTURES
         allowed = (self._allowed - self._spent) / self._run_rows
         return max(
-            number for number in range(2, _FEWEST + 1) if number == 2 or number * runs + max(0, number - len(self._shares)) <= allowed
+            number for number in range(2, _FEWEST + 1) if number == 2 or number * runs + max(0, number - self._glances.pictures) <= allowed
         )
 
     def _affordable(self, runs: int) -> int:
@@ -144,45 +138,24 @@ class AutoSearch:
         alone = tuple(sorted(each.layers[0] for each in self.singles))
         return Confidence(probability, alone, self._count, len(self._order), self._screened)
 
-    def _screen(self, budget: float) -> Float[np.ndarray, "picture layer"]:
-        """The shares on as many pictures as fit the screen's part of the budget, at least one."""
-        seen: list[np.ndarray] = []
-        for place in self._order[:_PICTURES]:
-            before = self.rows
-            followed = self._prober.follow([place], (_EARLY, _LATE) if len(seen) < _BOTH else (_EARLY,))
-            self._run_rows, early = self.rows - before, followed[place][0]
-            self._beginning = (early.step + 1) / early.steps
-            (shares,) = self._look(followed)
-            self._early.append(shares[0])
-            seen.append(shares.mean(axis=0))
-            if self.rows * (1 + 1 / len(seen)) > _SCREEN_PART * budget * self._sweep_rows:
+    def _screen(self, budget: float) -> None:
+        """Looks at as many pictures as fit the screen's part of the budget, at least one."""
+        for seen in range(1, min(_PICTURES, len(self._order)) + 1):
+            self._glances.at_whole()
+            if self.rows * (1 + 1 / seen) > _SCREEN_PART * budget * self._sweep_rows:
                 break
-        return np.stack(seen)
-
-    def _look(self, followed: Mapping[Place, Sequence[Frame]], layers: Sequence[int] | None = None) -> list[np.ndarray]:
-        """For each picture the shares [frame, layer]."""
-        look = partial(forced_shares, self._prober.swapping.roles, self._forcing, layers=layers)
-        texts = self._prober.swapping.texts
-        return [
-            np.nan_to_num([look(frame, self._prober.other(pair), texts(self._prober.study.pairs[pair])) for frame in frames])
-            for (pair, _), frames in followed.items()
-        ]
 
     def _finalists(self) -> list[int]:
         """The layers that look strong over all screened pictures, and each picture's own strongest."""
-        means = self._shares.mean(axis=0)
+        shares = self._glances.shares
+        means = shares.mean(axis=0)
         strong = [number for number in np.argsort(-means, kind="stable")[:_FINALISTS] if means[number] >= _CLOSE * means.max()]
-        own = [int(each.argmax()) for each in self._shares]
-        return self._layers[list(dict.fromkeys([*strong, *own]))].tolist()
-
-    def _parts(self, probe: Probe) -> Float[np.ndarray, "layer"]:
-        """The part of a group's effect that each of its layers has by the screen."""
-        shares = self._shares.mean(axis=0)[np.searchsorted(self._layers, probe.layers)].clip(min=0) + 1e-3
-        return shares / shares.sum()
+        own = [int(each.argmax()) for each in shares]
+        return [self._layers[number] for number in dict.fromkeys([*strong, *own])]
 
     def _largest(self, probe: Probe) -> float:
         """The part of a group's effect that one of its layers may have, going by the screen."""
-        return min(1.0, _UNEVEN * max(self._parts(probe)))
+        return min(1.0, _UNEVEN * max(self._glances.parts(probe.layers)))
 
     def _sure(self) -> float:
         """How sure it is of the strongest single layer."""
@@ -197,27 +170,12 @@ class AutoSearch:
     @property
     def _variates(self) -> ControlVariates:
         """What single layers do in the pictures that were made, beside what the screen says of these and of others."""
-        known = self._prober.effects(self.singles)
-        effects = self._in_order(known)
-        shares = np.full(effects.shape, np.nan)
-        numbers = np.searchsorted(self._layers, [each.layers[0] for each in self.singles])
-        shares[:, : len(self._early)] = np.stack(self._early, axis=1)[numbers]
-        return ControlVariates(effects, known.full_mean() * shares)
+        return self._glances.beside(self._prober.effects(self.singles))
 
     @property
     def _screened(self) -> int:
         """How many pictures layers are compared on, where the screen adds some."""
-        return len(self._early) if len(self._early) > self._count and self._variates.helps else 0
-
-    def _in_order(self, effects: Effects) -> Float[np.ndarray, "probe picture"]:
-        pairs, seeds = zip(*self._order, strict=True)
-        return effects.values.numpy()[:, pairs, [self._prober.study.seeds.index(seed) for seed in seeds]]
-
-    def _on_pictures(self, values: Float[np.ndarray, "picture"]) -> Float[Tensor, "prompt seed"]:
-        by_place = dict(zip(self._order, values.tolist(), strict=True))
-        return torch.tensor([by_place[place] for place in self._prober.study.places], dtype=torch.float64).reshape(
-            len(self._prober.study.pairs), -1
-        )
+        return self._glances.pictures if self._glances.pictures > self._count and self._variates.helps else 0
 
     @property
     def _best(self) -> Probe:
@@ -248,7 +206,7 @@ class AutoSearch:
             return self._sweep()
         if open_groups and (self._whole or max(wide.values()) > self._contest):
             return self._split(max(open_groups, key=lambda each: wide[each]))
-        return self._see_more()
+        return self._see_more() or (bool(open_groups) and self._split(max(open_groups, key=lambda each: wide[each])))
 
     @property
     def _contest(self) -> float:
@@ -269,24 +227,21 @@ class AutoSearch:
 
     def _screen_more(self, alive: Sequence[Probe]) -> bool:
         """Looks at the beginnings of further runs, where that promises more than pictures for the same rows; False where it does not."""
-        layers = [each.layers[0] for each in self.singles]
-        left, seen, of = self._allowed - self._spent, len(self._early), len(self._order)
-        glance = self._beginning * self._run_rows + 2 + len(layers)  # at most: the run's own row, the goal's, and each layer's
-        more = min(of - seen, int(left / glance))
-        error, picture = self._variates.error, (2 + len(alive)) * self._run_rows
-        made, made_beside = (min(of, self._count + int(rows / picture)) for rows in (left, left - more * glance))
+        layers = [layer for each in self.singles for layer in each.layers]
+        left, seen, of = self._allowed - self._spent, self._glances.pictures, len(self._order)
+        beginning, picture = self._glances.rows_of_beginning(len(layers)), (2 + len(alive)) * self._run_rows
+        more = min(of - seen, int(left / beginning))
+        made, made_beside = (min(of, self._count + int(rows / picture)) for rows in (left, left - more * beginning))
+        error = self._variates.error
         if more < 1 or error(made_beside, seen + more, of) >= error(made, seen, of):
             return False
         before = self.rows
-        for (shares,) in self._look(self._prober.follow(self._order[seen : seen + more], (_EARLY,), cut=True), layers):
-            row = np.full(len(self._layers), np.nan)
-            row[np.searchsorted(self._layers, layers)] = shares
-            self._early.append(row)
+        self._glances.at_beginnings(more, layers)
         self._screen_rows += self.rows - before
         return True
 
     def _split(self, group: Probe) -> bool:
-        ranked = np.array(group.layers)[np.argsort(-self._parts(group), kind="stable")]
+        ranked = np.array(group.layers)[np.argsort(-self._glances.parts(group.layers), kind="stable")]
         halves = [Probe(tuple(sorted(half))) for half in split(ranked.tolist(), 2)]
         places = [place for place in self._places if not np.isnan(self._value(group, place))]
         if self._affordable(len(halves)) < len(places):
@@ -306,13 +261,13 @@ class AutoSearch:
 
     def _sweep(self) -> bool:
         """Falls back on all windows of all pictures."""
-        self.singles, self.groups, self._count = [Probe((layer,)) for layer in self._layers.tolist()], [], len(self._order)
+        self.singles, self.groups, self._count = [Probe((layer,)) for layer in self._layers], [], len(self._order)
         self._prober.measure([*self.singles, *self._prober.beside], self._places)
         return True
 
     @property
     def _is_flat(self) -> bool:
-        return float(self._shares.mean(axis=0).max()) < _NOTHING
+        return float(self._glances.shares.mean(axis=0).max()) < _NOTHING
 
     @property
     def _prompts_disagree(self) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroscope import Flipped, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, localize
-from neuroscope.localization import auto
+from neuroscope.localization import auto, glancing
 from neuroscope.testbed import PLANTS, build, planted
 
 SEEDS = range(8)
@@ -111,7 +111,7 @@ class TestScreensThatAreWrong:
         graph = model("sd1", "layer")
         (layer,) = planted(graph.pipe).layers
         shares = {"another": np.eye(16)[(layer + 5) % 16], "flat": np.zeros(16), "reverse": 1 - np.eye(16)[layer]}[request.param]
-        monkeypatch.setattr(auto, "forced_shares", seen(shares))
+        monkeypatch.setattr(glancing, "forced_shares", seen(shares))
         return graph
 
     def test_with_all_rows_it_is_right(self, graph):
@@ -134,7 +134,7 @@ def test_its_budget_is_kept(budget):
 def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
     """With a screen that sees nothing, each of the others has an equal part of what they do together; all parts add up to the whole."""
     graph = model("sd1", "apart")
-    monkeypatch.setattr(auto, "forced_shares", seen(np.zeros(16)))
+    monkeypatch.setattr(glancing, "forced_shares", seen(np.zeros(16)))
     scores = search(graph, budget=1 / 40)
     rest = tuple(layer for layer in graph.sites.layers if layer not in scores.confidence.alone)
     assert len(rest) > 10
