@@ -137,10 +137,11 @@ def named(mine: int | None, exhaustive: ns.LayerScores) -> dict[str, Any]:
     theirs = answer(exhaustive)
     behind = np.inf if mine is None or theirs is None else max(exhaustive.scores) - exhaustive.scores[exhaustive.layers.index(mine)]
     same = mine == theirs
+    good = same or behind <= TIE * exhaustive.effects.full_mean()
     return {
         "same": same,
-        "as good": same or behind <= TIE * exhaustive.effects.full_mean(),
-        "not told apart": same or (behind < np.inf and not is_told_apart(exhaustive, mine, theirs)),
+        "as good": good,
+        "not told apart": good or (behind < np.inf and not is_told_apart(exhaustive, mine, theirs)),
         "said": mine,
         "true": theirs,
         "sweep again": redrawn(exhaustive),

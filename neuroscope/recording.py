@@ -211,8 +211,8 @@ def _record_denoised(
     seen: dict[str, dict[int, list[Tensor]]] = {path: {} for path in sites.paths}
 
     def keep(activation: Tensor, call: Call) -> None:
-        mean = activation[call.rows("conditional", len(activation))].detach().to(torch.float64)
-        mean = mean if mean.ndim == 2 else mean.mean(dim=1)  # pooled text has no places to average over
+        rows = activation[call.rows("conditional", len(activation))].detach()
+        mean = rows.to(torch.float64) if rows.ndim == 2 else rows.mean(dim=1, dtype=torch.float64)  # pooled text has no places
         seen[call.site.path].setdefault(call.step or 0, []).append(mean)
 
     with graph.observe(sites, keep):
