@@ -102,7 +102,7 @@ class NeuronGradient(NeuronLocalization):
         pairs = [pair for pair in study.pairs for _ in study.seeds]
         rows = [Row(pair.present, seed) for pair in study.pairs for seed in study.seeds]
         with tqdm(total=len(rows), desc=f"attributing {study.name}", unit="image", disable=study.quiet) as bar:
-            for batch, _ in sweep.run(rows, partial(keeping, study.graph, self.steps, kept)):
+            for batch, _ in sweep.run(rows, partial(keeping, study.graph, self.steps, kept, cut=True)):
                 frames, kept[:] = list(kept), []
                 for each in frames:
                     yield self._look(study, sites, each, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)

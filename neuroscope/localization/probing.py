@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.calls import Rows
@@ -111,7 +111,9 @@ class Prober:
         rows = {case: self._row(case, {}) for case in self.study.cases(["base"], places)}
         enter = partial(keeping, self.study.graph, steps, kept, cut=cut)
         if cut:
-            deque(self.sweep.run(list(rows.values()), enter), maxlen=0)
+            with tqdm(total=len(rows), desc=f"following {self.study.name}", unit="image", disable=self.study.quiet) as bar:
+                for batch, _ in self.sweep.run(list(rows.values()), enter):
+                    bar.update(len(batch))
         else:
             self.study.measure(self.sweep, [Group(rows, enter=enter, always=True)], self.swapping, self.measured)
         return {(case.pair, case.seed): frames for case, frames in zip(rows, kept, strict=True)}

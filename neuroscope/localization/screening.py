@@ -38,7 +38,10 @@ def screened(study: Study, method: Localization, swapping: Swapping, look: Look,
     """A screen's scores of all pictures of a study, and its fidelity to exact effects."""
     with metered(study.graph.denoiser) as meter:
         prober, forcing = Prober(replace(study, keep_images=0), swapping), Forcing(study.graph)
-        effects = view(prober, forcing, look, prober.follow(study.places, steps))
+        whole = 1 if fidelity else 0  # exact effects need the first picture
+        parts = ((study.places[:whole], False), (study.places[whole:], True))
+        followed = [prober.follow(places, steps, cut=cut) for places, cut in parts if places]
+        effects = view(prober, forcing, look, {place: frames for each in followed for place, frames in each.items()})
         checked = _checked(prober, effects, fidelity) if fidelity else None
         cost = meter.cost + Cost(rows=forcing.rows)
     return LayerScores.of(effects, provenance=study.provenance(method), cost=cost, fidelity=checked)
