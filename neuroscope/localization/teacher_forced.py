@@ -22,7 +22,7 @@ from neuroscope.localization.study import Study
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TeacherForced(Localization[LayerScores]):
-    """A screen: one run of each picture; at a few of its steps, each layer's swap changes the next prediction.
+    """A screen: each picture's run until the last of a few steps; at these, each layer's swap changes the next prediction.
 
     A layer's share is the projection of that change on the change that swapping all layers (and the pooled text) makes:
     0 to 1. `LayerScores.grid` gives the layer × step heatmap. Only rows that carry the prompt are computed, and the part of
