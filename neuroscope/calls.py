@@ -77,16 +77,16 @@ class Clock:
         ticks: the denoiser's calls so far.
         guided: whether the current batch holds unconditional rows; None where that is not known.
         hooked: by path, the modules whose calls are compared with these.
-        place: the device and number format in which the pipeline computes.
     """
 
-    def __init__(self, pipe: Any, ears: Ears, place: Callable[[], tuple[torch.device, torch.dtype]]) -> None:
-        self.place = place
+    def __init__(self, pipe: Any, ears: Ears, dtype: Callable[[], torch.dtype]) -> None:
         self.ticks = 0
         self.hooked: dict[str, nn.Module] = {}
         self.guided: bool | None = None
         self._pipe = pipe
         self._ears = ears
+        self._dtype = dtype
+        self._device: torch.device | None = None
         self._step: int | None = None
         self._steps: int | None = None
         self._schedule: Tensor | None = None
@@ -96,6 +96,7 @@ class Clock:
         """Forward pre-hook of the denoiser."""
         self.ticks += 1
         self.guided = self._ears.guided(self._pipe)
+        self._device = (kwargs["sample"] if "sample" in kwargs else args[0]).device
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         now = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         number = None if self.guided is None else self._numbers().get(now)
@@ -113,6 +114,10 @@ class Clock:
             self._schedule = scheduler.timesteps
             self._order = {timestep: number for number, timestep in enumerate(dict.fromkeys(self._schedule.tolist()))}
         return self._order
+
+    def place(self) -> tuple[torch.device | None, torch.dtype]:
+        """The device and the number format in which the denoiser computes."""
+        return self._device, self._dtype()
 
     @property
     def now(self) -> Moment:

@@ -37,6 +37,6 @@ class Conditions:
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(torch.cat([part.context for part in parts]), torch.cat(pooled) if pooled else None)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditions:
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Conditions:
         """The conditions on another device or in another number format."""
         return Conditions(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))

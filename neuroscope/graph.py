@@ -22,7 +22,7 @@ from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
 from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
-from neuroscope.hooks import Change, Hook, Images, act, change_input, rewire
+from neuroscope.hooks import Change, Hook, Images, Shared, act, change_input, rewire
 from neuroscope.parameters import read_effective_weight, summaries
 from neuroscope.running import listening, running_eagerly, unheard
 from neuroscope.sites import Place, Site, Sites
@@ -191,7 +191,9 @@ class HookGraph:
         place = functools.cache(self._place)
         return ((site, self._read(site, place, conditions, None)) for site in sites)
 
-    def _read(self, site: Site, place: Callable[[], tuple[torch.device, torch.dtype]], conditions: Conditions, batch: int | None) -> Tensor:
+    def _read(
+        self, site: Site, place: Callable[[], tuple[torch.device | None, torch.dtype]], conditions: Conditions, batch: int | None
+    ) -> Tensor:
         given = conditions.to(*place())
         repeated = Conditions.of([given] * max(1, (batch or 0) // len(given)))
         with torch.no_grad():
@@ -351,7 +353,7 @@ class HookGraph:
         self.family.refuse_unknown(self.pipe, silent=True)
         if self.eager:
             stack.enter_context(running_eagerly())
-        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)), functools.cache(self._place))
+        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)), functools.cache(lambda: uncompiled(self.denoiser).dtype))
         stack.callback(self.denoiser.register_forward_pre_hook(Hook(clock.tick), with_kwargs=True).remove)
         return clock
 
@@ -361,6 +363,7 @@ class HookGraph:
             each.check(self)
         ran: Counter[str] = Counter()
         acted: set[int] = set()
+        shared: dict[tuple, Shared] = {}
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
@@ -372,7 +375,12 @@ class HookGraph:
                         if site.path in each.paths and (each.changes_input or site.before_module) == before
                     ]
                     if here:
-                        self._hook(stack, site, clock, counts.pop(0), partial(act, here), before)
+                        change: Callable[[Tensor, Call], Tensor] = partial(act, here)
+                        if before and all(each.intervention.alike_in_layer for each in here):
+                            key = (site.layer, *((id(each.intervention), each.images) for each in here))
+                            change = shared.setdefault(key, Shared(change, clock))
+                            shared[key].readers += 1
+                        self._hook(stack, site, clock, counts.pop(0), change, before)
             yield
         self._expect_runs({path for each, _ in changes for path in each.paths}, ran, clock)
         for each, _ in changes:

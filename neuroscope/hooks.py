@@ -75,6 +75,33 @@ def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:
     return tensor
 
 
+class Shared:
+    """A change of an input that several sites read in one call of the denoiser: made for the first, and given to the others.
+
+    Attributes:
+        readers: how many sites.
+    """
+
+    def __init__(self, change: Callable[[Tensor, Call], Tensor], clock: Clock) -> None:
+        self.readers = 0
+        self._change = change
+        self._clock = clock
+        self._tick, self._left = -1, 0
+        self._given: Tensor | None = None
+        self._made: Tensor | None = None
+
+    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        """What the input becomes; kept no longer than for its last reader."""
+        if self._made is None or self._given is not tensor or self._tick != self._clock.ticks:
+            self._given, self._tick, self._left = tensor, self._clock.ticks, self.readers
+            self._made = self._change(tensor, call)
+        made = self._made
+        self._left -= 1
+        if not self._left:
+            self._given = self._made = None
+        return made
+
+
 def rewire(
     path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
 ) -> Tensor:

@@ -35,6 +35,11 @@ class Intervention(Artifact):
         return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
 
     @property
+    def alike_in_layer(self) -> bool:
+        """Whether `on_input` makes the same of the same input at all sites of a layer, so that it is asked once for all of them."""
+        return False
+
+    @property
     def changes_input(self) -> bool:
         """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""
         return False

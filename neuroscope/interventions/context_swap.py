@@ -90,6 +90,11 @@ class ContextSwap(Intervention):
         """See `Intervention`: whole sites read the other prompt as their input, chosen neurons are computed beside it."""
         return self.neurons is None
 
+    @property
+    def alike_in_layer(self) -> bool:
+        """See `Intervention`: keys and values read the same of the other prompt."""
+        return True
+
     def on_input(self, context: Float[Tensor, "row *token channel"], call: Call) -> Float[Tensor, "row *token channel"]:
         """See `Intervention`."""
         if not call.within(self.steps):
@@ -170,4 +175,6 @@ class ContextSwap(Intervention):
                 f"the swap holds contexts of {len(self.context)} prompts, which {rows // halves} rows cannot be shared among; "
                 "give one or as many as prompts"
             )
+        if len(others) == 1:
+            return others.expand(rows, *others.shape[1:])
         return einops.repeat(others, "prompt ... -> (half prompt image) ...", half=halves, image=images)
