@@ -208,6 +208,7 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the full change hardly moves")
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize("plant", list(PLANTS))
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "if-1"])
