@@ -270,14 +270,6 @@ class TestSilentSites:
         with pytest.raises(SiteNeverRan, match=message), graph.capture(graph.sites.where(block="mid")):
             tiny.draw(fresh)
 
-    @pytest.mark.slow
-    def test_a_denoiser_that_was_compiled_and_run_before_hooking_is_named_as_the_cause(self, fresh):
-        fresh.unet = torch.compile(fresh.unet, backend="eager")
-        graph = HookGraph(fresh)
-        tiny.draw(fresh)
-        with pytest.raises(SiteNeverRan, match="the denoiser was compiled before it was hooked; hook first"), graph.apply(mask_of(graph)):
-            tiny.draw(fresh)
-
 
 class TestModels:
     def test_it_shows_model_family_and_counts(self, graph):
