@@ -8,6 +8,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+#: No search is surer than this where single predictions or short runs stand for pictures.
+LIKELY = 0.9
+
 
 @dataclass(frozen=True)
 class Confidence:

@@ -64,8 +64,9 @@ class Change(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Rows as a tensor, kept, so that a device is sent each choice once."""
-    return torch.tensor(rows, device=device)
+    """Rows as a tensor, kept, so that a device is sent each choice once; a later run may need gradients."""
+    with torch.inference_mode(False):
+        return torch.tensor(rows, device=device)
 
 
 def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:

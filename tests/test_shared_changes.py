@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,3 +73,17 @@ def test_two_changes_of_one_layer_are_what_each_site_alone_would_do(family):
         assert torch.equal(tiny.draw(graph.pipe), expected)
     with graph.apply(apart[0]):
         assert not torch.equal(tiny.draw(graph.pipe), expected)
+
+
+def test_rows_that_were_first_chosen_in_inference_mode_serve_gradients_later(graph):
+    """What a run in inference mode leaves behind is no tensor that autograd refuses."""
+    swap = ContextSwap.of(graph, graph.sites.where(layer=8, text_only=True), tiny.OTHER)
+    changes = [[swap], [], []]
+    with torch.inference_mode(), graph.apply_each(changes):
+        tiny.draw(graph.pipe, [tiny.PROMPT] * 3, guidance_scale=1.0)
+    inputs = graph.family.inputs(graph.denoiser, None) | {"return_dict": False}
+    given = {name: value.expand(3, *value.shape[1:]) if value.ndim else value for name, value in inputs.items() if torch.is_tensor(value)}
+    context = graph.conditions([tiny.PROMPT] * 3).context.clone().requires_grad_()
+    with graph.apply_each([[replace(swap, rows="all")], [], []]):
+        graph.denoiser(**given | {"encoder_hidden_states": context, "return_dict": False})[0].sum().backward()
+    assert context.grad.isfinite().all()

@@ -175,6 +175,6 @@ class ContextSwap(Intervention):
                 f"the swap holds contexts of {len(self.context)} prompts, which {rows // halves} rows cannot be shared among; "
                 "give one or as many as prompts"
             )
-        if len(others) == 1:
+        if len(others) == 1:  # a view, where a copy would be made at every site and step
             return others.expand(rows, *others.shape[1:])
         return einops.repeat(others, "prompt ... -> (half prompt image) ...", half=halves, image=images)

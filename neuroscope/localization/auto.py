@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
+from neuroscope.confidence import LIKELY, Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import Meter
 from neuroscope.effects import Effects, Probe
 from neuroscope.localization.control_variates import ControlVariates
@@ -31,7 +31,6 @@ _COMMON = 0.3  # an effect on a smaller share of pictures may be missed
 _OUT = 0.001  # a rival that is ahead with a smaller chance gets no more pictures
 _CLOSE_CALL = 0.1  # the chance that another layer is ahead from which the screen is asked again
 _UNEVEN = 2.0  # how much stronger than the screen says one layer of a group may be
-_LIKELY = 0.9  # no surer than this where it takes the screen's word
 _AGREEING = 0.75
 
 
@@ -165,7 +164,7 @@ class AutoSearch:
         rare = chance_of_fewer(self._count, len(self._order))
         bound = 1 - max(rare, sum(self._reverse(rival) for rival in self._rivals))
         screened = 1 - max(rare, sum(self._reverse(rival, self._largest(rival)) for rival in self._rivals))
-        return max(0.0, min(_LIKELY, bound) if self._screened else bound, min(_LIKELY, screened))
+        return max(0.0, min(LIKELY, bound) if self._screened else bound, min(LIKELY, screened))
 
     @property
     def _variates(self) -> ControlVariates:
@@ -204,9 +203,12 @@ class AutoSearch:
             return False
         if self._whole and (self._is_flat or self._prompts_disagree):
             return self._sweep()
-        if open_groups and (self._whole or max(wide.values()) > self._contest):
-            return self._split(max(open_groups, key=lambda each: wide[each]))
-        return self._see_more() or (bool(open_groups) and self._split(max(open_groups, key=lambda each: wide[each])))
+        if not open_groups:
+            return self._see_more()
+        widest = max(open_groups, key=lambda each: wide[each])
+        if self._whole or wide[widest] > self._contest:
+            return self._split(widest) or self._see_more()
+        return self._see_more() or self._split(widest)
 
     @property
     def _contest(self) -> float:
@@ -245,7 +247,7 @@ class AutoSearch:
         halves = [Probe(tuple(sorted(half))) for half in split(ranked.tolist(), 2)]
         places = [place for place in self._places if not np.isnan(self._value(group, place))]
         if self._affordable(len(halves)) < len(places):
-            return self._sweep() if self._whole else self._see_more()
+            return self._whole and self._sweep()
         self._replace(group, halves)
         self._prober.measure(halves, places)
         return True

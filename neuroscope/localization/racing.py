@@ -9,15 +9,13 @@ import numpy as np
 import torch
 
 from neuroscope._errors import InvalidInput
-from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_reverse
+from neuroscope.confidence import LIKELY, Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, spread
 from neuroscope.localization.study import Study
-
-_LIKELY = 0.9  # no surer than this where short runs alone speak against a layer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -63,7 +61,7 @@ class Racing(Localization[LayerScores]):
             running, _ = self._race(heat, layers, self.finalists)
             strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
             _, count = self._race(final, strongest, 1)
-            sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else _LIKELY)
+            sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else LIKELY)
             final.measure(final.beside, spread(study)[:count])
         effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
         study.warn_of_no_change(effects)
