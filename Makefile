@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow fuzz check bench docs clean
 
 demo: $(READY)
 	$(BIN)/neuroscope demo --output-dir demo
@@ -16,6 +16,10 @@ test: check
 
 test-slow: $(READY)
 	$(TEST) -m slow
+
+# Random cases; the seed comes from the clock, is printed, and can be given as SEED=....
+fuzz: $(READY)
+	FUZZ_SEED=$(SEED) $(TEST) -m fuzz tests/fuzz
 
 check: $(READY)
 	$(BIN)/ruff check .
