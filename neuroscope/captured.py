@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput
-from neuroscope.calls import Call, Rows
+from neuroscope.calls import Call
+from neuroscope.layout import Rows
 from neuroscope.sites import Sites
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of, has_other_guidance, is_compiled, uncompiled, unheard_methods
+from neuroscope.families import family_of, is_compiled, reasons_against, uncompiled
 from neuroscope.parameters import is_plain
 
 #: diffusers' hooks that change where weights rest, and nothing that modules compute; all its others skip modules or change them.
@@ -46,10 +46,8 @@ def diagnose(pipe: Any) -> list[Finding]:
 
 
 def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, State, str, bool]]:
-    unheard = "it does not say when a run begins and which rows carry the prompt; use an ordinary pipeline of diffusers"
-    yield "unknown kind of pipeline", "wrong", unheard, bool(unheard_methods(pipe))
-    guidance = "its batches have more parts than unconditional and conditional rows; use the plain pipeline"
-    yield "other guidance", "wrong", guidance, has_other_guidance(pipe)
+    reasons = reasons_against(pipe)
+    yield "unknown kind of pipeline", "wrong", "; ".join(reasons), bool(reasons)
     compiled = "compiled code does not see hooks, so it runs uncompiled, and slower, inside blocks"
     yield "compiled denoiser", "note", compiled, is_compiled(denoiser)
     processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}

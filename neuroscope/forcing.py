@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_map
 from neuroscope.calls import Moment
 from neuroscope.families import END, uncompiled
 from neuroscope.graph import HookGraph
-from neuroscope.hooks import Hook
+from neuroscope.hook import Hook
 from neuroscope.interventions import Intervention
+from neuroscope.layout import PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +67,28 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
             return
         inputs = signature.bind(*args, **kwargs).arguments
         rows = len(inputs["sample"])
-        carrying = range(rows // 2 if call.guided else 0, rows)
+        carrying = (call.layout or PLAIN).carrying(rows)
         noise = graph.family.noise(output[0])
         found.append([Frame(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
         if cut and call.step == max(chosen):
             raise _Enough
 
-    with graph.watch(keep):
+    with graph.watch(keep), _attention_processors_put_back(uncompiled(graph.denoiser)):
         try:
             yield found
         except _Enough:
             getattr(graph.pipe, END)()
+
+
+@contextmanager
+def _attention_processors_put_back(denoiser: Any) -> Iterator[None]:
+    """A pipeline that replaces attention processors for its run puts them back at its end, which a run that is cut does not reach."""
+    before = dict(denoiser.attn_processors)
+    try:
+        yield
+    finally:
+        if any(before[name] is not each for name, each in denoiser.attn_processors.items()):
+            denoiser.set_attn_processor(before)
 
 
 class _Enough(Exception):

@@ -17,14 +17,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
-from neuroscope.calls import Call, Clock, Moment
+from neuroscope.block import block
+from neuroscope.calls import Bind, Call, Clock, Moment
 from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
 from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
-from neuroscope.families import Family, SitePattern, family_of, is_compiled, uncompiled
-from neuroscope.hooks import Change, Hook, Images, Shared, act, change_input, rewire
+from neuroscope.eager import running_eagerly
+from neuroscope.families import (
+    Family,
+    SitePattern,
+    encode_without_run,
+    family_of,
+    is_compiled,
+    split_encoded,
+    uncompiled,
+)
+from neuroscope.guidance import listen_for_guidance
+from neuroscope.hook import Hook
+from neuroscope.hooks import Change, Images, Shared, act, change_input, rewire
+from neuroscope.layout import BatchLayout
 from neuroscope.parameters import read_effective_weight, summaries
-from neuroscope.running import listening, running_eagerly, unheard
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
@@ -232,7 +244,7 @@ class HookGraph:
             self._stage_shares[size] = stage_shares(self.family, self.denoiser, inputs)
         return self._stage_shares[size]
 
-    @contextmanager
+    @block
     def apply(self, *interventions: Intervention) -> Iterator[Self]:
         """Runs the pipeline changed by these interventions; it is restored on every way out.
 
@@ -245,7 +257,7 @@ class HookGraph:
         with self._changed([(each, None) for each in interventions]):
             yield self
 
-    @contextmanager
+    @block
     def apply_each(self, changes: Sequence[Sequence[Intervention]], *, growing: bool = False) -> Iterator[Self]:
         """Runs one batch in which every image has interventions of its own, so that many conditions share a run.
 
@@ -265,7 +277,7 @@ class HookGraph:
         with self._changed([(each, tuple(mine)) for each, mine in ordered], None if growing else len(changes)):
             yield self
 
-    @contextmanager
+    @block
     def watch(self, keep: Callable[[Moment, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
         """Calls `keep(moment, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
 
@@ -277,12 +289,12 @@ class HookGraph:
             stack.callback(self.denoiser.register_forward_hook(Hook(watch), with_kwargs=True).remove)
             yield self
 
-    @contextmanager
-    def rewire(self, changes: Mapping[str, Callable[[Tensor, bool], Tensor]]) -> Iterator[Self]:
+    @block
+    def rewire(self, changes: Mapping[str, Callable[[Tensor, BatchLayout], Tensor]]) -> Iterator[Self]:
         """Replaces the outputs of whole components (see `places`) while the block runs.
 
         Args:
-            changes: by path, a function of the component's output and of whether the batch is guided.
+            changes: by path, a function of the component's output and of the batch's layout.
 
         Raises:
             UnknownSite: the model has no such component.
@@ -301,7 +313,7 @@ class HookGraph:
             yield self
         self._expect_runs(list(changes), ran, clock)
 
-    @contextmanager
+    @block
     def capture(self, sites: Iterable[Site] | None = None) -> Iterator[Captured]:
         """Keeps raw activations of sites (by default all) of every call inside the block, on the CPU.
 
@@ -313,7 +325,7 @@ class HookGraph:
         with self.observe(captured.sites, captured.keep):
             yield captured
 
-    @contextmanager
+    @block
     def observe(self, sites: Sites, keep: Callable[[Tensor, Call], None]) -> Iterator[Self]:
         """Calls `keep(activation, call)` at every run of the sites inside the block; what it returns changes nothing.
 
@@ -336,24 +348,34 @@ class HookGraph:
     def _encode(self, prompts: list[str], clip_skip: int | None, negative: list[str] | None = None, against: bool = False) -> Conditions:
         """The pipeline's own conditions of prompts, or of what stands against them."""
         options: dict[str, Any] = {} if clip_skip is None else {"clip_skip": clip_skip}
-        encode = unheard(self.pipe)
+        encode = encode_without_run(self.pipe)
         if unknown := options.keys() - inspect.signature(encode).parameters.keys():
             raise InvalidInput(f"{type(self.pipe).__name__} takes no {unknown.pop()}; leave it out")
-        found = encode(
-            prompt=prompts,
-            device=self.pipe._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=against,
-            negative_prompt=negative,
-            **options,
-        )
-        return Conditions(*found[int(against) :: 2])
+        given = {"prompt": prompts, "device": self.pipe._execution_device, "num_images_per_prompt": 1, "negative_prompt": negative}
+        options |= given | {"do_classifier_free_guidance": against}
+        found = encode(**options)
+        if isinstance(found, tuple):
+            return Conditions(*found[int(against) :: 2])
+        conditional, unconditional = split_encoded(self.pipe, found, (), options)
+        return Conditions(unconditional if against and unconditional is not None else conditional)
+
+    @cached_property
+    def _bind(self) -> Bind:
+        """Names the arguments of the denoiser's calls."""
+        signature, names = inspect.signature(uncompiled(self.denoiser).forward), self.family.arguments
+
+        def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+            given = signature.bind(*args, **kwargs).arguments
+            return {name: given[argument] for name, argument in names.items()}
+
+        return bind
 
     def _start_clock(self, stack: ExitStack) -> Clock:
         self.family.refuse_unknown(self.pipe, silent=True)
         if self.eager:
             stack.enter_context(running_eagerly())
-        clock = Clock(self.pipe, stack.enter_context(listening(self.pipe)), functools.cache(lambda: uncompiled(self.denoiser).dtype))
+        listener = stack.enter_context(listen_for_guidance(self.pipe, uncompiled(self.denoiser)))
+        clock = Clock(listener, self._bind, functools.cache(lambda: uncompiled(self.denoiser).dtype))
         stack.callback(self.denoiser.register_forward_pre_hook(Hook(clock.tick), with_kwargs=True).remove)
         return clock
 

@@ -12,25 +12,12 @@ from torch import Tensor, nn
 
 from neuroscope._errors import InvalidInput
 from neuroscope.calls import Call, Clock
+from neuroscope.layout import PLAIN, BatchLayout
 
 if TYPE_CHECKING:
     from neuroscope.interventions import Intervention
 
 Images = tuple[int, ...] | None
-
-
-class Hook:
-    """A hook for one module: on copies of the module that are made while it is there, it does nothing."""
-
-    def __init__(self, act: Callable[..., Any]) -> None:
-        self._act = act
-
-    def __call__(self, *given: Any) -> Any:
-        """What PyTorch calls."""
-        return self._act(*given)
-
-    def __deepcopy__(self, _memo: dict) -> Hook:
-        return Hook(lambda *_: None)
 
 
 class Change(NamedTuple):
@@ -47,19 +34,35 @@ class Change(NamedTuple):
         rows = self._rows(len(tensor), call, tensor.device)
         part = tensor if rows is None else tensor[rows]
         changed = change(part, call)
+        _check_changed(self.intervention, changed, part, call)
         if changed is part:
             return tensor
         self.acted.add(id(self.intervention))
         return changed if rows is None else tensor.index_copy(0, rows, changed)
 
     def _rows(self, count: int, call: Call, device: torch.device) -> Tensor | None:
-        """The tensor's rows of the chosen images, in both halves of a guided batch; None for all."""
-        images = count // 2 if call.guided else count
+        """The tensor's rows of the chosen images, in all parts of a guided batch; None for all."""
+        layout = call.layout or PLAIN
+        images = layout.images(count)
         if self.batch not in (None, images):
             raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
         if self.images is None or len(self.images) == images:
             return None
-        return _index((*self.images, *(image + images for image in self.images)) if call.guided else self.images, device)
+        return _index(layout.of_images(self.images, count), device)
+
+
+def _check_changed(intervention: Intervention, changed: Any, given: Tensor, call: Call) -> None:
+    """Raises InvalidInput for an intervention that returns something else than what a site can become."""
+    if changed is given:
+        return
+    if not isinstance(changed, Tensor):
+        raise InvalidInput(
+            f"{type(intervention).__name__} returned {type(changed).__name__} at {call.site.path}; return a tensor there, or what it "
+            "was given where it changes nothing"
+        )
+    if changed.shape != given.shape or changed.dtype != given.dtype:
+        shapes = f"{list(changed.shape)} of {changed.dtype} instead of {list(given.shape)} of {given.dtype}"
+        raise InvalidInput(f"{type(intervention).__name__} returned {shapes} at {call.site.path}; return a tensor like the given one")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -104,11 +107,17 @@ class Shared:
 
 
 def rewire(
-    path: str, change: Callable[[Tensor, bool], Tensor], clock: Clock, ran: Counter[str], _module: nn.Module, _args: tuple, output: Tensor
+    path: str,
+    change: Callable[[Tensor, BatchLayout], Tensor],
+    clock: Clock,
+    ran: Counter[str],
+    _module: nn.Module,
+    _args: tuple,
+    output: Tensor,
 ) -> Tensor:
     """A forward hook that replaces a component's output."""
     ran[path] += 1
-    return change(output, bool(clock.guided))
+    return change(output, clock.now.layout or PLAIN)
 
 
 def change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

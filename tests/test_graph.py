@@ -32,6 +32,7 @@ from neuroscope import (
     record,
     score,
 )
+from neuroscope.layout import PLAIN
 from tests.families import tiny
 
 
@@ -163,13 +164,13 @@ class TestSteps:
     def test_equal_parts_have_equal_numbers_of_steps(self, graph, parts, steps):
         """In binary numbers 3 · 0.1 lies behind 15/50."""
         site, edges = graph.sites[0], np.linspace(0, 1, parts + 1).tolist()
-        calls = [Call(site, step, steps, guided=False, project=torch.clone, read=torch.clone) for step in range(steps)]
+        calls = [Call(site, step, steps, layout=PLAIN, project=torch.clone, read=torch.clone) for step in range(steps)]
         within = [[call.within(part) for call in calls] for part in itertools.pairwise(edges)]
         assert np.array_equal(within, np.repeat(np.eye(parts, dtype=bool), steps // parts, axis=1))
 
     def test_outside_a_schedule_there_are_no_steps(self, graph):
         (site,) = graph.sites.where(layer=8, role="value")
-        call = Call(site, step=None, steps=None, guided=False, project=torch.clone, read=torch.clone)
+        call = Call(site, step=None, steps=None, layout=PLAIN, project=torch.clone, read=torch.clone)
         assert call.within((0.0, 1.0))
         with pytest.raises(InvalidInput, match=r"steps=\(0.0, 0.5\) needs a pipeline's schedule, but the denoiser was called on its own"):
             call.within((0.0, 0.5))

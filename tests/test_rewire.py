@@ -8,6 +8,7 @@ from neuroscope import (
     SiteNeverRan,
     UnknownSite,
 )
+from neuroscope.layout import BatchLayout
 from tests.families import tiny
 
 
@@ -20,9 +21,9 @@ class TestRewire:
         options = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": scale, "output_type": "latent"}
         return graph.pipe(prompt_embeds=contexts, negative_prompt_embeds=negative, generator=noise, **options).images
 
-    def taking(self, output: torch.Tensor, guided: bool) -> torch.Tensor:
+    def taking(self, output: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """The second row takes what the first one has."""
-        halves = output.chunk(2) if guided else [output]
+        halves = output.chunk(len(layout.parts))
         return torch.cat([half[:1].expand_as(half) for half in halves])
 
     @pytest.mark.parametrize("scale", [7.5, 1.0])
@@ -46,9 +47,9 @@ class TestRewire:
 
     def test_what_is_given_back_unchanged_changes_nothing(self, graph):
         plain, told = self.run(graph), []
-        with graph.rewire({place.path: lambda output, guided: told.append(guided) or output for place in graph.places}):
+        with graph.rewire({place.path: lambda output, layout: told.append(layout.parts) or output for place in graph.places}):
             assert torch.equal(self.run(graph), plain)
-        assert told == [True] * 70 * 2
+        assert told == [("unconditional", "conditional")] * 70 * 2
 
     def test_a_component_that_the_model_lacks_is_refused_with_a_near_one(self, graph):
         message = "the model has no component unet.mid_block.resnets.7; did you mean 'unet.mid_block.resnets.[01]'"
@@ -63,6 +64,6 @@ class TestRewire:
             pass
 
     def test_after_an_exception_no_hook_is_left(self, graph, pipe):
-        with pytest.raises(ZeroDivisionError), graph.rewire({graph.places[3].path: lambda output, guided: 1 / 0}):
+        with pytest.raises(ZeroDivisionError), graph.rewire({graph.places[3].path: lambda output, layout: 1 / 0}):
             self.run(graph)
         assert tiny.hooks(pipe) == []

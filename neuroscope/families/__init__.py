@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from neuroscope._errors import UnsupportedModel
-from neuroscope.families._family import BEGIN, END, Family, SitePattern, has_other_guidance, is_compiled, uncompiled, unheard_methods
+from neuroscope.families._family import Family, SitePattern, is_compiled, uncompiled
+from neuroscope.families.encoding import END, begin_of, encode_without_run, expected_parts, missing_methods, split_encoded
 from neuroscope.families.added_kv import ADDED_KV
 from neuroscope.families.sdxl import SDXL
 from neuroscope.families.unet import UNET
@@ -13,17 +14,19 @@ from neuroscope.families.unet import UNET
 FAMILIES = (UNET, SDXL, ADDED_KV)
 
 __all__ = [
-    "BEGIN",
     "END",
     "FAMILIES",
     "Family",
     "SitePattern",
+    "begin_of",
+    "encode_without_run",
+    "expected_parts",
     "family_of",
     "family_of_denoiser",
-    "has_other_guidance",
     "is_compiled",
+    "missing_methods",
+    "split_encoded",
     "uncompiled",
-    "unheard_methods",
 ]
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from neuroscope._errors import UnsupportedModel
 from neuroscope.conditions import Conditions
+from neuroscope.families.pipelines import refuse_pipeline
 from neuroscope.sites import Role
 
-#: The methods with which every pipeline's call begins and ends; between the two lies a run.
-BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
-#: Properties of pipelines whose batches hold other parts than unconditional and conditional rows.
-_OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
+_ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,7 @@ class Family:
             the first.
         words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
         noise: the noise in what the denoiser predicts, which may be followed by channels of another kind.
+        arguments: what the denoiser's call calls its latents, timestep and context.
     """
 
     name: str
@@ -99,18 +98,11 @@ class Family:
     read: Callable[[Any, str, Conditions], Tensor]
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
     noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
+    arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
-        if missing := unheard_methods(pipe):
-            raise UnsupportedModel(
-                f"{type(pipe).__name__} has no {missing[0]}, without which it is not known when a run begins and which rows carry the "
-                "prompt; give an ordinary pipeline of diffusers, such as StableDiffusionPipeline, made of the same components"
-            )
-        if has_other_guidance(pipe):
-            raise UnsupportedModel(
-                f"{type(pipe).__name__} is not supported: its guidance has more parts than unconditional and conditional rows"
-            )
+        refuse_pipeline(pipe)
         denoiser = getattr(pipe, self.component)
         for refusal in self.refusals:
             if (refusal.silent or not silent) and refusal.applies(denoiser):
@@ -126,13 +118,3 @@ def is_compiled(denoiser: Any) -> bool:
     """Whether a denoiser, or a part of it, was compiled: wrapped, in place, or block by block."""
     inner = uncompiled(denoiser)
     return inner is not denoiser or any(getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
-
-
-def unheard_methods(pipe: Any) -> list[str]:
-    """Which of the methods that begin and end a run a pipeline lacks, as modular pipelines do."""
-    return [name for name in (BEGIN, END) if not hasattr(pipe, name)]
-
-
-def has_other_guidance(pipe: Any) -> bool:
-    """Whether a pipeline's batches hold other parts than unconditional and conditional rows."""
-    return any(hasattr(type(pipe), name) for name in _OTHER_GUIDANCE)

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.calls import Call, Rows
+from neuroscope.calls import Call
 from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
+from neuroscope.layout import Rows
 from neuroscope.provenance import Provenance
 from neuroscope.sites import TEXT_ROLES, Site
 

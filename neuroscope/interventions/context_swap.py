@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.calls import Call, Rows
+from neuroscope.calls import Call
 from neuroscope.conditions import Conditions
 from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
+from neuroscope.layout import Rows
 from neuroscope.provenance import Provenance
 from neuroscope.scores import Neurons
 from neuroscope.sites import TEXT_ROLES, Site
@@ -97,11 +98,11 @@ class ContextSwap(Intervention):
 
     def on_input(self, context: Float[Tensor, "row *token channel"], call: Call) -> Float[Tensor, "row *token channel"]:
         """See `Intervention`."""
-        if not call.within(self.steps):
-            return context
         rows = call.rows(self.rows, len(context))
+        if not call.within(self.steps) or rows.start == rows.stop:
+            return context
         edited = context.clone()
-        other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, bool(call.guided))
+        other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, len(context) // call.parts)
         read = edited[rows, ..., : other.shape[-1]]
         edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
         return edited
@@ -109,12 +110,12 @@ class ContextSwap(Intervention):
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
         """See `Intervention`."""
         chosen = list(self.neurons.get(call.site.path, ())) if self.neurons is not None else []
-        if not call.within(self.steps):
-            return activation
         rows = call.rows(self.rows, len(activation))
+        if not call.within(self.steps) or rows.start == rows.stop:
+            return activation
         edited = activation.clone()
         other = call.project(call.read(self.conditions, len(activation)))
-        others = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen]
+        others = self._for_rows(other, rows.stop - rows.start, len(activation) // call.parts)[..., chosen]
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
@@ -166,15 +167,19 @@ class ContextSwap(Intervention):
             header.get("strength", 1.0),  # earlier files had none
         )
 
-    def _for_rows(self, others: Tensor, rows: int, guided: bool) -> Tensor:
-        """What each row takes of the prompts'; several images of one prompt lie side by side, in each half of a guided batch."""
-        halves = 2 if guided and self.rows == "all" else 1
-        images, rest = divmod(rows, halves * len(others))
-        if rest:
-            raise InvalidInput(
-                f"the swap holds contexts of {len(self.context)} prompts, which {rows // halves} rows cannot be shared among; "
-                "give one or as many as prompts"
-            )
+    def _for_rows(self, others: Tensor, rows: int, images: int) -> Tensor:
+        """What each of the changed rows takes of the prompts'; several images of one prompt lie side by side, in each part of the batch.
+
+        Args:
+            others: one for each prompt of the swap.
+            rows: how many rows are changed.
+            images: how many images the batch has.
+        """
         if len(others) == 1:  # a view, where a copy would be made at every site and step
             return others.expand(rows, *others.shape[1:])
-        return einops.repeat(others, "prompt ... -> (half prompt image) ...", half=halves, image=images)
+        if images % len(others):
+            raise InvalidInput(
+                f"the swap holds contexts of {len(self.context)} prompts, which {images} rows cannot be shared among; "
+                "give one or as many as prompts"
+            )
+        return einops.repeat(others, "prompt ... -> (part prompt image) ...", part=rows // images, image=images // len(others))

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.calls import Call, Rows
+from neuroscope.calls import Call
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
+from neuroscope.layout import Rows
 from neuroscope.scores import Neurons
 from neuroscope.sites import Site, Sites
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neuroscope._errors import InvalidInput
 from neuroscope.conditions import Conditions
 from neuroscope.forcing import Forcing, Frame
-from neuroscope.hooks import Hook
+from neuroscope.hook import Hook
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.attributing import Kind, attribute

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from neuroscope.cost import metered
 from neuroscope.effects import Probe
 from neuroscope.graph import HookGraph
 from neuroscope.layer_scores import LayerScores
+from neuroscope.layout import BatchLayout
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.corruption import Corruption
 from neuroscope.localization.study import Case, Group, Study
@@ -115,23 +116,16 @@ class CausalTracing(Localization[LayerScores]):
                 taking.setdefault(row.place.path, []).append(number)
         return graph.rewire({path: self._restore(taken) for path, taken in taking.items()}) if taking else nullcontext()
 
-    def _restore(self, taken: list[int]) -> Callable[[Tensor, bool], Tensor]:
-        def restore(output: Tensor, guided: bool) -> Tensor:
+    def _restore(self, taken: list[int]) -> Callable[[Tensor, BatchLayout], Tensor]:
+        def restore(output: Tensor, layout: BatchLayout) -> Tensor:
             restored = output.clone()
-            for first in self._halves(len(output), guided):
-                restored[[first + row for row in taken]] = output[first]
+            for part in range(len(layout.parts)):
+                if self.rows == "all" or layout.parts[part] == "conditional":
+                    first = part * layout.images(len(output))
+                    restored[[first + row for row in taken]] = output[first]
             return restored
 
         return restore
-
-    def _halves(self, count: int, guided: bool) -> Iterator[int]:
-        """Where the chosen parts of a batch begin: the unconditional and the conditional half, or the only one."""
-        if not guided:
-            yield 0
-            return
-        if self.rows == "all":
-            yield 0
-        yield count // 2
 
 
 Traced = tuple[list[Probe], tuple[str, ...], list[Group], dict[str, Conditions]]

@@ -16,7 +16,7 @@ from neuroscope.conditions import Conditions
 from neuroscope.families import uncompiled
 from neuroscope.forcing import Forcing, Frame
 from neuroscope.graph import HookGraph
-from neuroscope.hooks import Hook
+from neuroscope.hook import Hook
 from neuroscope.sites import Site
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.calls import Rows
 from neuroscope.cost import Meter, metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.interventions._intervention import check_schedule_part
 from neuroscope.layer_scores import LayerScores
+from neuroscope.layout import Rows
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.auto import AutoSearch
 from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, split

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.calls import Rows
 from neuroscope.conditions import Conditions
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
 from neuroscope.interventions._intervention import check_schedule_part
+from neuroscope.layout import Rows
 from neuroscope.localization._neuron_localization import NeuronLocalization, normal_layers
 from neuroscope.localization.probing import ROLES, Prober, Swapping, check_roles
 from neuroscope.localization.study import Study

@@ -13,12 +13,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.calls import Rows
 from neuroscope.conditions import Conditions
 from neuroscope.effects import POOLED, Effects, Probe
 from neuroscope.forcing import Frame, Steps, following
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
+from neuroscope.layout import Rows
 from neuroscope.localization.study import Case, Group, Measured, Pair, Place, Study
 from neuroscope.sweep import Row
 

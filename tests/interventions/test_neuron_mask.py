@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from neuroscope import Call, InvalidInput, NeuronMask, Neurons, Provenance, UnknownSite
+from neuroscope.layout import PLAIN
 from tests.families import tiny
 
 
@@ -114,7 +115,7 @@ class TestFill:
         assert mask.fill[value.path].tolist() == [0, 0]
 
     def test_the_fill_follows_the_models_number_format(self, value):
-        call = Call(value, step=0, steps=1, guided=False, project=torch.clone, read=torch.clone)
+        call = Call(value, step=0, steps=1, layout=PLAIN, project=torch.clone, read=torch.clone)
         edited = mask_of(value, [2], fill=0.3).on_output(torch.ones(2, 3, value.width, dtype=torch.bfloat16), call)
         assert edited.dtype == torch.bfloat16
         assert edited[0, 0, 2] == torch.tensor(0.3).bfloat16()
