@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from neuroscope._errors import InvalidInput, UnsupportedModel
+from neuroscope._checks import instance
+from neuroscope._errors import InvalidInput, NeuroscopeError, UnsupportedModel
 from neuroscope.families import Family, SitePattern, family_of_denoiser, uncompiled
 from neuroscope.sites import Place, Site, Sites
+
+_DEEPEST = 1000  # layers of a block
 
 
 def find_sites(family: Family, denoiser: Any) -> Sites:
@@ -64,15 +68,43 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
 
     Raises:
         InvalidInput: the file cannot be read, or is no config of a diffusers model.
-        UnsupportedModel: no family knows such a denoiser.
+        UnsupportedModel: no family knows such a denoiser, or it does not run.
     """
-    found = config if isinstance(config, Mapping) else _read_config(Path(config))
-    kind: Any = getattr(diffusers, found.get("_class_name", "UNet2DConditionModel"), None)
-    if not hasattr(kind, "from_config") or not hasattr(kind, "named_modules"):
-        raise InvalidInput(f"the config is of a {found.get('_class_name')}, which is no model of diffusers; give a denoiser's config.json")
-    with torch.device("meta"):
-        denoiser = kind.from_config(dict(found))
+    given: Any = instance("config", config, (str, os.PathLike, Mapping), "unet/config.json")  # a string is a path here
+    found = dict(given) if isinstance(given, Mapping) else _read_config(Path(given))
+    name = found.get("_class_name", "UNet2DConditionModel")
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module) or not hasattr(kind, "from_config"):
+        raise InvalidInput(f"the config is of a {name}, which is no model of diffusers; give a denoiser's config.json")
+    _refuse_endless(found)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initial weights, which are never made
+            denoiser = kind.from_config(found)
+    except Exception as error:  # whatever diffusers raises of values that fit no model
+        raise InvalidInput(
+            f"the config makes no {name}: {_in_a_line(error)}; give a denoiser's config.json as diffusers wrote it"
+        ) from error
     return find_sites(family_of_denoiser(denoiser), denoiser)
+
+
+def _refuse_endless(config: Mapping[str, Any]) -> None:
+    """Refuses depths with which making the model's modules would not end."""
+    for name, value in config.items():
+        if "layers" in str(name) and max(_numbers(value), default=0) > _DEEPEST:
+            raise InvalidInput(f"the config's {name}={value} is deeper than any model; give at most {_DEEPEST}")
+
+
+def _numbers(value: Any) -> list[float]:
+    """All numbers of nested lists."""
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -80,7 +112,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise InvalidInput(f"the config {path} cannot be read: {error.strerror}; give a denoiser's config.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the config {path} is not JSON: {error}; give a denoiser's config.json") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"the config {path} holds no settings; give a denoiser's config.json")
@@ -145,5 +177,17 @@ def _twin(denoiser: Any) -> Any:
 
 
 def _run(family: Family, twin: Any, size: tuple[int, int] | None = None) -> None:
-    with torch.no_grad():
-        twin(**family.inputs(twin, size))
+    """One call of a twin, after which its hooks have seen all modules.
+
+    Raises:
+        UnsupportedModel: it does not run.
+    """
+    try:
+        with torch.no_grad():
+            twin(**family.inputs(twin, size))
+    except NeuroscopeError:
+        raise
+    except Exception as error:  # whatever diffusers raises of settings that do not fit together
+        raise UnsupportedModel(
+            f"this {type(twin).__name__} does not run with what its family ({family.name}) is given, by its config: {_in_a_line(error)}"
+        ) from error

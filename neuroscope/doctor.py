@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from neuroscope.families import family_of, is_compiled, reasons_against, uncompiled
+from neuroscope._errors import UnsupportedModel
+from neuroscope.families import check_modes, family_of, is_compiled, refuse_pipeline, uncompiled
 from neuroscope.parameters import is_plain
 
 #: diffusers' hooks that change where weights rest, and nothing that modules compute; all its others skip modules or change them.
@@ -46,8 +47,9 @@ def diagnose(pipe: Any) -> list[Finding]:
 
 
 def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, State, str, bool]]:
-    reasons = reasons_against(pipe)
-    yield "unknown kind of pipeline", "wrong", "; ".join(reasons), bool(reasons)
+    for name, check in (("unknown kind of pipeline", refuse_pipeline), ("train mode", check_modes)):
+        reason = _refusal(check, pipe)
+        yield name, "wrong", reason, bool(reason)
     compiled = "compiled code does not see hooks, so it runs uncompiled, and slower, inside blocks"
     yield "compiled denoiser", "note", compiled, is_compiled(denoiser)
     processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}
@@ -66,6 +68,15 @@ def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, S
     yield "cached or skipped layers", "wrong", f"{', '.join(skipping)}: some layers do not run at every step; take it off", bool(skipping)
     casting = not wrapped.isdisjoint(_CASTING)
     yield "layerwise casting", "note", "weights rest in a narrow format; activations are read in the computing one", casting
+
+
+def _refusal(check: Callable[[Any], None], pipe: Any) -> str:
+    """Why a check refuses a pipeline; empty where it does not."""
+    try:
+        check(pipe)
+    except UnsupportedModel as error:
+        return str(error)
+    return ""
 
 
 def _any_module(root: nn.Module, test: Callable[[nn.Module], bool]) -> bool:

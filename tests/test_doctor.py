@@ -4,7 +4,7 @@ from accelerate import cpu_offload
 from diffusers import (
     LayerSkipConfig,
     PyramidAttentionBroadcastConfig,
-    StableDiffusionPAGPipeline,
+    StableDiffusionSAGPipeline,
     StableDiffusionXLModularPipeline,
     apply_layer_skip,
     apply_pyramid_attention_broadcast,
@@ -98,9 +98,16 @@ def test_what_is_wrong_by_family_is_what_the_graph_refuses(fresh, spoiled):
         HookGraph(fresh)
 
 
-def test_other_guidance_is_wrong(fresh):
-    other = StableDiffusionPAGPipeline(**fresh.components, requires_safety_checker=False)
-    assert states(other)["other guidance"] == "wrong"
+def test_a_pipeline_whose_batches_hold_something_else_is_wrong(fresh):
+    other = StableDiffusionSAGPipeline(**fresh.components, requires_safety_checker=False)
+    assert states(other) == {"unknown kind of pipeline": "wrong"}
+
+
+def test_dropout_in_train_mode_is_wrong(fresh):
+    fresh.text_encoder.add_module("extra", torch.nn.Dropout(0.1))
+    assert states(fresh) == {}
+    fresh.text_encoder.train()
+    assert states(fresh) == {"train mode": "wrong"}
 
 
 def test_pipelines_that_do_not_say_when_they_run_are_wrong():
@@ -108,7 +115,7 @@ def test_pipelines_that_do_not_say_when_they_run_are_wrong():
     pipe = StableDiffusionXLModularPipeline()
     pipe.update_components(unet=tiny.PIPELINES["sdxl"]().unet)
     assert states(pipe) == {"unknown kind of pipeline": "wrong"}
-    known = "StableDiffusionXLModularPipeline has no encode_prompt, .* give an ordinary pipeline of diffusers, such as"
+    known = "StableDiffusionXLModularPipeline has no encode_prompt, .* give an ordinary pipeline of diffusers for the same denoiser"
     with pytest.raises(UnsupportedModel, match=known):
         HookGraph(pipe)
 

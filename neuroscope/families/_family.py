@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuroscope._errors import UnsupportedModel
 from neuroscope.conditions import Conditions
-from neuroscope.families.pipelines import refuse_pipeline
+from neuroscope.families.pipelines import check_modes, refuse_pipeline
 from neuroscope.sites import Role
 
 _ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
@@ -103,6 +103,7 @@ class Family:
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
         refuse_pipeline(pipe)
+        check_modes(pipe)
         denoiser = getattr(pipe, self.component)
         for refusal in self.refusals:
             if (refusal.silent or not silent) and refusal.applies(denoiser):

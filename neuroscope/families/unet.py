@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuroscope._errors import UnsupportedModel
 from neuroscope.conditions import Conditions
 from neuroscope.families._family import Family, Refusal, SitePattern
 
@@ -24,11 +25,33 @@ def inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]
     height, width = size or (2 ** len(config.block_out_channels),) * 2
     parameter = next(denoiser.parameters())
     place = {"device": parameter.device, "dtype": parameter.dtype}
-    return {
+    label = {"class_labels": torch.zeros(1, dtype=torch.long, device=parameter.device)} if _has_labels(config) else {}
+    return label | {
         "sample": torch.zeros(1, config.in_channels, height, width, **place),
         "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
-        "encoder_hidden_states": torch.zeros(1, 2, config.encoder_hid_dim or config.cross_attention_dim, **place),
+        "encoder_hidden_states": torch.zeros(1, 2, context_width(config), **place),
     }
+
+
+def context_width(config: Any) -> int:
+    """The channels of what a UNet is given as context.
+
+    Raises:
+        UnsupportedModel: its blocks read contexts of several widths.
+    """
+    width = config.encoder_hid_dim or config.cross_attention_dim
+    widths = set(width) if isinstance(width, list | tuple) else {width}
+    if len(widths) != 1:
+        raise UnsupportedModel(f"the blocks of this UNet read contexts of {sorted(widths)} channels, and one prompt has one context")
+    (only,) = widths
+    if not isinstance(only, int) or only < 1:
+        raise UnsupportedModel(f"this UNet reads contexts of {only!r} channels, by its config; give a UNet that reads a prompt")
+    return only
+
+
+def _has_labels(config: Any) -> bool:
+    """Whether a UNet is given a class, as that of the x4 upscaler is given the noise level of its small image."""
+    return config.class_embed_type is None and config.num_class_embeds is not None
 
 
 def is_plain(config: Any) -> bool:

@@ -121,5 +121,5 @@ def test_a_config_that_is_not_there_is_refused(tmp_path):
 
 
 def test_other_denoisers_are_refused():
-    with pytest.raises(UnsupportedModel, match="UNet1DModel has no denoiser that neuroscope knows"):
+    with pytest.raises(UnsupportedModel, match="this denoiser is a UNet1DModel, which neuroscope does not know"):
         sites_from_config({"_class_name": "UNet1DModel"})

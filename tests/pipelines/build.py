@@ -1,0 +1,279 @@
+"""Tiny pipelines of diffusers' own classes, with the true layout of their denoisers' rows as plain data.
+
+The layouts were seen with plain hooks; `test_rows` compares them again with what the text encoders give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+
+from tests.families.tiny import SCHEDULE
+from tests.pipelines import parts
+from tests.pipelines.example import SOURCE, Example, Layout, layout
+
+Arguments = Callable[[], dict[str, Any]]
+
+
+def _made(name: str, make: Callable[..., Any], rows: Layout | None, arguments: Arguments, made: Arguments, **options: Any) -> Example:
+    def short() -> dict[str, Any]:
+        return {"num_inference_steps": 2, "output_type": "latent"} | arguments()
+
+    return Example(name, lambda: make(getattr(diffusers, name), **made()), rows or layout("na"), arguments=short, **options)
+
+
+def _sd(name: str, rows: Layout | None = None, arguments: Arguments = dict, made: Arguments = dict, **options: Any) -> Example:
+    return _made(name, parts.stable_diffusion, rows, arguments, made, **options)
+
+
+def _xl(name: str, rows: Layout | None = None, arguments: Arguments = dict, made: Arguments = dict, **options: Any) -> Example:
+    return _made(name, parts.sdxl, rows, arguments, made, **options)
+
+
+def _if(name: str, arguments: Arguments, enlarges: bool = False, **options: Any) -> Example:
+    def pixels() -> dict[str, Any]:
+        return {"output_type": "pt", "clean_caption": False} | arguments()
+
+    return _made(name, parts.deepfloyd, None, pixels, lambda: {"enlarges": enlarges}, **options)
+
+
+def _sized() -> dict[str, Any]:
+    return {"height": parts.SIZE, "width": parts.SIZE}
+
+
+def _shown() -> dict[str, Any]:
+    return {"image": parts.image()}
+
+
+def _shown_two() -> dict[str, Any]:
+    return {"image": [parts.image(), parts.image(shift=8)]}
+
+
+def _shown_to_adapters() -> dict[str, Any]:
+    return _shown_two() | {"adapter_conditioning_scale": [0.5, 0.5]}
+
+
+def _shown_sized() -> dict[str, Any]:
+    return _shown() | _sized()
+
+
+def _changed(size: int = parts.SIZE) -> dict[str, Any]:
+    return {"image": parts.image(size), "strength": 1.0}
+
+
+def _painted(size: int = parts.SIZE) -> dict[str, Any]:
+    return _changed(size) | {"mask_image": parts.mask_image(size)}
+
+
+def _painted_sized() -> dict[str, Any]:
+    return _painted() | _sized()
+
+
+def _deepened() -> dict[str, Any]:
+    return _changed() | {"depth_map": parts.depth()}
+
+
+def _controlled_change() -> dict[str, Any]:
+    return _changed() | {"control_image": parts.image(shift=8)}
+
+
+def _controlled_painting() -> dict[str, Any]:
+    return _painted() | {"control_image": parts.image(shift=8)}
+
+
+def _enlarged() -> dict[str, Any]:
+    return {"image": parts.image(parts.SIZE // 4)}
+
+
+def _pixels_changed() -> dict[str, Any]:
+    return _changed(parts.PIXELS)
+
+
+def _pixels_painted() -> dict[str, Any]:
+    return _painted(parts.PIXELS)
+
+
+def _pixels_enlarged() -> dict[str, Any]:
+    return _enlarged() | {"noise_level": 100}
+
+
+def _pixels_enlarged_change() -> dict[str, Any]:
+    return _pixels_enlarged() | {"original_image": parts.image(parts.PIXELS), "strength": 1.0}
+
+
+def _pixels_enlarged_painting() -> dict[str, Any]:
+    return _pixels_enlarged_change() | {"mask_image": parts.mask_image(parts.PIXELS)}
+
+
+def _boxed() -> dict[str, Any]:
+    return _sized() | {"gligen_phrases": ["a circle"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.6]]}
+
+
+def _from_source() -> dict[str, Any]:
+    return _changed() | {"source_prompt": SOURCE, "eta": 0.1}
+
+
+def _excited() -> dict[str, Any]:
+    return _sized() | {"token_indices": [2], "max_iter_to_alter": 0, "attn_res": (parts.LATENTS, parts.LATENTS)}
+
+
+def _film() -> dict[str, Any]:
+    return _sized() | {"video_length": 2, "t0": 0, "t1": 1, "num_inference_steps": 4}
+
+
+def _compared() -> dict[str, Any]:
+    return _shown() | {"source_prompt": SOURCE, "num_maps_per_mask": 1}
+
+
+def _as_arrays() -> dict[str, Any]:
+    return _sized() | {"output_type": "np"}
+
+
+def _compare(pipe: Any, *, prompt: list[str], generator: Any, **options: Any) -> Any:
+    return pipe.generate_mask(target_prompt=prompt[0], generator=generator[0], **(options | {"output_type": "np"}))
+
+
+def _edit(pipe: Any, *, prompt: list[str], guidance_scale: float, generator: Any, **_: Any) -> Any:
+    pipe.invert(parts.image(), num_inversion_steps=2, skip=0.0, generator=generator[0], height=parts.SIZE, width=parts.SIZE)
+    options = {"edit_guidance_scale": guidance_scale, "use_intersect_mask": False, "output_type": "latent"}
+    return pipe(editing_prompt=prompt, generator=generator[0], **options)
+
+
+def _channels(count: int) -> Arguments:
+    return lambda: {"unet_config": {"in_channels": count}}
+
+
+def _depth_parts() -> dict[str, Any]:
+    return {"unet_config": {"in_channels": 5}, "depth_estimator": None}
+
+
+def _control(make: Callable[[], Any], count: int = 1) -> Arguments:
+    return lambda: {"controlnet": make() if count == 1 else [make() for _ in range(count)]}
+
+
+def _adapter() -> dict[str, Any]:
+    return {"adapter": parts.adapter()}
+
+
+def _two_adapters() -> dict[str, Any]:
+    return {"adapter": diffusers.MultiAdapter([parts.adapter(), parts.adapter()])}
+
+
+def _perturbed() -> dict[str, Any]:
+    return {"pag_applied_layers": "mid"}
+
+
+def _consistent() -> dict[str, Any]:
+    return {"unet_config": {"time_cond_proj_dim": 16}, "scheduler": diffusers.LCMScheduler(**SCHEDULE)}
+
+
+def _upscaler(**config: Any) -> Arguments:
+    return lambda: {
+        "unet_config": {"in_channels": 7, "num_class_embeds": 1000} | config,
+        "low_res_scheduler": parts.ddim(),
+        "watermarker": None,
+    }
+
+
+def _latent_upscaler() -> dict[str, Any]:
+    config = {"in_channels": 8, "out_channels": 5, "time_cond_proj_dim": 2 * 64 + parts.WIDTH}
+    return {"scheduler": diffusers.EulerDiscreteScheduler(), "unet_config": config}
+
+
+def _gligen() -> dict[str, Any]:
+    return {"unet_config": {"attention_type": "gated"}}
+
+
+def _parallel() -> dict[str, Any]:
+    return {"scheduler": diffusers.DDIMParallelScheduler(**SCHEDULE)}
+
+
+def _two_outputs() -> dict[str, Any]:
+    return {"image_encoder": None, "vae": parts.autoencoder(out_channels=6)}
+
+
+def _inverse() -> dict[str, Any]:
+    return {"inverse_scheduler": diffusers.DDIMInverseScheduler(**SCHEDULE)}
+
+
+def _stochastic() -> dict[str, Any]:
+    noise = {name: SCHEDULE[name] for name in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+    return {"scheduler": diffusers.DPMSolverMultistepScheduler(**noise, algorithm_type="sde-dpmsolver++", solver_order=2)}
+
+
+_PERTURBED = layout("naa", "aa")
+_THREE_PARTS = layout("ann")
+_TWO_MODELS: Layout = {(True, 1): ("eesa",), (False, 1): ("sa",)}
+_INTERLEAVED: Layout = {(True, 1): ("nana", "na"), (True, 2): ("nnabnnab", "nnab"), (False, 1): ("aa", "a"), (False, 2): ("abab", "ab")}
+
+
+def _inverted_first(empty: str) -> Layout:
+    """Two calls that find the image's noise, without a prompt, and two that edit, with rows for every prompt."""
+    runs = ((guided, prompts) for guided in (True, False) for prompts in (1, 2))
+    return {run: (empty, empty, *[empty + "ab"[: run[1]]] * 2) for run in runs}
+
+
+_STABLE_DIFFUSION = (
+    _sd("StableDiffusionPipeline", None, _sized),
+    _sd("StableDiffusionImg2ImgPipeline", None, _changed),
+    _sd("StableDiffusionInpaintPipeline", None, _painted),
+    _sd("StableDiffusionDepth2ImgPipeline", None, _deepened, _depth_parts),
+    _sd("StableDiffusionInstructPix2PixPipeline", _THREE_PARTS, _shown, _channels(8)),
+    _sd("StableDiffusionControlNetPipeline", None, _shown, _control(parts.control_net)),
+    _sd("StableDiffusionControlNetPipeline", None, _shown_two, _control(parts.control_net, 2), variant="two nets"),
+    _sd("StableDiffusionControlNetImg2ImgPipeline", None, _controlled_change, _control(parts.control_net)),
+    _sd("StableDiffusionControlNetInpaintPipeline", None, _controlled_painting, _control(parts.control_net)),
+    _sd("StableDiffusionAdapterPipeline", None, _shown, _adapter, listed=("image",)),
+    _sd("StableDiffusionAdapterPipeline", None, _shown_to_adapters, _two_adapters, variant="two adapters", listed=("image",)),
+    _sd("StableDiffusionPAGPipeline", _PERTURBED, _sized, _perturbed),
+    _sd("StableDiffusionPAGPipeline", layout("na"), lambda: _sized() | {"pag_scale": 0.0}, _perturbed, variant="pag_scale=0"),
+    _sd("StableDiffusionPAGImg2ImgPipeline", _PERTURBED, _changed, _perturbed),
+    _sd("LatentConsistencyModelPipeline", layout("a"), _sized, _consistent, negative=False),
+    _sd("LatentConsistencyModelImg2ImgPipeline", layout("a"), _changed, _consistent, negative=False),
+    _sd("StableDiffusionUpscalePipeline", None, _enlarged, _upscaler(), listed=("image",)),
+    _sd(
+        "StableDiffusionUpscalePipeline",
+        None,
+        _enlarged,
+        _upscaler(only_cross_attention=[True, False]),
+        variant="as published",
+        listed=("image",),
+        refusal="attn1",
+    ),
+    _sd("StableDiffusionGLIGENPipeline", None, _boxed, _gligen),
+)
+_REFUSED = (
+    _sd("StableDiffusionLatentUpscalePipeline", None, _shown, _latent_upscaler, listed=("image",), refusal="num_images_per_prompt"),
+    _sd("StableDiffusionPanoramaPipeline", None, _sized, refusal="views"),
+    _sd("StableDiffusionSAGPipeline", layout("na n", "a a"), _sized, refusal="degraded"),
+    _sd("CycleDiffusionPipeline", _TWO_MODELS, _from_source, negative=False, refusal="source"),
+    _sd("StableDiffusionParadigmsPipeline", _INTERLEAVED, _sized, _parallel, refusal="parallel"),
+    _sd("StableDiffusionDiffEditPipeline", {(True, 1): ("seae",)}, _compared, _inverse, call=_compare, negative=False, refusal="source"),
+    _sd("StableDiffusionAttendAndExcitePipeline", {(True, 1): ("a", "na"), (False, 1): ("a", "a")}, _excited, refusal="attention"),
+    _sd("StableDiffusionLDM3DPipeline", None, _as_arrays, _two_outputs, refusal="depth"),
+    _sd("TextToVideoZeroPipeline", {(True, 1): ("na", "na", "na", "nnaa", "nnaa")}, _film, refusal="frames"),
+    _sd("LEditsPPPipelineStableDiffusion", _inverted_first("e"), dict, _stochastic, call=_edit, negative=False, refusal="encode_prompt"),
+    _xl("LEditsPPPipelineStableDiffusionXL", _inverted_first("-"), dict, call=_edit, negative=False, refusal="encode_prompt"),
+)
+_STABLE_DIFFUSION_XL = (
+    _xl("StableDiffusionXLPipeline", None, _sized),
+    _xl("StableDiffusionXLImg2ImgPipeline", None, _changed),
+    _xl("StableDiffusionXLInpaintPipeline", None, _painted_sized),
+    _xl("StableDiffusionXLInstructPix2PixPipeline", _THREE_PARTS, _shown_sized, _channels(8)),
+    _xl("StableDiffusionXLControlNetPipeline", None, _shown, _control(parts.sdxl_control_net)),
+    _xl("StableDiffusionXLControlNetPipeline", None, _shown_two, _control(parts.sdxl_control_net, 2), variant="two nets"),
+    _xl("StableDiffusionXLControlNetImg2ImgPipeline", None, _controlled_change, _control(parts.sdxl_control_net)),
+    _xl("StableDiffusionXLAdapterPipeline", None, _shown_sized, _adapter, listed=("image",)),
+    _xl("StableDiffusionXLPAGPipeline", _PERTURBED, _sized, _perturbed),
+)
+_DEEPFLOYD = (
+    _if("IFImg2ImgPipeline", _pixels_changed, listed=("image",)),
+    _if("IFInpaintingPipeline", _pixels_painted, listed=("image", "mask_image")),
+    _if("IFSuperResolutionPipeline", _pixels_enlarged, True, listed=("image",)),
+    _if("IFImg2ImgSuperResolutionPipeline", _pixels_enlarged_change, True, listed=("image", "original_image")),
+    _if("IFInpaintingSuperResolutionPipeline", _pixels_enlarged_painting, True, listed=("image", "original_image", "mask_image")),
+)
+
+PIPELINES: dict[str, Example] = {each.name: each for each in (*_STABLE_DIFFUSION, *_STABLE_DIFFUSION_XL, *_DEEPFLOYD, *_REFUSED)}

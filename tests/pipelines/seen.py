@@ -1,0 +1,64 @@
+"""Plain PyTorch hooks on pipelines: which rows carry what, found without neuroscope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.pipelines.example import NEGATIVE, PROMPTS, SOURCE
+
+_TEXTS = {"a": PROMPTS[0], "b": PROMPTS[1], "n": NEGATIVE, "s": SOURCE, "e": ""}
+
+
+def contexts(pipe: Any, texts: list[str]) -> list[Tensor]:
+    """What cross-attention may read of texts, [text, token, channel]: the outputs of the text encoders that pipelines use."""
+    tokenizers = [each for name in ("tokenizer", "tokenizer_2") if (each := getattr(pipe, name, None)) is not None]
+    encoders = [each for name in ("text_encoder", "text_encoder_2") if (each := getattr(pipe, name, None)) is not None]
+    found = [_states(encoder, tokenizer, texts) for encoder, tokenizer in zip(encoders, tokenizers, strict=True)]
+    if len(found) == 2:
+        return [torch.cat([states[-2] for _, states in found], dim=-1)]
+    last, states = found[0]
+    return [last, states[-1]]
+
+
+def layouts(pipe: Any, run: Callable[[], Any]) -> list[str]:
+    """For each call of the denoiser in `run`, one letter for each row; see `example.Layout`."""
+    known = contexts(pipe, list(_TEXTS.values()))
+    seen: list[str] = []
+
+    def name(row: Tensor) -> str:
+        near = (torch.isclose(states, row, atol=1e-5).all(dim=(1, 2)) for states in known if states.shape[1:] == row.shape)
+        return next((letter for hits in near for letter, hit in zip(_TEXTS, hits, strict=True) if hit), "-")
+
+    def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        seen.append("".join(name(row) for row in given))
+
+    with hooked(pipe.unet, before=watch):
+        run()
+    return seen
+
+
+@contextmanager
+def hooked(module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Plain hooks inside the block."""
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True)] if before else []
+    handles += [module.register_forward_hook(after)] if after else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _states(encoder: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    length = min(77, tokenizer.model_max_length)
+    encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    attended = {"attention_mask": encoded.attention_mask} if type(encoder).__name__.startswith("T5") else {}
+    found = encoder(encoded.input_ids, **attended, output_hidden_states=True)
+    return found[0], found.hidden_states
