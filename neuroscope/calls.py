@@ -67,7 +67,8 @@ class Call:
         if steps == (0.0, 1.0):
             return True
         if self.step is None or self.steps is None:
-            raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser was called on its own; use (0.0, 1.0) there")
+            cause = "was called on its own" if self.layout is None else "was called at a timestep that is not the schedule's next"
+            raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser {cause}; use (0.0, 1.0) there")
         place = self.step / self.steps + _ROUNDING
         return steps[0] <= place < steps[1]
 

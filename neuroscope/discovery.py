@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         order.append((path, pattern, block, (args[0] if pattern.before_module else output).shape[-1]))
 
     twin = _twin(denoiser)
+    readers = _watch_readers(family, twin)
     for path, module in twin.named_modules():
         for pattern in family.patterns:
             if (block := pattern.block_of(path)) is not None:
@@ -49,6 +50,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
     _run(family, twin)
     if not order:
         raise UnsupportedModel(f"this {type(denoiser).__name__} has no cross-attention site that neuroscope knows")
+    _check_readers(family, denoiser, readers, [path for path, pattern, *_ in order if pattern.text_only and pattern.in_layer])
     blocks = list(dict.fromkeys(block for _, pattern, block, _ in order if pattern.in_layer))
     return Sites(
         Site(
@@ -61,6 +63,38 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         )
         for path, pattern, block, width in order
     )
+
+
+def _watch_readers(family: Family, twin: nn.Module) -> list[str]:
+    """The paths of the modules with weights that are given one vector a token of the prompt, filled while the twin runs.
+
+    Known by their size: the family's inputs have a number of tokens that no image has.
+    """
+    tokens = family.inputs(twin, None)[family.arguments["context"]].shape[1]
+    readers: list[str] = []
+
+    def watch(path: str, _module: nn.Module, args: tuple) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].ndim == 3 and args[0].shape[1] == tokens:
+            readers.append(path)
+
+    for path, module in twin.named_modules():
+        if next(module.parameters(recurse=False), None) is not None and not family.prepares_text.fullmatch(path):
+            module.register_forward_pre_hook(partial(watch, path))
+    return readers
+
+
+def _check_readers(family: Family, denoiser: Any, readers: Sequence[str], sites: Sequence[str]) -> None:
+    """Raises UnsupportedModel where modules other than keys and values read the prompt, or a key or value reads none."""
+    if missed := [path for path in readers if path not in sites]:
+        raise UnsupportedModel(
+            f"this {type(denoiser).__name__} reads the prompt at {family.component}.{missed[0]} as well, and at {len(missed) - 1} more "
+            "modules, where neuroscope knows no site, so that what passes there would be missed; it is not supported"
+        )
+    if blind := [path for path in sites if path not in readers]:
+        raise UnsupportedModel(
+            f"{family.component}.{blind[0]} of this {type(denoiser).__name__} is called like a layer that reads the prompt, and reads "
+            "something else; it is not supported"
+        )
 
 
 def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sites:

@@ -54,8 +54,7 @@ class Schedule:
         if first is None:
             return None
         last = len(every) if length is None else min(len(every), first + length)
-        numbers = _numbers(scheduler, every)[first:last]
-        return cls(tuple(every[first:last]), tuple(number - numbers[0] for number in numbers))
+        return cls(tuple(every[first:last]), tuple(_numbers(scheduler, every[first:last])))
 
 
 def _first(timesteps: list[float], timestep: float, length: int | None, begun: int | None) -> int | None:
@@ -66,15 +65,15 @@ def _first(timesteps: list[float], timestep: float, length: int | None, begun: i
 
 
 def _numbers(scheduler: Any, timesteps: list[float]) -> list[int]:
-    """The step of every iteration of the whole schedule."""
+    """The step of every iteration of a run."""
     places = range(len(timesteps))
     runge_kutta = getattr(scheduler, "prk_timesteps", None)
-    if runge_kutta is not None and 0 < len(runge_kutta) < len(timesteps):
+    if runge_kutta is not None and len(runge_kutta):
         count = len(runge_kutta)
         return [place // _RUNGE_KUTTA if place < count else count // _RUNGE_KUTTA + place - count for place in places]
     if scheduler.order > 1:
         return [place // scheduler.order for place in places]
-    if len(timesteps) <= scheduler.num_inference_steps:
+    if len(scheduler.timesteps) == scheduler.num_inference_steps:
         return list(places)
     changes = (int(one != other) for one, other in itertools.pairwise(timesteps))
     return list(itertools.accumulate(changes, initial=0))

@@ -104,7 +104,7 @@ def test_a_pipeline_whose_batches_hold_something_else_is_wrong(fresh):
 
 
 def test_dropout_in_train_mode_is_wrong(fresh):
-    fresh.text_encoder.add_module("extra", torch.nn.Dropout(0.1))
+    fresh.text_encoder.add_module("extra", torch.nn.Dropout(0.1).eval())
     assert states(fresh) == {}
     fresh.text_encoder.train()
     assert states(fresh) == {"train mode": "wrong"}

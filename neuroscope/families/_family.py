@@ -82,6 +82,7 @@ class Family:
         words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
         noise: the noise in what the denoiser predicts, which may be followed by channels of another kind.
         arguments: what the denoiser's call calls its latents, timestep and context.
+        prepares_text: a regular expression over the paths of modules that read the prompt's tokens for all layers that follow.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Family:
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
     noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
+    prepares_text: re.Pattern[str] = re.compile(r"(?!)")
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -78,5 +78,6 @@ ADDED_KV = Family(
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     read=_read,
     words=_Words,
+    prepares_text=re.compile(r"encoder_hid_proj|add_embedding(\..+)?|.+\.norm_cross"),
     noise=lambda predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
 )

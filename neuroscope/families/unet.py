@@ -12,6 +12,8 @@ from neuroscope._errors import UnsupportedModel
 from neuroscope.conditions import Conditions
 from neuroscope.families._family import Family, Refusal, SitePattern
 
+_TOKENS = 7  # images have powers of four
+
 
 def block_name(path: str) -> str:
     """'up_blocks.1.attentions.2.transformer_blocks.0' is in block 'up.1'."""
@@ -29,7 +31,7 @@ def inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]
     return label | {
         "sample": torch.zeros(1, config.in_channels, height, width, **place),
         "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
-        "encoder_hidden_states": torch.zeros(1, 2, context_width(config), **place),
+        "encoder_hidden_states": torch.zeros(1, _TOKENS, context_width(config), **place),
     }
 
 
