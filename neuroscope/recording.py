@@ -18,6 +18,7 @@ from neuroscope.artifacts import Artifact
 from neuroscope.calls import Call
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
+from neuroscope.image_inputs import spread_images
 from neuroscope.provenance import Provenance
 from neuroscope.sites import Site, Sites
 from neuroscope.statistics import Moments
@@ -122,7 +123,8 @@ def record(
         batch_size: prompts at a time.
         seed: prompt number i starts from the noise of `seed + i`, the same in both arms.
         quiet: show no progress bar.
-        **generation: passed to the pipeline, such as `num_inference_steps`.
+        **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone read `clip_skip`
+            of them. An image is given once, for all prompts.
 
     Raises:
         InvalidInput: no site, an unknown token, or `by_step` without sites that need denoising.
@@ -136,6 +138,8 @@ def record(
     text, denoised = chosen.where(text_only=True), chosen.where(text_only=False)
     if by_step and text:
         raise InvalidInput(f"by_step has no meaning for {text[0].path}, which is the same at every step; record it apart")
+    if text:
+        _refuse_unused(text[0], bool(denoised), generation)
     arms = {}
     for arm in ARMS:
         prompts = getattr(concept, arm)
@@ -143,7 +147,7 @@ def record(
         with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", disable=quiet) as bar:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
-                _record_text(graph, text, batch, token, concept.name, tally)
+                _record_text(graph, text, batch, token, concept.name, tally, generation.get("clip_skip"))
                 if denoised:
                     _record_denoised(graph, denoised, batch, seed + first, by_step, tally, generation)
                 bar.update(len(batch))
@@ -188,11 +192,28 @@ class _Tally:
         return {path: torch.cat(batches) for path, batches in (self._samples or {}).items()}
 
 
+def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for options of the pipeline that what is computed without it would not follow."""
+    unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {"clip_skip"})
+    for name in unused:
+        if name not in generation or generation[name] is None:
+            continue
+        if name == "cross_attention_kwargs":
+            instead = "set the scale of a LoRA with pipe.set_adapters(name, scale)"
+        else:
+            instead = "leave it out, or record sites that need denoising as well"
+        raise InvalidInput(
+            f"{name} would not be followed at {site.path}, which depends on the prompt alone and is recorded without a run; {instead}"
+        )
+
+
 @torch.no_grad()
-def _record_text(graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally) -> None:
+def _record_text(
+    graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, clip_skip: int | None
+) -> None:
     if not sites:
         return
-    conditions = graph.conditions(prompts)
+    conditions = graph.conditions(prompts, clip_skip=clip_skip)
     chosen = torch.from_numpy(select_tokens(graph.tokenizer, prompts, token, subject)).to(conditions.context.device)
     for site, read in graph.read_each(sites, conditions):
         activation = graph.module(site)(read)
@@ -212,12 +233,16 @@ def _record_denoised(
 
     def keep(activation: Tensor, call: Call) -> None:
         rows = activation[call.rows("conditional", len(activation))].detach()
-        mean = rows.to(torch.float64) if rows.ndim == 2 else rows.mean(dim=1, dtype=torch.float64)  # pooled text has no places
-        seen[call.site.path].setdefault(call.step or 0, []).append(mean)
+        if len(rows):  # perturbed-attention guidance has two rows for each prompt, the others one
+            mean = rows.to(torch.float64) if rows.ndim == 2 else rows.mean(dim=1, dtype=torch.float64)  # pooled text has no places
+            seen[call.site.path].setdefault(call.step or 0, []).append(mean.unflatten(0, (-1, len(prompts))).mean(dim=0))
 
+    options = {"output_type": "latent"} | spread_images(graph.pipe, generation, len(prompts))
+    if isinstance(options.get("negative_prompt"), str):
+        options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
     with graph.observe(sites, keep):
         noise = [torch.Generator().manual_seed(seed + offset) for offset in range(len(prompts))]
-        graph.pipe(prompt=list(prompts), generator=noise, **({"output_type": "latent"} | dict(generation)))
+        graph.pipe(prompt=list(prompts), generator=noise, **options)
     for path, steps in seen.items():
         observations = torch.stack([torch.stack(calls).mean(dim=0) for _, calls in sorted(steps.items())], dim=1)
         tally.add(path, observations if by_step else observations.mean(dim=1))

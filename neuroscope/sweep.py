@@ -19,6 +19,7 @@ from PIL.Image import Image
 from neuroscope._errors import InvalidInput
 from neuroscope.conditions import Conditions
 from neuroscope.graph import HookGraph
+from neuroscope.image_inputs import spread_images
 from neuroscope.interventions import Intervention
 from neuroscope.metrics import Space
 
@@ -133,17 +134,9 @@ class Sweep:
                 **self.graph.arguments(told, against),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
                 output_type="pil" if self.space == "image" else raw,
-                **self._options(len(rows)),
+                **spread_images(self.graph.pipe, self._generation, len(rows)),
             ).images
         return list(made)
-
-    def _options(self, rows: int) -> dict[str, Any]:
-        """The pipeline's options; a picture that is given to it, as to a model that enlarges pictures, is given to every row."""
-        given = self._generation.get("image")
-        if given is None:
-            return self._generation
-        image = given.expand(rows, -1, -1, -1) if isinstance(given, torch.Tensor) else [given] * rows
-        return self._generation | {"image": image}
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager:
         return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()

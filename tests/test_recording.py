@@ -184,7 +184,7 @@ def test_weights_that_are_not_finite_are_named(fresh, concept, role):
     with torch.no_grad():
         module.weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteActivation, match=rf"^{site.path}: \d.* of .* recorded activations are NaN or infinite"):
-        record(graph, concept, [site], quiet=True, num_inference_steps=1)
+        record(graph, concept, [site], quiet=True, **({} if role == "key" else {"num_inference_steps": 1}))
     assert tiny.hooks(fresh) == []
 
 
@@ -206,3 +206,44 @@ def test_unusable_requests_are_refused(graph, concept, recording, untyped):
     for ask in (recording.count, recording.mean):
         with pytest.raises(InvalidInput, match=r"arm 'presnt' is unknown; choose one of present, absent; did you mean 'present'\?"):
             ask("presnt")
+
+
+class TestOptionsOfThePipeline:
+    """What is computed without a run follows no option of a run; an option that would be ignored is an error."""
+
+    @pytest.mark.parametrize(
+        ("option", "value", "instead"),
+        [
+            ("num_inference_steps", 3, "leave it out, or record sites that need denoising as well"),
+            ("nonsense", 3, "leave it out"),
+            ("guidance_scale", 3.0, "leave it out"),
+            ("negative_prompt", "a star", "leave it out"),
+            ("image", torch.zeros(1, 3, 32, 32), "leave it out"),
+            ("prompt_2", "a star", "leave it out"),
+            ("cross_attention_kwargs", {"scale": 0.5}, r"set the scale of a LoRA with pipe.set_adapters\(name, scale\)"),
+        ],
+    )
+    def test_of_sites_that_depend_on_the_prompt_alone(self, graph, concept, option, value, instead):
+        (site,) = graph.sites.where(layer=0, role="key")
+        message = f"{option} would not be followed at {site.path}, which depends on the prompt alone and is .* without a run; {instead}"
+        with pytest.raises(InvalidInput, match=message):
+            record(graph, concept, [site], quiet=True, **{option: value})
+
+    def test_the_scale_of_a_lora_beside_sites_that_need_a_run(self, graph, concept, pipe):
+        with tiny.counted(pipe.unet) as calls, pytest.raises(InvalidInput, match="cross_attention_kwargs would not be followed at"):
+            record(graph, concept, graph.sites.where(layer=0), quiet=True, cross_attention_kwargs={"scale": 0.5})
+        assert calls == []
+
+    def test_one_negative_prompt_is_every_prompts(self, graph, pairs, image_side):
+        options = {"quiet": True, "num_inference_steps": 1, "keep_samples": True, "negative_prompt": "a blue star"}
+        together, alone = (record(graph, pairs, image_side, batch_size=size, **options) for size in (2, 1))
+        for path in image_side.paths:
+            torch.testing.assert_close(together.samples["present"][path], alone.samples["present"][path], rtol=1e-4, atol=1e-5)
+
+    def test_clip_skip_is_read(self, graph, concept, monkeypatch):
+        """What the encoder makes of it is the pipeline's own business: the graph is asked for it."""
+        asked = []
+        conditions = type(graph).conditions
+        monkeypatch.setattr(type(graph), "conditions", lambda self, prompts, **options: asked.append(options) or conditions(self, prompts))
+        record(graph, concept, graph.sites.where(layer=0, role="key"), quiet=True, clip_skip=2)
+        assert asked == [{"clip_skip": 2}] * 2

@@ -218,13 +218,15 @@ def _inverted_first(empty: str) -> Layout:
 _STABLE_DIFFUSION = (
     _sd("StableDiffusionPipeline", None, _sized),
     _sd("StableDiffusionImg2ImgPipeline", None, _changed),
-    _sd("StableDiffusionInpaintPipeline", None, _painted),
+    _sd("StableDiffusionInpaintPipeline", None, _painted, listed=("image", "mask_image")),
     _sd("StableDiffusionDepth2ImgPipeline", None, _deepened, _depth_parts),
     _sd("StableDiffusionInstructPix2PixPipeline", _THREE_PARTS, _shown, _channels(8)),
     _sd("StableDiffusionControlNetPipeline", None, _shown, _control(parts.control_net)),
     _sd("StableDiffusionControlNetPipeline", None, _shown_two, _control(parts.control_net, 2), variant="two nets"),
     _sd("StableDiffusionControlNetImg2ImgPipeline", None, _controlled_change, _control(parts.control_net)),
-    _sd("StableDiffusionControlNetInpaintPipeline", None, _controlled_painting, _control(parts.control_net)),
+    _sd(
+        "StableDiffusionControlNetInpaintPipeline", None, _controlled_painting, _control(parts.control_net), listed=("image", "mask_image")
+    ),
     _sd("StableDiffusionAdapterPipeline", None, _shown, _adapter, listed=("image",)),
     _sd("StableDiffusionAdapterPipeline", None, _shown_to_adapters, _two_adapters, variant="two adapters", listed=("image",)),
     _sd("StableDiffusionPAGPipeline", _PERTURBED, _sized, _perturbed),
@@ -260,7 +262,7 @@ _REFUSED = (
 _STABLE_DIFFUSION_XL = (
     _xl("StableDiffusionXLPipeline", None, _sized),
     _xl("StableDiffusionXLImg2ImgPipeline", None, _changed),
-    _xl("StableDiffusionXLInpaintPipeline", None, _painted_sized),
+    _xl("StableDiffusionXLInpaintPipeline", None, _painted_sized, listed=("image", "mask_image")),
     _xl("StableDiffusionXLInstructPix2PixPipeline", _THREE_PARTS, _shown_sized, _channels(8)),
     _xl("StableDiffusionXLControlNetPipeline", None, _shown, _control(parts.sdxl_control_net)),
     _xl("StableDiffusionXLControlNetPipeline", None, _shown_two, _control(parts.sdxl_control_net, 2), variant="two nets"),

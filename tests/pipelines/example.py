@@ -90,11 +90,12 @@ class Example:
 
     def run(self, pipe: Any, prompts: int, guided: bool, **options: Any) -> Any:
         """Calls the pipeline for the first prompts; each image has noise of its own seed."""
-        given = self.options(prompts, guided) | {"generator": [torch.Generator().manual_seed(seed) for seed in range(prompts)]}
+        noise = [torch.Generator().manual_seed(seed) for seed in range(prompts)]
+        given = self.options(prompts, guided) | {"prompt": list(PROMPTS[:prompts]), "generator": noise}
         given |= {"negative_prompt": [NEGATIVE] * prompts} if self.negative else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self.call(pipe, prompt=list(PROMPTS[:prompts]), **(given | options))
+            return self.call(pipe, **(given | options))
 
     def calls(self, prompts: int, guided: bool, count: int) -> list[str]:
         """The rows of the first calls of a run."""
