@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow fuzz check bench docs clean
+.PHONY: demo test test-slow test-processors fuzz check bench docs clean
 
 demo: $(READY)
 	$(BIN)/neuroscope demo --output-dir demo
@@ -16,6 +16,10 @@ test: check
 
 test-slow: $(READY)
 	$(TEST) -m slow
+
+# The fast tests with the instructions of other processors, with one thread and two; hours on two cores.
+test-processors: $(READY)
+	$(BIN)/python -m tests.processors
 
 # Random cases; the seed comes from the clock, is printed, and can be given as SEED=....
 fuzz: $(READY)

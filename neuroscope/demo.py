@@ -24,6 +24,7 @@ from neuroscope.metrics import ClipScore, Metric
 from neuroscope.recording import Recording, record
 from neuroscope.reporting import report
 from neuroscope.scores import NeuronScores
+from neuroscope.testbed.certificate import share_interval
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
 
@@ -56,7 +57,9 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
     hits = planted_hits(graph, found.scores)
-    say(f"   {hits} of the {PLANT.neuron_count} strongest are among the {PLANT.neuron_count} planted neurons.\n")
+    interval = share_interval(hits, PLANT.neuron_count)
+    count = f"{hits} ({interval[0]:.0%} to {interval[1]:.0%}) of the {PLANT.neuron_count} strongest"
+    say(f"   {count} are among the {PLANT.neuron_count} planted neurons.\n")
 
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
@@ -77,7 +80,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     page = report(folder)
     say(f"Look at {page}: all of it on one page. Beside it are the pictures, the files and evaluation.csv.")
     say("For a model of your own: neuroscope record --model FOLDER_OR_ID --style NAME -o c.safetensors, then neuroscope rank c.safetensors")
-    return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "summary": summary.to_dict("records")}
+    return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "planted_interval": interval, "summary": summary.to_dict("records")}
 
 
 def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:

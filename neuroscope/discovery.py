@@ -181,7 +181,7 @@ def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> di
         if family.stages.fullmatch(path):
             module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(**tree_map(lambda each: each.to("meta") if isinstance(each, Tensor) else each, dict(inputs)))
+        twin(**tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, dict(inputs)))
     counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops()
     before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)
@@ -202,6 +202,11 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
             module.register_forward_hook(add)
     _run(family, twin, size)
     return total * denoiser.dtype.itemsize
+
+
+def _on_meta(given: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor's size on the meta device; the denoiser's own number format, such as bfloat16, is not its twin's."""
+    return given.to("meta", dtype if given.is_floating_point() else given.dtype)
 
 
 def _twin(denoiser: Any) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor
 from neuroscope import Concept, HookGraph, Recording, record
 from tests.families import tiny
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+if threads := os.environ.get("OMP_NUM_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else ""):
+    torch.set_num_threads(int(threads))
 
 OBJECTS = ("circle", "square", "triangle", "star", "cross", "ring")
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import ContextSwap, HookGraph, Neurons
+from neuroscope.discovery import stage_shares
 from neuroscope.forcing import Forcing, Frame, following
 from tests.families import tiny
 
@@ -88,6 +90,13 @@ class TestEveryFamily:
         before = sum(counts.get(path, 0) for path in stages[: stages.index(stage)])
         assert forcing.rows == pytest.approx(1 - before / counter.get_total_flops(), rel=0.005)
         assert forcing.rows < 0.6
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_shares_do_not_depend_on_the_number_format(self, graph, frame, dtype):
+        narrow = tree_map(
+            lambda each: each.to(dtype) if isinstance(each, torch.Tensor) and each.is_floating_point() else each, frame.inputs
+        )
+        assert stage_shares(graph.family, graph.denoiser, narrow) == graph.stage_shares(frame.inputs)
 
     def test_shares_fall_from_stage_to_stage(self, graph, frame):
         shares = list(graph.stage_shares(frame.inputs).values())

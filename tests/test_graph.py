@@ -207,7 +207,7 @@ class TestRows:
         tiny.draw(pipe)  # a guided run before must not be remembered
         context = graph.encode(["a red circle", "a blue star"])
         with graph.capture(graph.sites.where(layer=8, role="value")) as captured, torch.no_grad():
-            pipe.unet(torch.zeros(2, 4, 16, 16), 7, encoder_hidden_states=context)
+            pipe.unet(torch.zeros(2, 4, 16, 16, dtype=pipe.dtype), 7, encoder_hidden_states=context)
         path = captured.sites[0].path
         assert captured.select(path, rows="all").shape[1] == 2
         with pytest.raises(InvalidInput, match="called with 2 rows, and not by this graph's pipeline, so it is not known which of them"):
@@ -343,7 +343,7 @@ class TestModels:
         query, key = (other.module(other.sites.where(layer=8, role=role)[0]) for role in ("query", "key"))
         heads = fresh.unet.get_submodule(other.sites.where(layer=8, role="key")[0].module.removesuffix(".to_k")).heads
         width, rng = len(key.weight) // heads, torch.Generator().manual_seed(0)
-        turn = torch.linalg.qr(torch.randn(width, width, generator=rng)).Q
+        turn = torch.linalg.qr(torch.randn(width, width, generator=rng, dtype=key.weight.dtype)).Q
         with torch.no_grad():
             for linear in (query, key):
                 linear.weight.copy_(torch.block_diag(*[turn] * heads) @ linear.weight)

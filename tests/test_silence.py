@@ -90,7 +90,7 @@ class TestWhoIsRunning:
     @pytest.mark.parametrize("family", ["if-1", "if-2"])
     @pytest.mark.parametrize("scale", [1.0, 4.0])
     def test_a_pipeline_that_keeps_its_guidance_to_itself_is_heard(self, family, scale):
-        pipe = build_unplanted(family, 0)
+        pipe = tiny.exact(build_unplanted(family, 0))
         graph = HookGraph(pipe)
         context = graph.conditions([tiny.PROMPT])
         options = generation_of(family) | {"guidance_scale": scale}

@@ -57,7 +57,7 @@ class EditReport:
 
     def __str__(self) -> str:
         posed = f"{self.keys} keys, {self.kept} kept, rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
-        moves = f"outside the span {self.outside:.1e}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
+        moves = f"outside the span {self.outside:.1%}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
         return f"{posed}; remaining way {self.residual:.1%}; moves: {moves}"
 
 

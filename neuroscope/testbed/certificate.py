@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from tqdm.auto import tqdm
 
 from neuroscope import testbed
@@ -23,6 +24,8 @@ from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
 _FIRST_SEED = 10_000
+_RENDERED = "read on rendered pictures"
+_WIDTH = 18  # of a column
 _KINDS = {
     True: "Interchange training put each attribute in one known layer, and the style in known value neurons there.",
     False: "Trained ordinarily: nothing is planted, and attributes are where training put them.",
@@ -41,7 +44,8 @@ Not for making pictures anyone needs; for checking methods against a known answe
 ## Certificate
 
 {made} Flips are the share of pictures that follow another prompt when only the named part of the model reads it; both
-prompts differ in one attribute, and a picture and its twin start from the same noise.
+prompts differ in one attribute, and a picture and its twin start from the same noise. In brackets: the exact 95 % interval of a share
+of {samples} images. Another processor rounds otherwise, which can turn single images, and with them a share within its interval.
 
 ```
 {table}
@@ -73,29 +77,52 @@ class Certificate:
     flips: Mapping[str, Mapping[str, float]]
     neuron_flips: Mapping[str, float]
 
+    @classmethod
+    def from_json(cls, text: str) -> Certificate:
+        """A certificate as `to_json` wrote it."""
+        stored = json.loads(text)
+        return cls(**{field.name: stored[field.name] for field in fields(cls)})
+
     def to_json(self) -> str:
-        """All figures, as JSON."""
-        return json.dumps(asdict(self), indent=1)
+        """All figures, as JSON; "intervals" holds the exact 95 % interval of each share of `samples` images."""
+        return json.dumps(asdict(self) | {"intervals": self._intervals()}, indent=1)
 
     def to_text(self) -> str:
         """All figures, as a table to read."""
         lines = [
             f"{self.model}, {self.samples} prompt pairs for each attribute",
             "",
-            f"{'':34}" + "".join(f"{name:>9}" for name in ATTRIBUTES),
+            f"{'':36}" + "".join(f"{name:>{_WIDTH}}" for name in ATTRIBUTES),
         ]
         for name, row in self._rows():
-            lines.append(f"{name:34}" + "".join(f"{row[each]:9.1%}" if each in row else f"{'':>9}" for each in ATTRIBUTES))
+            cells = (self._cell(name, row[each]) if each in row else "" for each in ATTRIBUTES)
+            lines.append((f"{name:36}" + "".join(f"{each:>{_WIDTH}}" for each in cells)).rstrip())
         return "\n".join(lines)
+
+    def _cell(self, row: str, share: float) -> str:
+        """A share with its interval; the rendered images are the same on every processor, and have none."""
+        if row == _RENDERED:
+            return f"{share:.1%}"
+        low, high = share_interval(round(share * self.samples), self.samples)
+        return f"{share:.1%} ({100 * low:.0f}–{100 * high:.0f})"
+
+    def _intervals(self) -> dict[str, Any]:
+        def of(shares: Mapping[str, float]) -> dict[str, list[float]]:
+            return {name: list(share_interval(round(share * self.samples), self.samples)) for name, share in shares.items()}
+
+        flips = {attribute: of(shares) for attribute, shares in self.flips.items()}
+        return {"obeyed": of(self.obeyed), "flips": flips, "neuron_flips": of(self.neuron_flips)}
 
     def to_card(self) -> str:
         """The model card, in Markdown."""
         made = f"Measured with `neuroscope testbed certify {self.model} --samples {self.samples}`."
         plant = f"\n## Plant\n\n```json\n{json.dumps(self.planted, indent=1)}\n```\n" if self.planted else ""
-        return _CARD.format(model=self.model, kind=_KINDS[bool(self.planted)], made=made, table=self.to_text(), plant=plant)
+        return _CARD.format(
+            model=self.model, kind=_KINDS[bool(self.planted)], made=made, table=self.to_text(), plant=plant, samples=self.samples
+        )
 
     def _rows(self) -> Iterator[tuple[str, Mapping[str, float]]]:
-        yield "read on rendered pictures", self.readers
+        yield _RENDERED, self.readers
         yield "obeyed, held-out prompts and seeds", self.obeyed
         yield "flips, untouched", {name: each["untouched"] for name, each in self.flips.items()}
         if self.planted:
@@ -105,6 +132,12 @@ class Certificate:
             yield f"flips, {layer}", {name: each[layer] for name, each in self.flips.items()}
         for place, share in self.neuron_flips.items():
             yield f"flips, {place}", {"style": share}
+
+
+def share_interval(count: int, of: int) -> tuple[float, float]:
+    """The exact (Clopper–Pearson) 95 % interval of `count` out of `of`, as shares from 0 to 1."""
+    interval = scipy.stats.binomtest(count, of).proportion_ci(confidence_level=0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT, quiet: bool = False) -> Certificate:

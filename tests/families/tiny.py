@@ -1,4 +1,4 @@
-"""Real diffusers pipelines of the published topologies, tiny in width, with random weights that listen to the text."""
+"""Real diffusers pipelines of the published topologies, tiny in width, in float64, with random weights that listen to the text."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,11 +45,23 @@ def sd2(seed: int = 0) -> StableDiffusionPipeline:
     return _pipeline(seed, tokenizer, scheduler, attention_head_dim=[2, 4, 8, 8], use_linear_projection=True)
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(build_unplanted, name, 0) for name in ("sdxl", "if-1", "if-2")}
+def exact(pipe: Any) -> Any:
+    """The pipeline in float64: what two computations have in common must not depend on a processor's order of additions."""
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.double()
+    return pipe
+
+
+def _unplanted(name: str) -> Any:
+    return exact(build_unplanted(name, 0))
+
+
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
-    """A UNet of the SD-v1 topology, 32 channels wide; further keywords change its config."""
+    """A UNet of the SD-v1 topology, 32 channels wide, in float64; further keywords change its config."""
     published = {
         "sample_size": 16,
         "block_out_channels": [32] * 4,
@@ -60,7 +72,7 @@ def build_unet(**config: Any) -> UNet2DConditionModel:
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     }
-    return UNet2DConditionModel(**(published | config))
+    return UNet2DConditionModel(**(published | config)).double()
 
 
 def with_parts(pipe: StableDiffusionPipeline, **parts: Any) -> StableDiffusionPipeline:
@@ -136,7 +148,7 @@ def _pipeline(seed: int, tokenizer: CLIPTokenizer, scheduler: Any, **config: Any
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return exact(pipe)
 
 
 def mask(graph: HookGraph, rows: str = "conditional", layer: int = 8) -> NeuronMask:

@@ -60,7 +60,7 @@ def planted(concept) -> Recording:
             weight = graph.module(site).weight
             weight.copy_(weight.double() - weight.double() @ blind @ blind.T)
             if (site.layer, site.role) == (LAYER, "value"):
-                weight[PLANTED] = (seeing * torch.arange(1, len(PLANTED) + 1)[:, None] / seeing.norm()).float()
+                weight[PLANTED] = (seeing * torch.arange(1, len(PLANTED) + 1)[:, None] / seeing.norm()).to(weight.dtype)
     return record(graph, concept, token="last", keep_samples=True, quiet=True)
 
 

@@ -43,7 +43,7 @@ def test_every_method_has_an_example():
 
 @pytest.fixture(scope="module")
 def graph() -> HookGraph:
-    return HookGraph(build("sd1", "neurons", 0))
+    return HookGraph(tiny.exact(build("sd1", "neurons", 0)))
 
 
 @pytest.fixture(scope="module")

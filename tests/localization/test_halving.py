@@ -55,7 +55,7 @@ def uneven() -> HookGraph:
 @pytest.fixture(scope="module")
 def both() -> HookGraph:
     """Two layers carry about half of the latent's way each, in one half of the network and in different quarters."""
-    graph = HookGraph(build("sd1", "both", 2))
+    graph = HookGraph(tiny.exact(build("sd1", "both", 2)))
     assert len(smallest_window(truth_of(graph.pipe).layers).layers) == LAYERS // 2
     return graph
 
@@ -144,7 +144,7 @@ def test_where_nothing_passes_no_window_is_split():
 
 def test_the_pooled_text_is_tried_once_beside_the_layers():
     """It alone carries the concept here, so that the search ends with the whole window."""
-    graph = HookGraph(build("if-1", "pooled", 0))
+    graph = HookGraph(tiny.exact(build("if-1", "pooled", 0)))
     found = run_built(graph, Halving())
     assert found.pooled_share[0] == pytest.approx(1, abs=1e-3)
     assert found.verdict.startswith("the pooled text carries 100%")

@@ -7,6 +7,7 @@ import torch
 from neuroscope import HookGraph, InvalidInput, LatentShare, LocoGen, NeuronAblation, localize
 from neuroscope.testbed import Planted, build
 from neuroscope.testbed import planted as truth_of
+from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
 
 FAST = {"seeds": [3], "quiet": True}
@@ -15,7 +16,7 @@ FAST = {"seeds": [3], "quiet": True}
 @pytest.fixture(scope="module")
 def graph() -> HookGraph:
     """A few value neurons of one layer carry the concept."""
-    return HookGraph(build("sd1", "neurons", 0))
+    return HookGraph(tiny.exact(build("sd1", "neurons", 0)))
 
 
 @pytest.fixture(scope="module")

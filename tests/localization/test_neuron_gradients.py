@@ -26,9 +26,11 @@ from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
 from tests.localization.by_hand import noise
 from tests.localization.planted import SMALL, STIPPLE, concept_of
+from tests.numerics import NETWORK, rounding
 
 PAIR = STIPPLE[:1]
 SEED, STEP = 3, 1  # a single step of two is the second
+WAY = 0.01  # of a finite difference, as a share of the whole change
 KINDS = ("gradient", "integrated", "conductance")
 
 
@@ -110,12 +112,13 @@ def test_a_gradient_is_a_finite_difference(graph):
     hand = ByHand(graph, PAIR[0], [path])
     for index in scores.abs().topk(3).indices.tolist():
         near = []
-        for place in (0.05, -0.05):
+        for place in (WAY, -WAY):
             moved = hand.at(0.0)[0].detach().clone()
             moved[..., index] += place * (hand.ends[1][0] - hand.ends[0][0])[..., index]
             with torch.no_grad():
                 near.append(float(hand.share([moved])))
-        assert float(scores[index]) == pytest.approx((near[0] - near[1]) / 0.1, rel=0.02)
+        # a central difference errs by the square of its way, and by the rounding of two shares of size 1 over its way
+        assert float(scores[index]) == pytest.approx((near[0] - near[1]) / (2 * WAY), rel=WAY**2, abs=rounding(terms=NETWORK) / WAY)
 
 
 def test_all_parts_add_up_to_the_whole_way(graph):
@@ -136,7 +139,7 @@ def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph, kind, sam
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "if-1"])
 def test_planted_neurons_come_first_and_others_have_no_part(family):
-    graph = HookGraph(build(family, "neurons", 0))
+    graph = HookGraph(tiny.exact(build(family, "neurons", 0)))
     truth = truth_of(graph.pipe)
     method = NeuronGradient(layers=truth.layers, steps=1, samples=2, fidelity=0)
     found = localize(graph, truth.concept, method, LatentShare(), [0], pairs=2, quiet=True, **truth.generation)
@@ -146,7 +149,7 @@ def test_planted_neurons_come_first_and_others_have_no_part(family):
 
 
 def test_neurons_that_read_the_concept_and_that_nothing_reads_have_no_part():
-    graph = HookGraph(build("sd1", "decoy", 1))
+    graph = HookGraph(tiny.exact(build("sd1", "decoy", 1)))
     truth = truth_of(graph.pipe)
     ((path, decoys),) = truth.decoy_neurons.items()
     sites = graph.sites.at([path])

@@ -71,7 +71,7 @@ class TestOneLayer:
 @pytest.fixture(scope="module")
 def close() -> HookGraph:
     """Two layers carry half each: which is ahead depends on the picture."""
-    return HookGraph(build("sd1", "apart", 1))
+    return HookGraph(tiny.exact(build("sd1", "apart", 1)))
 
 
 def run_built(graph: HookGraph, method) -> LayerScores:
@@ -157,7 +157,7 @@ def test_a_schedule_that_cannot_be_shortened_is_refused_before_any_picture(graph
 @pytest.fixture(scope="module")
 def apart() -> HookGraph:
     """Two layers that are about as strong."""
-    return HookGraph(build("sd1", "apart", 1))
+    return HookGraph(tiny.exact(build("sd1", "apart", 1)))
 
 
 def raced_with(graph: HookGraph, **options) -> LayerScores:

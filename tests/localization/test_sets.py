@@ -4,12 +4,13 @@ import pytest
 
 from neuroscope import Flipped, HookGraph, InvalidInput, LatentShare, LocoGen, localize
 from neuroscope.testbed import build, planted
+from tests.families import tiny
 
 SETS = LocoGen(search="sets", enough=0.95)
 
 
 def found(plant: str, method: LocoGen):
-    pipe = build("sd1", plant, seed=0)
+    pipe = tiny.exact(build("sd1", plant, seed=0))
     truth = planted(pipe)
     metric = LatentShare() if truth.shown_from is None else Flipped(1 - truth.shown_from)
     scores = localize(HookGraph(pipe), truth.concept, method, metric, [0], pairs=2, keep_images=0, quiet=True, **truth.generation)

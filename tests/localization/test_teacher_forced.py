@@ -44,7 +44,7 @@ def test_shares_are_projections_of_changed_predictions(graph):
 
 @pytest.mark.parametrize("family", ["sd1", "if-1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd2", "sdxl", "if-2"))])
 def test_the_planted_layer_has_the_whole_share_at_every_step_and_others_none(family):
-    graph = HookGraph(build(family, "layer", 0))
+    graph = HookGraph(tiny.exact(build(family, "layer", 0)))
     truth = planted(graph.pipe)
     scores = localize(graph, truth.concept, TeacherForced(steps=2, fidelity=0), LatentShare(), **(FAST | truth.generation | {"pairs": 1}))
     grid = scores.grid()
@@ -65,7 +65,7 @@ def test_the_heatmap_takes_one_and_a_half_generations_at_most(family, steps):
 
 def test_it_sees_what_the_schedules_part_hides():
     """A layer that counts in a part of the schedule alone shows in predictions at all steps, and in pictures there only."""
-    graph = HookGraph(build("sd1", "schedule", 0))
+    graph = HookGraph(tiny.exact(build("sd1", "schedule", 0)))
     truth = planted(graph.pipe)
     (layer,) = truth.layers
     options = FAST | truth.generation | {"pairs": 1}

@@ -3,19 +3,44 @@
 import json
 
 import pytest
+import scipy.stats
 
 from neuroscope import testbed
-from neuroscope.testbed.certificate import Certificate, certify
+from neuroscope.testbed.certificate import Certificate, certify, share_interval
 from neuroscope.testbed.planting import Plant
 
 
 @pytest.fixture(scope="module")
 def stored():
-    return Certificate(**json.loads((testbed.path("sd1") / "certificate.json").read_text()))
+    return Certificate.from_json((testbed.path("sd1") / "certificate.json").read_text())
 
 
-def test_the_card_shows_the_stored_certificate(stored):
-    assert (testbed.path("sd1") / "README.md").read_text() == stored.to_card()
+@pytest.mark.parametrize("name", ["sd1", "sd1-natural"])
+def test_the_card_and_the_file_show_the_stored_certificate(name):
+    text = (testbed.path(name) / "certificate.json").read_text()
+    certificate = Certificate.from_json(text)
+    assert (testbed.path(name) / "README.md").read_text() == certificate.to_card()
+    assert text == certificate.to_json()
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 16), (1, 16), (27, 28), (28, 28), (30, 60)])
+def test_an_interval_leaves_at_most_a_fortieth_on_either_side(count, of):
+    low, high = share_interval(count, of)
+    binom = scipy.stats.binom
+    assert low == 0 if count == 0 else binom.sf(count - 1, of, low) == pytest.approx(0.025)
+    assert high == 1 if count == of else binom.cdf(count, of, high) == pytest.approx(0.025)
+    assert low <= count / of <= high
+
+
+def test_shares_of_images_are_reported_with_their_intervals(stored):
+    """The bounds of none and of all have a closed form."""
+    lowest, flipped = 0.025 ** (1 / 60), stored.flips["object"]
+    assert (flipped["planted layer"], flipped["untouched"], stored.samples) == (1.0, 0.0, 60)
+    found = json.loads(stored.to_json())["intervals"]["flips"]["object"]
+    assert found["planted layer"] == pytest.approx([lowest, 1])
+    assert found["untouched"] == pytest.approx([0, 1 - lowest])
+    assert f"100.0% ({100 * lowest:.0f}–100)" in stored.to_text()
+    assert f"0.0% (0–{100 * (1 - lowest):.0f})" in stored.to_text()
 
 
 def test_the_stored_plant_is_the_one_that_the_package_knows(stored):
