@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import ForeignFile, InvalidFile, closest
 
 FORMAT = 1
@@ -49,6 +50,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidFile: the file cannot be written (no such folder, no permission, a full disk); nothing is left behind.
     """
+    _checks.instance("artifact", artifact, Artifact, "a mask, scores or a recording, each in a file of its own")
     tensors, header = artifact.to_parts()
     header = {"kind": artifact.kind, "format": FORMAT, "packages": _versions()} | header
     data = to_bytes(

@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from neuroscope import plots, testbed
+from neuroscope._errors import choose
 from neuroscope.artifacts import load, save, write_beside
 from neuroscope.attribution import Welch, score
 from neuroscope.concepts import Concept
@@ -26,6 +27,7 @@ from neuroscope.reporting import report
 from neuroscope.scores import NeuronScores
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
+from neuroscope.testbed.world import STYLES
 
 Say = Callable[[str], None]
 Change = TypeVar("Change", bound=Intervention)
@@ -53,6 +55,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     Raises:
         InvalidInput: a style that the testbed lacks.
     """
+    choose("style", style, [each for each in STYLES if each != "plain"])  # what absent prompts say
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
     hits = planted_hits(graph, found.scores)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidFile, InvalidInput
 from neuroscope.editing.factors import balanced
 from neuroscope.editing.weights import updates_of
@@ -23,6 +24,8 @@ FILE = "pytorch_lora_weights.safetensors"
 @torch.no_grad()
 def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention], folder: str | os.PathLike[str]) -> Path:
     """Writes the exact change of the weights as a LoRA that `pipe.load_lora_weights(folder)` reads.
+
+    Reading it is diffusers' own, and needs peft: `pip install 'neuroscope[lora]'`.
 
     Exact up to float32: edits of the context, and masks that switch neurons off or scale them. A mask with a fill other
     than zero adds a constant, which a LoRA's two factors cannot hold (at keys a constant has no effect, and is left out).
@@ -39,7 +42,9 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
         InvalidInput: a change that a LoRA cannot hold.
         InvalidFile: the folder cannot be written; nothing is left behind.
     """
-    given = [changes] if isinstance(changes, Intervention) else list(changes)
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    given = _checks.several("changes", changes, Intervention, 'ns.load("edit.safetensors")')
+    folder = _checks.path("folder", folder)
     if not given:
         raise InvalidInput("there is nothing to export; give at least one intervention")
     updates = updates_of(graph, given)

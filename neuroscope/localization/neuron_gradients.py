@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.cost import Cost, metered
@@ -71,6 +72,7 @@ class NeuronGradient(NeuronLocalization):
     fidelity: int = 8
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         choose("kind", self.kind, tuple(KINDS))
