@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL.Image import Image as PILImage
 
 from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.artifacts import write_beside
+from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._files import write_beside
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import NeuronMask
 from neuroscope.layer_scores import LayerScores
@@ -27,6 +27,10 @@ from neuroscope.scores import Neurons, NeuronScores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+#: The suffixes of files that a figure can be written to.
+FORMATS = (".png", ".pdf", ".svg")
 
 _COLUMN = 3.4
 _SMALL, _NORMAL = 6.5, 8.0
@@ -202,16 +206,19 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
 
 
 def write(ax: Axes, path: str | Path) -> Path:
-    """Writes the figure of `ax` to a PNG file at 200 dots per inch and closes it.
+    """Writes the figure of `ax` in the format of the file's suffix and closes it; pixels are 200 to the inch.
 
     Raises:
-        InvalidFile: the file cannot be written.
+        InvalidFile: the suffix is not .png, .pdf or .svg, or the file cannot be written.
     """
     _checks.instance("ax", ax, Axes, "ns.plots.neurons(scores)")
     path = _checks.path("path", path)
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise InvalidFile(f"{path} has {f'the suffix {suffix}' if suffix else 'no suffix'}; a figure is written as {', '.join(FORMATS)}")
     figure = cast("Figure", ax.get_figure(root=True))
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=200, format="png")
+    figure.savefig(buffer, dpi=200, format=suffix.removeprefix("."))
     plt.close(figure)
     return write_beside(Path(path), buffer.getvalue())
 
