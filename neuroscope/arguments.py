@@ -14,8 +14,8 @@ from typing import Any
 from neuroscope import _checks
 from neuroscope._errors import InvalidInput, closest
 
-#: More pixels a side than any published model makes; far below what exhausts a machine's memory in one allocation.
-LARGEST_SIDE = 16384
+#: Pixels a side; published models make no more, and a machine runs out of memory soon after.
+LARGEST_SIDE = 4096
 #: Names in other tools for what diffusers calls otherwise, where spelling alone does not lead there.
 _ALIASES = {
     "steps": "num_inference_steps",
@@ -48,9 +48,42 @@ def check_generation(pipe: Any, options: Mapping[str, Any], verb: Callable | Non
             near = _near(name, [*known, *mine])
             raise InvalidInput(f"{type(pipe).__name__} takes no {name}, so it would be ignored{near or '; leave it out'}")
         _check_number(name, value, known[name].default)
+    unit = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 1))) if getattr(pipe, "vae", None) is not None else 1
+    check_values(options, unit=unit, most_steps=_most_steps(pipe))
+
+
+def check_values(options: Mapping[str, Any], *, unit: int = 1, most_steps: float = math.inf) -> None:
+    """Checks values that no pipeline can use, whatever its names.
+
+    Args:
+        options: what a pipeline is to be called with.
+        unit: pixels; height and width are multiples of it.
+        most_steps: how many steps the noise schedule has.
+
+    Raises:
+        InvalidInput: a number of steps or a size that is none, or a height without a width.
+    """
     if options.get("num_inference_steps") is not None:
-        _checks.whole("num_inference_steps", options["num_inference_steps"], least=1, most=_most_steps(pipe))
-    _check_size(pipe, options)
+        _checks.whole("num_inference_steps", options["num_inference_steps"], least=1, most=most_steps)
+    given = {name: options[name] for name in ("height", "width") if options.get(name) is not None}
+    if len(given) == 1:
+        (name,) = given
+        other = "width" if name == "height" else "height"
+        raise InvalidInput(
+            f"{name}={_checks.shown(given[name])} is given without {other}, and pipelines then take their own size for both; give both"
+        )
+    for name, value in given.items():
+        if _checks.whole(name, value, least=unit, most=LARGEST_SIDE) % unit:
+            raise InvalidInput(f"{name}={value} is no multiple of {unit} pixels, as this pipeline needs; give one, such as {8 * unit}")
+
+
+def steps_of(pipe: Any, options: Mapping[str, Any]) -> int | None:
+    """The steps of a run with these options; None where they are given one by one, or where the pipeline does not say."""
+    if options.get("timesteps") is not None or options.get("sigmas") is not None:
+        return None
+    parameter = named_parameters(type(pipe).__call__).get("num_inference_steps")
+    found = options.get("num_inference_steps", parameter.default if parameter else None)
+    return found if isinstance(found, int) else None
 
 
 def refuse_set_here(options: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -74,32 +107,15 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def _check_number(name: str, value: Any, default: Any) -> None:
-    """A number where the default is one, and no number that is not finite."""
-    if value is None or isinstance(value, bool) != isinstance(default, bool):
-        if isinstance(default, int | float) and not isinstance(default, bool) and value is not None:
-            _checks.finite(name, value)
-        return
+    """A number, or numbers, where the default is one; a truth value where it is one; and no number that is not finite."""
     if isinstance(default, bool):
-        return
-    if isinstance(default, int | float) or isinstance(value, Real):
-        _checks.finite(name, value, **_RANGES.get(name, {}))
+        _checks.flag(name, value)
+    elif isinstance(default, int | float) or (isinstance(value, Real) and not isinstance(value, bool)):
+        for each in value if isinstance(value, list | tuple) else (value,):
+            _checks.finite(name, each, **_RANGES.get(name, {}))
 
 
 def _most_steps(pipe: Any) -> float:
     """The steps that the noise schedule has, less those that its offset moves past its end."""
     config = getattr(getattr(pipe, "scheduler", None), "config", {})
     return config.get("num_train_timesteps", math.inf) - config.get("steps_offset", 0)
-
-
-def _check_size(pipe: Any, options: Mapping[str, Any]) -> None:
-    given = {name: options[name] for name in ("height", "width") if options.get(name) is not None}
-    if len(given) == 1:
-        (name,) = given
-        other = "width" if name == "height" else "height"
-        raise InvalidInput(f"{name}={_checks.shown(given[name])} is given without {other}, and both would be ignored; give both")
-    unit = math.lcm(8, int(getattr(pipe, "vae_scale_factor", 1))) if getattr(pipe, "vae", None) is not None else 1
-    for name, value in given.items():
-        if _checks.whole(name, value, least=unit, most=LARGEST_SIDE) % unit:
-            raise InvalidInput(
-                f"{name}={value} is no multiple of {unit} pixels, in which this pipeline counts; give one, such as {8 * unit}"
-            )

@@ -31,6 +31,8 @@ from neuroscope.testbed.world import STYLES
 
 Say = Callable[[str], None]
 Change = TypeVar("Change", bound=Intervention)
+#: All but the one that prompts without a style say.
+DEMO_STYLES = tuple(style for style in STYLES if style != "plain")
 DOSES = (1, 2, 4, 8, 16, 28)
 SEEDS = range(100, 104)
 
@@ -55,7 +57,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     Raises:
         InvalidInput: a style that the testbed lacks.
     """
-    choose("style", style, [each for each in STYLES if each != "plain"])  # what absent prompts say
+    choose("style", style, DEMO_STYLES)
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
     hits = planted_hits(graph, found.scores)

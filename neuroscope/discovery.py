@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from neuroscope._errors import InvalidInput, UnsupportedModel
+from neuroscope import _checks
+from neuroscope._errors import InvalidInput, NeuroscopeError, UnsupportedModel
 from neuroscope.families import Family, SitePattern, family_of_denoiser, uncompiled
 from neuroscope.sites import Place, Site, Sites
 
@@ -66,21 +67,39 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
         InvalidInput: the file cannot be read, or is no config of a diffusers model.
         UnsupportedModel: no family knows such a denoiser.
     """
-    found = config if isinstance(config, Mapping) else _read_config(Path(config))
-    kind: Any = getattr(diffusers, found.get("_class_name", "UNet2DConditionModel"), None)
+    found = config if isinstance(config, Mapping) else _read_config(_checks.path("config", config))
+    name = found.get("_class_name", "UNet2DConditionModel")
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not hasattr(kind, "from_config") or not hasattr(kind, "named_modules"):
-        raise InvalidInput(f"the config is of a {found.get('_class_name')}, which is no model of diffusers; give a denoiser's config.json")
-    with torch.device("meta"):
-        denoiser = kind.from_config(dict(found))
-    return find_sites(family_of_denoiser(denoiser), denoiser)
+        raise InvalidInput(f"the config is of a {_checks.shown(name)}, which is no model of diffusers; give a denoiser's config.json")
+    _check_sample_size(found.get("sample_size"))
+    try:
+        with torch.device("meta"):
+            denoiser = kind.from_config(dict(found))
+        return find_sites(family_of_denoiser(denoiser), denoiser)
+    except NeuroscopeError:
+        raise
+    except Exception as error:  # diffusers builds what the config says and runs it, which can fail anywhere in it
+        said = _checks.shown(next(iter(str(error).strip().splitlines()), "no reason given"))
+        raise InvalidInput(
+            f"diffusers cannot build and run a {name} of this config ({type(error).__name__}: {said}); give a denoiser's config.json"
+        ) from error
+
+
+def _check_sample_size(size: Any) -> None:
+    for each in size if isinstance(size, list | tuple) else (size,):
+        if each is not None:
+            _checks.whole("sample_size", each)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InvalidInput(f"the config {path} is nested too deeply; give a denoiser's config.json") from None
     except OSError as error:
         raise InvalidInput(f"the config {path} cannot be read: {error.strerror}; give a denoiser's config.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not JSON, not UTF-8, or a number of too many digits
         raise InvalidInput(f"the config {path} is not JSON: {error}; give a denoiser's config.json") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"the config {path} holds no settings; give a denoiser's config.json")

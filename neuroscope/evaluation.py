@@ -225,7 +225,7 @@ def _named(interventions: Any, controls: bool) -> Mapping[str, Change]:
     return interventions
 
 
-def _as_tuple(change: Change) -> tuple[Intervention, ...]:
+def _as_tuple(change: Any) -> tuple[Intervention, ...]:
     if change is None:
         return ()
     if isinstance(change, Neurons):

@@ -25,6 +25,7 @@ from neuroscope.localization._neuron_localization import NeuronLocalization, alo
 from neuroscope.localization.attributing import KINDS, Kind, attribute
 from neuroscope.localization.neuron_ablation import NeuronAblation
 from neuroscope.localization.probing import ROLES, check_roles, keeping
+from neuroscope.localization.screening import check_fits
 from neuroscope.localization.study import Study
 from neuroscope.localization.way import Way
 from neuroscope.scores import NeuronScores
@@ -86,6 +87,7 @@ class NeuronGradient(NeuronLocalization):
     def __call__(self, study: Study) -> NeuronScores:
         """See `Localization`."""
         sites = self.sites(study)
+        check_fits(study, self, sites.neuron_count, "neurons")
         with metered(study.graph.denoiser) as meter:
             looks = list(self._looks(study, sites))
             known = [look.parts for look in looks if not look.parts.isnan().any()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from neuroscope import _checks
-from neuroscope.artifacts import write_beside
+from neuroscope._files import refuse_overwriting_inputs, write_beside
 from neuroscope.reporting.changes import changes
 from neuroscope.reporting.holds import holds, others
 from neuroscope.reporting.neurons import neurons
@@ -39,6 +39,7 @@ def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = No
     """
     found = read_run(_checks.path("run", run))
     target = found.folder / "report.html" if path is None else _checks.path("path", path)
+    refuse_overwriting_inputs(target, [found.folder / name for name in (*found.artifacts, *found.tables, *found.pictures)])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("neuroscope", "data/report"),
         autoescape=True,
