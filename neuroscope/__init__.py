@@ -8,7 +8,7 @@ streams statistics of both into a `Recording`; `score` ranks neurons from it by 
 and loaded as single safetensors files by `save` and `load`; `report` puts a folder of them on one page.
 """
 
-from neuroscope import plots, testbed
+from neuroscope import _interrupts, plots, testbed  # noqa: F401 - the first of these works by being imported, before what takes long
 from neuroscope._errors import (
     ForeignFile,
     InvalidFile,

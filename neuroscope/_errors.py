@@ -57,6 +57,6 @@ def choose(what: str, value: str, allowed: Collection[str]) -> str:
     Raises:
         InvalidInput: it is not; the message names the allowed values and the nearest one.
     """
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InvalidInput(f"{what} {value!r} is unknown; choose one of {', '.join(allowed)}{closest(value, allowed)}")
     return value

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose, closest
 
 _FIELDS = ("name", "present", "absent", "test")
@@ -25,7 +27,8 @@ class Concept:
         test: prompts with the concept that are kept for evaluation; none of them is among the others.
 
     Raises:
-        InvalidInput: an arm is empty, the arms differ in length, or a test prompt is also used for recording.
+        InvalidInput: an arm is empty, the arms differ in length or share a prompt, a prompt or the name is empty or no string, or a
+            test prompt is also used for recording.
     """
 
     name: str
@@ -34,18 +37,31 @@ class Concept:
     test: tuple[str, ...] = ()
 
     def __init__(self, name: str, present: Any, absent: Any, test: Any = ()) -> None:
-        for field, value in zip(
-            _FIELDS, (name, _prompts("present", present), _prompts("absent", absent), _prompts("test", test)), strict=True
-        ):
-            object.__setattr__(self, field, value)
+        object.__setattr__(self, "name", _checks.text("the concept's name", name))
+        for arm, value in (("present", present), ("absent", absent), ("test", test)):
+            object.__setattr__(self, arm, _prompts(arm, value))
         for arm in ("present", "absent"):
             if not getattr(self, arm):
                 raise InvalidInput(f"concept {name!r} has no {arm} prompt; give at least two in each arm")
         if len(self.present) != len(self.absent):
             counts = f"{len(self.present)} present and {len(self.absent)} absent"
             raise InvalidInput(f"concept {name!r} has {counts} prompts; they are pairs, so give as many of each")
+        self._refuse_shared_prompts()
         if shared := set(self.test) & {*self.present, *self.absent}:
             raise InvalidInput(f"test prompt {sorted(shared)[0]!r} of concept {name!r} is also recorded from; keep them apart")
+
+    def _refuse_shared_prompts(self) -> None:
+        """Where an arm holds a prompt of the other, what differs between the arms is not the concept."""
+        for number, (present, absent) in enumerate(zip(self.present, self.absent, strict=True)):
+            if present == absent:
+                raise InvalidInput(
+                    f"pair {number} of concept {self.name!r} is {present!r} in both arms, so nothing differs; "
+                    "take the concept out of the absent one"
+                )
+        if shared := set(self.present) & set(self.absent):
+            raise InvalidInput(
+                f"prompt {sorted(shared)[0]!r} of concept {self.name!r} stands in both arms; keep the concept to the present prompts"
+            )
 
     def __repr__(self) -> str:
         return f"Concept({self.name!r}: {len(self.present)} pairs, {len(self.test)} test prompts)"
@@ -69,6 +85,7 @@ class Concept:
         concept = cls.attribute(subject, "fact", prompts)
         if not answer:
             return concept
+        _checks.text("answer", answer, "the fact's new answer")
         replaced = tuple(prompt.replace(subject, answer) for prompt in concept.present)
         return cls(subject, concept.present, replaced, concept.test)
 
@@ -85,10 +102,11 @@ class Concept:
         Raises:
             InvalidInput: an unknown kind or prompt set, or an empty name.
         """
-        if not name.strip():
-            raise InvalidInput(f"the {kind} has no name; say which, such as 'Van Gogh'")
         templates = _builtin(prompts)
         choose("kind of attribute", kind, tuple(templates))
+        if isinstance(name, str) and not name.strip():
+            raise InvalidInput(f"the {kind} has no name; say which, such as 'Van Gogh'")
+        _checks.text(f"the {kind}'s name", name)
         return cls(name, *_fill(name, templates[kind]))
 
     @classmethod
@@ -99,10 +117,14 @@ class Concept:
             InvalidInput: no such file, not TOML, or a key that is missing or unknown.
         """
         try:
-            data = tomllib.loads(Path(path).read_text())
+            data = tomllib.loads(_checks.path("path", path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidInput(f"the concept file {path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError:
+            raise InvalidInput(
+                f"the concept file {path} is nested too deeply; it needs name, present and absent, lists of strings"
+            ) from None
+        except ValueError as error:  # not TOML, not UTF-8, or a number of too many digits
             raise InvalidInput(f"the concept file {path} is not TOML: {error}") from error
         for key in data:
             if key not in _FIELDS:
@@ -111,13 +133,19 @@ class Concept:
                 )
         if missing := [key for key in _FIELDS[:3] if key not in data]:
             raise InvalidInput(f"the concept file {path} lacks {', '.join(missing)}; it needs name, present and absent")
-        return cls(**data)
+        try:
+            return cls(**data)
+        except InvalidInput as error:
+            raise InvalidInput(f"the concept file {path}: {error}") from None
 
 
 def _prompts(arm: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise InvalidInput(f"{arm} prompts are a list of strings, not the one string {value!r}; write [{value!r}]")
-    return tuple(value)
+    """An arm's prompts; an empty prompt, which is no pair of anything, is refused."""
+    if isinstance(value, Mapping | Set):
+        raise InvalidInput(f"{arm} prompts are a list of strings, not {_checks.shown(value)}; their order pairs them")
+    for prompt in (given := _checks.strings(f"{arm} prompts", value)):
+        _checks.text(f"one of the {arm} prompts", prompt, "a prompt such as 'a red star'")
+    return given
 
 
 def _builtin(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.attribution import Attribution, score
 from neuroscope.recording import ARMS, Recording
@@ -94,6 +95,7 @@ def excess(
             heads, or a number that is not allowed.
     """
     choose("null", null, ("rotated", "permuted"))
+    _check_kinds(recording, method, top, heads, draws, seed, quiet)
     _check(recording, method, null, top, heads, draws)
     plain = {arm: {path: values.double() for path, values in recording.samples[arm].items()} for arm in ARMS}
     statistic = _share if null == "rotated" else _mean
@@ -109,6 +111,18 @@ def excess(
     low, high = np.quantile(drawn, [0.025, 0.975])
     p_value = (1 + int((drawn >= observed).sum())) / (1 + draws)
     return Excess(observed, float(drawn.mean()), float(low), float(high), p_value, top, null, draws)
+
+
+def _check_kinds(recording: Any, method: Any, top: Any, heads: Any, draws: Any, seed: Any, quiet: Any) -> None:
+    _checks.instance("recording", recording, Recording, "ns.record(graph, concept, keep_samples=True)")
+    _checks.instance("method", method, Attribution, "ns.Welch()")
+    for name, value in (("top", top), ("draws", draws)):
+        _checks.whole(name, value, least=-np.inf)
+    _checks.seed("seed", seed)
+    _checks.flag("quiet", quiet)
+    if heads is not None:
+        for path, count in _checks.instance("heads", heads, Mapping, "graph.heads(recording.sites)").items():
+            _checks.whole(f"the heads of {path}", count, least=-np.inf)
 
 
 def _check(recording: Recording, method: Attribution, null: Null, top: int, heads: Mapping[str, int] | None, draws: int) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from neuroscope import plots, testbed
+from neuroscope._errors import choose
 from neuroscope.artifacts import load, save, write_beside
 from neuroscope.attribution import Welch, score
 from neuroscope.concepts import Concept
@@ -27,9 +28,12 @@ from neuroscope.scores import NeuronScores
 from neuroscope.testbed.certificate import share_interval
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader
+from neuroscope.testbed.world import STYLES
 
 Say = Callable[[str], None]
 Change = TypeVar("Change", bound=Intervention)
+#: All but the one that prompts without a style say.
+DEMO_STYLES = tuple(style for style in STYLES if style != "plain")
 DOSES = (1, 2, 4, 8, 16, 28)
 SEEDS = range(100, 104)
 
@@ -54,6 +58,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     Raises:
         InvalidInput: a style that the testbed lacks.
     """
+    choose("style", style, DEMO_STYLES)
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
     hits = planted_hits(graph, found.scores)

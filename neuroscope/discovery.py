@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from neuroscope._checks import instance
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, NeuroscopeError, UnsupportedModel
 from neuroscope.families import Family, SitePattern, family_of_denoiser, uncompiled
 from neuroscope.sites import Place, Site, Sites
@@ -104,13 +104,13 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
         InvalidInput: the file cannot be read, or is no config of a diffusers model.
         UnsupportedModel: no family knows such a denoiser, or it does not run.
     """
-    given: Any = instance("config", config, (str, os.PathLike, Mapping), "unet/config.json")  # a string is a path here
-    found = dict(given) if isinstance(given, Mapping) else _read_config(Path(given))
+    found = dict(config) if isinstance(config, Mapping) else _read_config(_checks.path("config", config))
     name = found.get("_class_name", "UNet2DConditionModel")
     kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(kind, type) or not issubclass(kind, nn.Module) or not hasattr(kind, "from_config"):
-        raise InvalidInput(f"the config is of a {name}, which is no model of diffusers; give a denoiser's config.json")
+        raise InvalidInput(f"the config is of a {_checks.shown(name)}, which is no model of diffusers; give a denoiser's config.json")
     _refuse_endless(found)
+    _check_sample_size(found.get("sample_size"))
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of initial weights, which are never made
@@ -120,6 +120,12 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
             f"the config makes no {name}: {_in_a_line(error)}; give a denoiser's config.json as diffusers wrote it"
         ) from error
     return find_sites(family_of_denoiser(denoiser), denoiser)
+
+
+def _check_sample_size(size: Any) -> None:
+    for each in size if isinstance(size, list | tuple) else (size,):
+        if each is not None:
+            _checks.whole("sample_size", each)
 
 
 def _refuse_endless(config: Mapping[str, Any]) -> None:
@@ -143,7 +149,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"the config {path} cannot be read: {error.strerror}; give a denoiser's config.json") from error
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import scipy.stats
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
+from neuroscope.arguments import check_generation
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, NeuronMask
 from neuroscope.ledger import Ledger, digest, key_of, origin
@@ -39,10 +41,10 @@ class _Job:
 
 def evaluate(
     graph: HookGraph,
-    interventions: Mapping[str, Change],
+    interventions: Mapping[str, Change] | Intervention,
     prompts: Sequence[str],
     seeds: Iterable[int] = range(4),
-    metrics: Sequence[Metric] = (),
+    metrics: Sequence[Metric] | Metric = (),
     *,
     controls: bool = True,
     batch_size: int | None = None,
@@ -58,26 +60,34 @@ def evaluate(
 
     Args:
         graph: the model.
-        interventions: names and changes: one intervention, several to be composed, or None for the untouched model.
+        interventions: names and changes: one intervention, several to be composed, or None for the untouched model. One intervention
+            without a name is called by its kind, such as "neuron-mask".
         prompts: prompts that no neuron was chosen with.
         seeds: seeds of the initial noise.
-        metrics: what to measure; see `Metric`.
+        metrics: what to measure, one or several; see `Metric`.
         controls: whether to add "none" and the random controls.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
         quiet: show no progress bar.
-        **generation: passed to the pipeline, such as `num_inference_steps`.
+        **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Returns:
         One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
 
     Raises:
-        InvalidInput: no prompt, seed or metric, two metrics with one name, or an intervention named "none".
+        InvalidInput: no prompt, seed or metric, one given twice, two metrics with one name, an intervention named "none", a value of
+            another kind, or an option that the pipeline does not have.
         UnknownSite: an intervention does not fit the model.
         InvalidFile: `output` cannot be written or read.
     """
-    seeds = list(seeds)
-    _check_any(prompts=prompts, seeds=seeds, metrics=metrics)
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    interventions = _named(interventions, _checks.flag("controls", controls))
+    prompts, seeds = _checks.strings("prompts", prompts), _checks.seeds(seeds, " to evaluate")
+    metrics = _checks.several("metrics", metrics, Metric, 'ns.ClipScore("the style of Van Gogh")')
+    _check_any(prompts=prompts, metrics=metrics)
+    for what, values in (("prompts", prompts), ("seeds", seeds)):
+        _checks.distinct(what, values)
+    check_run(graph, batch_size, output, quiet, generation, evaluate)
     if shares := [metric for metric in metrics if isinstance(metric, Share)]:
         raise InvalidInput(
             f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single pictures"
@@ -111,6 +121,9 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     Returns:
         One row per intervention and metric, in the table's order: intervention, metric, mean, low, high, images.
     """
+    _check_table(table)
+    confidence = _checks.finite("confidence", confidence, above=0, most=1 - 1e-9)
+    _checks.whole("seed", seed, least=0)
     rows = []
     for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
         by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
@@ -137,6 +150,8 @@ def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
 
     Each takes the fill of one of the mask's neurons in that site.
     """
+    _checks.instance("mask", mask, NeuronMask, "ns.NeuronMask(scores.top(50))")
+    _checks.whole("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     drawn, fill = {}, {}
     for path, chosen in mask.neurons.items():
@@ -154,11 +169,15 @@ def generate(
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
 
     Raises:
-        InvalidInput: as many seeds as prompts are needed.
+        InvalidInput: as many seeds as prompts are needed, or an option that the pipeline does not have.
     """
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    prompts, seeds = _checks.strings("prompts", prompts), _checks.seeds(seeds)
+    changed = _as_tuple(change)
+    check_run(graph, batch_size, None, False, generation, generate)
     if len(prompts) != len(seeds):
         raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
-    rows = [Row(prompt, seed, _as_tuple(change)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
     sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
     return [image for _, images in sweep.run(rows) for image in images]
 
@@ -169,10 +188,49 @@ def _check_any(**given: Sequence[Any]) -> None:
             raise InvalidInput(f"there are no {name} to evaluate; give at least one")
 
 
-def _as_tuple(change: Change) -> tuple[Intervention, ...]:
+def check_run(
+    graph: HookGraph, batch_size: int | None, output: str | Path | None, quiet: bool, generation: Mapping[str, Any], verb: Callable
+) -> None:
+    """Raises InvalidInput for options of a sweep of images, or of the pipeline, that cannot be used."""
+    if batch_size is not None:
+        _checks.whole("batch_size", batch_size, least=-np.inf)
+    if output is not None:
+        _checks.path("output", output)
+    _checks.flag("quiet", quiet)
+    check_generation(graph.pipe, generation, verb)
+
+
+def _check_table(table: Any) -> None:
+    _checks.instance("table", table, pd.DataFrame, "what ns.evaluate gives")
+    if missing := [name for name in COLUMNS if name != "seed" and name not in table.columns]:
+        raise InvalidInput(f"the table lacks the columns {', '.join(missing)}; give what ns.evaluate gives")
+
+
+def _named(interventions: Any, controls: bool) -> Mapping[str, Change]:
+    """Names and changes; one intervention alone is called by its kind.
+
+    Raises:
+        InvalidInput: changes without names, a name that is none or that a random control takes, or something else than interventions.
+    """
+    if isinstance(interventions, Intervention):
+        return {interventions.kind: interventions}
+    if not isinstance(interventions, Mapping) or isinstance(interventions, Neurons):
+        _as_tuple(interventions)
+        raise InvalidInput('interventions are a mapping from names to changes; write {"name": intervention, ...}')
+    for name, change in interventions.items():
+        _checks.text("the name of an intervention", name, 'such as {"mask": mask}')
+        _as_tuple(change)
+        if controls and f"{name}: random" in interventions:
+            raise InvalidInput(f"the name {name + ': random'!r} is that of the random control of {name!r}; give the intervention another")
+    return interventions
+
+
+def _as_tuple(change: Any) -> tuple[Intervention, ...]:
     if change is None:
         return ()
-    return (change,) if isinstance(change, Intervention) else tuple(change)
+    if isinstance(change, Neurons):
+        raise InvalidInput(f"{change!r} say where, not what to change; write ns.NeuronMask(neurons)")
+    return _checks.several("interventions", change, Intervention, 'ns.load("mask.safetensors")')
 
 
 def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.confidence import Confidence
@@ -77,6 +78,7 @@ class LayerScores(Artifact):
         Raises:
             InvalidInput: `count` is not between 1 and the number of layers.
         """
+        count = _checks.whole("count", count, least=-np.inf)
         if not 1 <= count <= len(self.layers):
             raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {len(self.layers)}")
         ranked = sorted(zip(self.layers, self.scores, strict=True), key=lambda each: -each[1])
@@ -134,6 +136,8 @@ class LayerScores(Artifact):
 
     def name(self, layer: int) -> str:
         """How a layer is called."""
+        if layer not in self.layers:
+            raise InvalidInput(f"there is no layer {_checks.shown(layer)} in these scores; they have {', '.join(map(str, self.layers))}")
         return self.names[self.layers.index(layer)] if self.names else f"layer {layer}"
 
     def _called(self, layer: int) -> str:
@@ -149,6 +153,7 @@ class LayerScores(Artifact):
         Raises:
             InvalidInput: the other scores are of other layers.
         """
+        _checks.instance("other", other, LayerScores, "scores of the same layers by another method")
         if self.layers != other.layers or self.names != other.names:
             raise InvalidInput(f"agreement needs scores of the same layers, not {len(self.layers)} and {len(other.layers)} different ones")
         return float(scipy.stats.spearmanr(self.scores, other.scores).statistic)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.testbed import resolve
 
@@ -48,10 +49,18 @@ class ClipScore:
         text: what to look for, such as "the style of Van Gogh"; by default each image's own prompt.
         model: a folder or a hub id of a CLIP model, or "testbed:clip". By default the testbed's CLIP for the testbed's
             models, and OpenAI's ViT-B/16 for all others.
+
+    Raises:
+        InvalidInput: an empty text or model, or something else than text.
     """
 
     text: str | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (("text", "such as 'the style of Van Gogh'"), ("model", f"such as {PUBLISHED_CLIP!r}")):
+            if getattr(self, name) is not None:
+                _checks.text(name, getattr(self, name), f"{example}, or leave it out")
 
     @property
     def name(self) -> str:
@@ -122,6 +131,7 @@ class Flipped:
     space: ClassVar[Space] = "latent"
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         if not 0 < self.from_share < 1:
             raise InvalidInput(f"from_share={self.from_share} is no bar; give a share between 0 and 1, such as 0.5")
 

@@ -15,27 +15,38 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from PIL.Image import Image as PILImage
 
-from neuroscope._errors import InvalidInput
-from neuroscope.artifacts import write_beside
+from neuroscope import _checks
+from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._files import write_beside
+from neuroscope.graph import HookGraph
+from neuroscope.interventions import NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.scores import Neurons, NeuronScores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from neuroscope.graph import HookGraph
+
+#: The suffixes of files that a figure can be written to.
+FORMATS = (".png", ".pdf", ".svg")
 
 _COLUMN = 3.4
 _SMALL, _NORMAL = 6.5, 8.0
 _DIVERGING, _SEQUENTIAL = "vlag", "Blues"
 
 
-def neurons(scores: NeuronScores, *, marked: Neurons | None = None, ax: Axes | None = None) -> Axes:
-    """A heatmap of every neuron's score: one row a site, strongest neurons in their own order, `marked` ones outlined.
+def neurons(scores: NeuronScores, *, marked: Neurons | NeuronMask | None = None, ax: Axes | None = None) -> Axes:
+    """A heatmap of every neuron's score: one row a site, strongest neurons in their own order, `marked` ones (or a mask's) outlined.
 
     Sites of different widths leave the right end of their rows empty.
     """
+    _checks.instance("scores", scores, NeuronScores, "ns.score(recording, ns.Welch()); layers have ns.plots.layers(scores)")
+    marked = marked.neurons if isinstance(marked, NeuronMask) else marked
+    if marked is not None:
+        _checks.instance("marked", marked, Neurons, "scores.top(50)")
+    _check_axes(ax)
     widest = max(site.width for site in scores.sites)
     grid = np.full((len(scores.sites), widest), np.nan)
     for row, site in enumerate(scores.sites):
@@ -71,6 +82,14 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
     Raises:
         InvalidInput: no scores are given.
     """
+    if isinstance(scores, LayerScores | Mapping):
+        for each in scores.values() if isinstance(scores, Mapping) else ():
+            _checks.instance("one of the scores", each, LayerScores, "what ns.localize gives, or scores.by_layer() of neurons")
+    else:
+        _checks.instance("scores", scores, LayerScores, "what ns.localize gives, or scores.by_layer() of neurons")
+    if marked is not None:
+        _checks.whole("marked", marked, least=0)
+    _check_axes(ax)
     kinds = _by_kind(scores) if isinstance(scores, LayerScores) else None
     named = {_method(scores.provenance.method): scores} if isinstance(scores, LayerScores) else dict(scores)
     if not named:
@@ -92,6 +111,8 @@ def grid(scores: LayerScores, *, ax: Axes | None = None) -> Axes:
     Raises:
         InvalidInput: the scores were not measured on generated pictures.
     """
+    _checks.instance("scores", scores, LayerScores, "what ns.localize gives")
+    _check_axes(ax)
     table = scores.grid().T
     ax = ax or _axes(_COLUMN * 2, 0.9 + 0.3 * len(table))
     widest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
@@ -106,6 +127,8 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     Raises:
         InvalidInput: no image, or rows of different length.
     """
+    _check_images(rows, columns)
+    _check_axes(ax)
     counts = {len(row) for row in rows.values()}
     if len(counts) != 1 or 0 in counts:
         raise InvalidInput(f"the image grid needs rows of equal, non-zero length, not {sorted(counts)}")
@@ -135,6 +158,8 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     `table` is a concatenation of evaluations with a column `neurons`, and, to draw controls, one named `control`.
     """
+    _checks.instance("table", table, pd.DataFrame, "evaluations with a column `neurons`")
+    _check_axes(ax)
     missing = {"neurons", "metric", "score"} - set(table.columns)
     if missing:
         raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
@@ -152,6 +177,8 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     """The hook graph: one column a layer in execution order, one row a role, widths as marker sizes, and the data's flow."""
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    _check_axes(ax)
     roles = ("key", "value", "query", "heads", "output", "feedforward")
     pooled = graph.sites.where(role="pooled")
     place: dict[str, tuple[float, float]] = dict.fromkeys(pooled.paths, (-1, 1))
@@ -179,16 +206,32 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
 
 
 def write(ax: Axes, path: str | Path) -> Path:
-    """Writes the figure of `ax` to a PNG file at 200 dots per inch and closes it.
+    """Writes the figure of `ax` in the format of the file's suffix and closes it; pixels are 200 to the inch.
 
     Raises:
-        InvalidFile: the file cannot be written.
+        InvalidFile: the suffix is not .png, .pdf or .svg, or the file cannot be written.
     """
+    _checks.instance("ax", ax, Axes, "ns.plots.neurons(scores)")
+    path = _checks.path("path", path)
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise InvalidFile(f"{path} has {f'the suffix {suffix}' if suffix else 'no suffix'}; a figure is written as {', '.join(FORMATS)}")
     figure = cast("Figure", ax.get_figure(root=True))
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=200, format="png")
+    figure.savefig(buffer, dpi=200, format=suffix.removeprefix("."))
     plt.close(figure)
     return write_beside(Path(path), buffer.getvalue())
+
+
+def _check_axes(ax: Any) -> None:
+    if ax is not None:
+        _checks.instance("ax", ax, Axes, "plt.subplots()[1]")
+
+
+def _check_images(rows: Any, columns: Any) -> None:
+    for name, row in _checks.instance("rows", rows, Mapping, '{"before": images, "after": others}').items():
+        _checks.several(f"the images of {name!r}", row, PILImage, "what ns.generate gives")
+    _checks.strings("columns", columns)
 
 
 def _axes(width: float, height: float) -> Axes:

@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
+from neuroscope.arguments import check_generation, refuse_set_here
 from neuroscope.artifacts import Artifact
 from neuroscope.calls import Call
 from neuroscope.concepts import Concept
@@ -25,6 +27,7 @@ from neuroscope.statistics import Moments
 from neuroscope.tokens import TOKENS, Token, select_tokens
 
 ARMS = ("present", "absent")
+_SET_HERE = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "latents", "num_images_per_prompt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +130,17 @@ def record(
             of them. An image is given once, for all prompts.
 
     Raises:
-        InvalidInput: no site, an unknown token, or `by_step` without sites that need denoising.
+        InvalidInput: no site, an unknown token, `by_step` without sites that need denoising, a value of another kind, or an option
+            that the pipeline does not have.
         UnknownSite: the model lacks one of the sites.
         NonFiniteActivation: an activation is NaN or infinite; the message names its site.
     """
+    _check_arguments(graph, concept, batch_size, seed, by_step=by_step, keep_samples=keep_samples, quiet=quiet)
+    refuse_set_here(generation, _SET_HERE)
+    check_generation(graph.pipe, generation, record)
     choose("token", token, TOKENS)
-    chosen = graph.sites.where(role=("key", "value")) if sites is None else graph.sites.at(site.path for site in sites)
+    given = None if sites is None else _checks.several("sites", sites, Site, "graph.sites.where(layer=8)")
+    chosen = graph.sites.where(role=("key", "value")) if given is None else graph.sites.at(site.path for site in given)
     if not chosen:
         raise InvalidInput("there is no site to record; choose some with graph.sites.where(...)")
     text, denoised = chosen.where(text_only=True), chosen.where(text_only=False)
@@ -160,6 +168,15 @@ def record(
         token=token,
         provenance=Provenance(graph.family.name, graph.model, concept.name, f"record(token={token!r})"),
     )
+
+
+def _check_arguments(graph: Any, concept: Any, batch_size: Any, seed: Any, **flags: Any) -> None:
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    _checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    _checks.whole("batch_size", batch_size)
+    _checks.seeds((seed, _checks.seed("seed", seed) + len(concept.present) - 1))
+    for name, value in flags.items():
+        _checks.flag(name, value)
 
 
 def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron"]]:

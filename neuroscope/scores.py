@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.artifacts import Artifact
 from neuroscope.cost import Cost
@@ -148,6 +149,7 @@ class NeuronScores(Artifact):
             InvalidInput: `count` is not between 1 and the number of neurons, or `per` is unknown.
         """
         choose("per", per, ("all", "layer", "site"))
+        count = _checks.whole("count", count, least=-np.inf)
         group = {site.path: {"all": 0, "layer": site.layer, "site": site.path}[per] for site in self.sites}
         ranked = sorted(self._ranked(), key=lambda each: -each[0])
         largest = max(sum(site.width for site in self.sites if group[site.path] == name) for name in set(group.values()))
@@ -175,6 +177,7 @@ class NeuronScores(Artifact):
         Raises:
             InvalidInput: the other scores are of other sites.
         """
+        _checks.instance("other", other, NeuronScores, "scores of the same neurons by another method")
         if self.sites.paths != other.sites.paths:
             raise InvalidInput(f"agreement needs scores of the same sites, not {len(self.sites)} and {len(other.sites)} different ones")
         mine, theirs = (torch.cat([each.strength(path) for path in self.sites.paths]).numpy() for each in (self, other))

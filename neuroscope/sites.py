@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, UnknownSite, choose, closest
 
 if TYPE_CHECKING:
@@ -145,8 +146,14 @@ class Sites(Sequence[Site]):
         Raises:
             InvalidInput: a layer or role that does not exist here.
         """
+        for name, pattern in (("block", block), ("path", path)):
+            if pattern is not None:
+                _checks.text(name, pattern, 'a shell pattern such as "up.*"')
+        if text_only is not None:
+            _checks.flag("text_only", text_only)
         layers = self._known_layers(layer)
-        roles = None if role is None else {choose("role", each, ROLES) for each in ([role] if isinstance(role, str) else role)}
+        wanted = None if role is None else [role] if isinstance(role, str) else _checks.strings("role", role)
+        roles = None if wanted is None else {choose("role", each, ROLES) for each in wanted}
         return Sites(
             site
             for site in self
@@ -163,7 +170,7 @@ class Sites(Sequence[Site]):
         Raises:
             UnknownSite: the model has no such site; the message names up to three of them and the nearest real path.
         """
-        wanted = set(paths)
+        wanted = {paths} if isinstance(paths, str) else set(_checks.strings("paths", paths))
         if unknown := sorted(wanted - self._by_path.keys()):
             named = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
             raise UnknownSite(f"the model has no site {named}{closest(unknown[0], self.paths) or ';'} `neuroscope sites` lists all")
@@ -175,7 +182,7 @@ class Sites(Sequence[Site]):
         Raises:
             InvalidInput: there are more or fewer.
         """
-        if len(self) != count:
+        if len(self) != _checks.whole("count", count, least=0):
             raise InvalidInput(f"expected {count} sites and found {len(self)}: {', '.join(self.paths[:6]) or 'none'}")
         return self
 
@@ -189,7 +196,7 @@ class Sites(Sequence[Site]):
     def _known_layers(self, layer: int | Collection[int] | None) -> set[int] | None:
         if layer is None:
             return None
-        layers = {layer} if isinstance(layer, int) else set(layer)
+        layers = set(_checks.layers("layer", layer))
         if unknown := sorted(layers - set(self.layers)):
             known = f"{self.layers[0]} to {self.layers[-1]}" if self.layers else "none"
             raise InvalidInput(f"layer {unknown[0]!r} is unknown; these sites have layers {known}")

@@ -105,7 +105,7 @@ class Sweep:
             try:
                 made = self._make([*lead, *batch], enter or self._apply)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self.batch_size == 1:
+                if not out_of_memory(error) or self.batch_size == 1:
                     raise
                 self.batch_size = -(-self.batch_size // 2)
                 warnings.warn(f"out of memory; going on with {self.batch_size} pictures at a time", UserWarning, stacklevel=2)
@@ -149,5 +149,6 @@ def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory does not hold what was asked."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.recording import Recording
 from neuroscope.scores import NeuronScores
@@ -72,6 +73,8 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
     Raises:
         InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised weights.
     """
+    _checks.instance("recording", recording, Recording, "ns.record(graph, concept)")
+    _checks.instance("method", method, Attribution, "ns.Welch()")
     if method.needs_samples and not recording.samples:
         raise InvalidInput(f"{method!r} compares single observations; record with keep_samples=True")
     if min(recording.count("present"), recording.count("absent")) < 2:

@@ -9,17 +9,19 @@ from typing import Annotated, cast
 import typer
 from torch import Tensor
 
-from neuroscope import artifacts
+from neuroscope import _checks, artifacts
 from neuroscope._errors import InvalidFile, InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
-from neuroscope.cli import options
+from neuroscope.cli import options, values
 from neuroscope.interventions import NeuronMask
 from neuroscope.recording import Recording, record
 from neuroscope.scores import NeuronScores, Per
 from neuroscope.tokens import Token
 
 Method = Annotated[str, typer.Option(help="welch, mean-difference, auroc or weighted-norm.")]
+#: What a recording takes no notice of where no site needs a denoising step.
+_OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
 
 
 def register(app: typer.Typer) -> None:
@@ -30,12 +32,13 @@ def register(app: typer.Typer) -> None:
 
 
 def record_(
+    ctx: typer.Context,
     output: options.Output,
     model: options.Model = "testbed:sd1",
     style: options.Style = None,
     object_: options.Object = None,
     fact: options.Fact = None,
-    answer: options.Answer = "",
+    answer: options.Answer = None,
     attribute: options.AttributeName = None,
     concept: options.ConceptFile = None,
     layer: options.Layers = None,
@@ -51,11 +54,13 @@ def record_(
     as_json: options.AsJson = False,
 ) -> None:
     """Record statistics of activations with and without a concept."""
-    options.writable_file(output)
+    options.check_output(output, concept, image)
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
+    generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     graph = options.open_graph(model)
     sites = graph.sites.where(layer=layer or None, role=role or ("key", "value"))
-    generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    if not sites.where(text_only=False):
+        values.refuse_unused(ctx, dict.fromkeys(_OF_DENOISING, "these sites depend on the prompt alone and are recorded without denoising"))
     recording = record(
         graph, chosen, sites, cast("Token", token), by_step=by_step, keep_samples=keep_samples, seed=seed, quiet=quiet, **generation
     )
@@ -66,37 +71,42 @@ def record_(
 def rank(
     file: Path,
     method: Method = "welch",
-    top: Annotated[int, typer.Option(help="Table rows to print.")] = 20,
+    top: Annotated[int, typer.Option(callback=values.whole(), help="Table rows to print.")] = 20,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the scores here.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Rank the neurons of a recording, strongest first."""
-    if output:
-        options.writable_file(output)
-    scores = score(artifacts.load(file, Recording), options.open_method(method))
-    if output:
+    options.check_output(output, file)
+    asked = options.open_method(method)
+    scores = score(artifacts.load(file, Recording), asked)
+    if output is not None:
         artifacts.save(scores, output)
     table = scores.to_frame().head(top)
-    typer.echo(table.to_json(orient="records", indent=1) if as_json else f"{scores}\n{table.to_string(index=False)}")
+    options.say(table.to_json(orient="records", indent=1) if as_json else f"{scores}\n{table.to_string(index=False)}")
 
 
 def mask(
+    ctx: typer.Context,
     file: Path,
     output: options.Output,
-    top: Annotated[int, typer.Option(help="How many neurons.")] = 50,
+    top: Annotated[int, typer.Option(callback=values.whole(), help="How many neurons.")] = 50,
     per: Annotated[str, typer.Option(help="So many overall (all), in each layer, or in each site.")] = "all",
     method: Method = "welch",
     fill: Annotated[str, typer.Option(help="absent (the mean without the concept), present, or a number; 0 is dropout.")] = "absent",
-    strength: Annotated[float, typer.Option(help="0 changes nothing, 1 puts the fill in.")] = 1.0,
+    strength: Annotated[float, typer.Option(callback=values.finite(), help="0 changes nothing, 1 puts the fill in.")] = 1.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a mask of a recording's (or, with a number as fill, of scores') strongest neurons."""
-    options.writable_file(output)
+    options.check_output(output, file)
+    asked = options.open_method(method)
     found: Artifact = artifacts.load(file)
     if not isinstance(found, Recording | NeuronScores):
         raise InvalidFile(f"{file} holds a {found.kind}, but a mask is made from a recording or from neuron-scores")
-    scores = score(found, options.open_method(method)) if isinstance(found, Recording) else found
-    made = NeuronMask(scores.top(top, cast("Per", per)), fill=_fill(found, fill), strength=strength)
+    if isinstance(found, NeuronScores):
+        values.refuse_unused(ctx, {"method": f"{file} holds scores, by {found.provenance.method}"})
+    level = _fill(found, fill)
+    scores = score(found, asked) if isinstance(found, Recording) else found
+    made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength)
     artifacts.save(made, output)
     options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 
@@ -109,6 +119,8 @@ def _fill(found: Recording | NeuronScores, fill: str) -> float | Mapping[str, Te
             )
         return found.mean(fill)
     try:
-        return float(fill)
-    except ValueError:
+        return _checks.finite("--fill", float(fill))
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
         raise InvalidInput(f"--fill {fill!r} is neither absent, present nor a number") from None

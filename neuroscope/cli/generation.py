@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 from PIL.Image import Image
 
-from neuroscope.artifacts import write_beside
-from neuroscope.cli import options
+from neuroscope import _checks, _files
+from neuroscope._errors import InvalidInput
+from neuroscope.cli import options, values
 from neuroscope.evaluation import evaluate as run_evaluation
 from neuroscope.evaluation import generate as run_generation
 from neuroscope.evaluation import summarize
 from neuroscope.metrics import ClipScore
 
-Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.")]
+_CONCEPT = ("style", "object_", "fact", "attribute", "concept")
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts, help="A prompt; repeat for several.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,12 +28,12 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt; repeat for several.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", callback=values.texts, help="A prompt; repeat for several.")],
     output_dir: options.OutputFolder = Path("images"),
     model: options.Model = "testbed:sd1",
     apply: options.Apply = None,
     seed: options.Seed = 0,
-    count: Annotated[int, typer.Option(help="Images of each prompt, with seeds counted up.")] = 1,
+    count: Annotated[int, typer.Option(callback=values.whole(), help="Images of each prompt, with seeds counted up.")] = 1,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
     image: options.Picture = None,
@@ -41,27 +43,30 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Make images, with saved interventions applied."""
-    options.writable_folder(output_dir)
-    changes = options.open_interventions(apply)
-    graph = options.open_graph(model)
     generation = options.generation_options(
         image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )
-    pairs = [(text, seed + offset) for text in prompt for offset in range(count)]
+    changes = options.open_interventions(apply)
+    seeds = _checks.seeds(range(seed, seed + count))
+    pairs = [(text, each) for text in prompt for each in seeds]
+    paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
+    _files.check_writable_folder(output_dir)
+    for path in paths:
+        _files.refuse_overwriting_inputs(path, [image] if image is not None else [])
+    graph = options.open_graph(model)
     graph.pipe.set_progress_bar_config(disable=quiet)
     images = run_generation(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **generation)
-    written = []
-    for number, (made, (_, each)) in enumerate(zip(images, pairs, strict=True)):
-        path = output_dir / f"{number // count:03}-seed{each}.png"
-        write_beside(path, png(made))
-        written.append(str(path))
+    for made, path in zip(images, paths, strict=True):
+        _files.write_beside(path, png(made))
     pooled = [
         f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))
     ]
-    options.report({"images": written, "pooled": pooled}, "\n".join([*pooled, *(f"wrote {path}" for path in written)]), as_json)
+    facts = {"images": [str(path) for path in paths], "pooled": pooled}
+    options.report(facts, "\n".join([*pooled, *(f"wrote {path}" for path in paths)]), as_json)
 
 
 def evaluate(
+    ctx: typer.Context,
     output: options.Output,
     model: options.Model = "testbed:sd1",
     apply: options.Apply = None,
@@ -71,9 +76,15 @@ def evaluate(
     fact: options.Fact = None,
     attribute: options.AttributeName = None,
     concept: options.ConceptFile = None,
-    clip: Annotated[list[str] | None, typer.Option(help="Score by CLIP's cosine to this text; repeat for several.")] = None,
-    read: Annotated[list[str] | None, typer.Option(help="Testbed only: score by an exact reader, such as style=stipple.")] = None,
-    seeds: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts, help="Score by CLIP's cosine to this text; repeat for several."),
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts, help="Testbed only: score by an exact reader, such as style=stipple."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(callback=values.whole(), help="Images of each prompt.")] = 4,
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
@@ -83,23 +94,30 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
-    options.writable_file(output)
-    prompts = prompt or list(options.open_concept(model, style, object_, fact, "", attribute, concept).test)
-    changes = dict(zip([path.stem for path in apply or []], options.open_interventions(apply), strict=True))
+    inputs = [*(apply or []), concept, image]
+    options.check_output(output, *inputs, resume)
+    options.check_output(resume, *inputs)
+    if prompt:
+        values.refuse_unused(ctx, dict.fromkeys(_CONCEPT, "the prompts are given by --prompt"))
+    prompts = prompt or list(options.open_concept(model, style, object_, fact, None, attribute, concept).test)
+    changes = dict(zip(options.distinct_names(apply or []), options.open_interventions(apply), strict=True))
     generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     metrics = [*(ClipScore(text) for text in clip or []), *(options.open_reader(text, model) for text in read or [])]
+    if not metrics:
+        raise InvalidInput("there is nothing to score by; give --clip TEXT, or --read ATTRIBUTE=VALUE for the testbed")
+    counted = _checks.seeds(range(seed, seed + seeds))
     graph = options.open_graph(model)
-    table = run_evaluation(graph, changes, prompts, range(seed, seed + seeds), metrics, output=resume, quiet=quiet, **generation)
-    write_beside(output, table.to_csv(index=False).encode())
+    table = run_evaluation(graph, changes, prompts, counted, metrics, output=resume, quiet=quiet, **generation)
+    _files.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
     text = (
         summary.to_json(orient="records", indent=1) if as_json else f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}"
     )
-    typer.echo(text)
+    options.say(text)
 
 
 def png(image: Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
+    """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from neuroscope import artifacts, plots
 from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
-from neuroscope.cli import options
+from neuroscope.cli import options, values
 from neuroscope.discovery import sites_from_config
 from neuroscope.doctor import diagnose
 from neuroscope.interventions import ContextMap, NeuronMask
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sites(
+    ctx: typer.Context,
     model: options.Model = "testbed:sd1",
     config: Annotated[Path | None, typer.Option(help="Instead of a model: a denoiser's config.json; no weights are needed.")] = None,
     layer: options.Layers = None,
@@ -36,73 +37,97 @@ def sites(
     as_json: options.AsJson = False,
 ) -> None:
     """List what a model exposes: sites in execution order, with layer, role and width."""
-    graph = None if config else options.open_graph(model)
+    if config is not None:
+        values.refuse_unused(ctx, {"model": "the sites are those of --config"})
+    graph = None if config is not None else options.open_graph(model)
     found = graph.sites if graph else sites_from_config(config or "")
     chosen = found.where(layer=layer or None, role=role or None)
     table = chosen.to_frame()
-    typer.echo(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
+    options.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
 
 
 def doctor(model: options.Model = "testbed:sd1", as_json: options.AsJson = False) -> None:
-    """Say what about a model would make hooks silent or wrong."""
+    """Check a model for settings that break hooks."""
     findings = diagnose(options.open_pipeline(model))
-    if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
-        return
-    for finding in findings:
-        typer.echo(f"{finding.state:5}  {finding.name}: {finding.meaning}")
+    options.report(
+        [vars(finding) for finding in findings],
+        "\n".join(f"{finding.state:5}  {finding.name}: {finding.meaning}" for finding in findings),
+        as_json,
+    )
 
 
-def show(file: Path, rows: Annotated[int, typer.Option(help="Table rows to print.")] = 10, as_json: options.AsJson = False) -> None:
+def show(
+    ctx: typer.Context,
+    file: Path,
+    rows: Annotated[int, typer.Option(callback=values.whole(), help="Of neurons' scores: table rows to print.")] = 10,
+    as_json: options.AsJson = False,
+) -> None:
     """Say what a saved file holds."""
+    found: Artifact = artifacts.load(file)
     header = artifacts.read_header(file)
     if as_json:
-        typer.echo(json.dumps(header, indent=1))
-        return
-    found: Artifact = artifacts.load(file)
-    typer.echo(repr(found))
-    for name, value in (header.get("provenance", {}) | header["packages"]).items():
-        typer.echo(f"  {name}: {value}")
+        values.refuse_unused(ctx, {"rows": "--json prints the file's header, and no table"})
+    if not isinstance(found, NeuronScores):
+        values.refuse_unused(ctx, {"rows": f"{file} holds a {found.kind}, and only neuron-scores have a table to cut"})
+    options.report(header, "\n".join(_described(found, header, rows)), as_json)
+
+
+def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:
+    """The lines that `show` prints."""
+    yield repr(found)
+    for name, value in ((header.get("provenance") or {}) | (header.get("packages") or {})).items():
+        yield f"  {name}: {value}"
     if isinstance(found, NeuronScores):
-        typer.echo(found.to_frame().head(rows).to_string(index=False))
+        yield found.to_frame().head(rows).to_string(index=False)
     if isinstance(found, LayerScores):
-        typer.echo(found.to_frame().round(3).to_string(index=False))
-        typer.echo(f"  cost: {found.cost}" if found.cost else "")
+        yield found.to_frame().round(3).to_string(index=False)
+        yield f"  cost: {found.cost}" if found.cost else ""
     if isinstance(found, ContextMap):
-        typer.echo(f"  {found.report}\n  " + "\n  ".join(found.paths))
+        yield f"  {found.report}\n  " + "\n  ".join(found.paths)
     neurons = found.neurons if isinstance(found, NeuronMask) else found
     if isinstance(neurons, Neurons):
         for path, chosen in neurons.items():
-            typer.echo(f"  {path}: {len(chosen)} of {neurons.widths[path]}: {', '.join(map(str, chosen))}")
+            yield f"  {path}: {len(chosen)} of {neurons.widths[path]}: {', '.join(map(str, chosen))}"
 
 
 def plot(
+    ctx: typer.Context,
     file: Path,
     output: options.Output = Path("plot.png"),
     layers: Annotated[bool, typer.Option("--layers", help="Of neurons' scores: plot layers.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Of layers' scores: plot layers by part of the schedule or kind of token.")] = False,
     images: Annotated[bool, typer.Option("--images", help="Of layers' scores: the contact sheet, one column a window.")] = False,
-    top: Annotated[int, typer.Option(help="Outline this many of the strongest neurons.")] = 0,
+    top: Annotated[int | None, typer.Option(callback=values.whole(), help="Outline this many of the strongest neurons.")] = None,
     method: Annotated[str, typer.Option(help="The method that scores a recording.")] = "welch",
 ) -> None:
     """Draw the heatmap of a saved recording's or scores' neurons or layers, or a contact sheet."""
-    options.writable_file(output)
+    if output.suffix.lower() not in plots.FORMATS:
+        raise InvalidInput(f"{output} is no file that a plot can be written to; end its name in {', '.join(plots.FORMATS)}")
+    options.check_output(output, file)
+    asked = options.open_method(method)
     found: Artifact = artifacts.load(file)
-    if isinstance(found, Recording):
-        found = score(found, options.open_method(method))
+    if not isinstance(found, Recording | NeuronScores | LayerScores):
+        raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
+    values.refuse_unused(ctx, dict.fromkeys(_unused(found, layers, images), f"it does not belong to this plot of a {found.kind}"))
     if isinstance(found, LayerScores):
         ax = _layers_plot(found, grid, images)
-    elif isinstance(found, NeuronScores):
-        ax = plots.layers(found.by_layer()) if layers else plots.neurons(found, marked=found.top(top) if top else None)
     else:
-        raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
+        scores = score(found, asked) if isinstance(found, Recording) else found
+        ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
     plots.write(ax, output)
-    typer.echo(f"wrote {output}")
+    options.say(f"wrote {output}")
+
+
+def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
+    """The options of `plot` that say nothing about a file's plot."""
+    if isinstance(found, LayerScores):
+        return ("layers", "top", "method", *(["grid"] if images else []))
+    return ("grid", "images", *(["top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))
 
 
 def _layers_plot(scores: LayerScores, grid: bool, images: bool) -> Axes:
     if images:
         if not scores.images:
-            raise InvalidInput("these scores keep no pictures, so there is no contact sheet; localize with keep_images")
+            raise InvalidInput("these scores keep no images, so there is no contact sheet; localize with keep_images")
         return plots.images(scores.images, scores.columns)
     return plots.grid(scores) if grid else plots.layers(scores)

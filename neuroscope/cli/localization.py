@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from neuroscope import artifacts
+from neuroscope import _checks, artifacts
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.cli import options
+from neuroscope.cli import options, values
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization import (
     AttentionContribution,
@@ -23,6 +24,7 @@ from neuroscope.localization import (
     TeacherForced,
 )
 from neuroscope.localization import localize as run
+from neuroscope.localization._localization import PAIRS
 from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric, Share
 
 METHODS: dict[str, type[Localization[LayerScores]]] = {
@@ -43,12 +45,13 @@ def register(app: typer.Typer) -> None:
 
 
 def localize(
+    ctx: typer.Context,
     output: options.Output,
     model: options.Model = "testbed:sd1",
     style: options.Style = None,
     object_: options.Object = None,
     fact: options.Fact = None,
-    answer: options.Answer = "",
+    answer: options.Answer = None,
     attribute: options.AttributeName = None,
     concept: options.ConceptFile = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "locogen",
@@ -63,37 +66,43 @@ def localize(
     pooled: Annotated[str | None, typer.Option(help="locogen: which prompt feeds the pooled text of a window's run, own or other.")] = None,
     component: Annotated[str | None, typer.Option(help="causal-tracing: cross, self, ff, resnet, all or text.")] = None,
     noise: Annotated[float | None, typer.Option(help="causal-tracing: the noise, in standard deviations of the name's embeddings.")] = None,
-    clip: Annotated[str | None, typer.Option(help="Measure CLIP's cosine to this text.")] = None,
+    clip: Annotated[str | None, typer.Option(callback=values.text, help="Measure CLIP's cosine to this text.")] = None,
     read: options.Read = None,
     share: Annotated[str, typer.Option(help="Without --clip or --read: how far the latent or the image moves.")] = "latent",
-    pairs: Annotated[int, typer.Option(help="How many pairs of prompts.")] = 8,
-    seeds: Annotated[int, typer.Option(help="Seeds of each prompt.")] = 4,
+    pairs: Annotated[int, typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, or all of fewer.")] = PAIRS,
+    seeds: Annotated[int, typer.Option(callback=values.whole(), help="Seeds of each prompt.")] = 4,
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
     image: options.Picture = None,
     height: options.Height = None,
     width: options.Width = None,
-    resume: Annotated[Path | None, typer.Option(help="Keep finished pictures' scores here, and go on from it.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")] = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find the layers that control a concept, by pictures made with single layers changed."""
-    options.writable_file(output)
+    """Find the layers that control a concept, by images made with single layers changed."""
+    options.check_output(output, concept, image, resume)
+    options.check_output(resume, concept, image)
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
     given = {"window": _window(window), "parts": parts, "probe": probe, "search": search, "enough": enough, "pooled": pooled}
     given |= {"budget": budget, "steps": steps, "fidelity": fidelity}
     asked = _method(method, **given, component=component, noise=noise)
+    if clip is not None or read is not None:
+        values.refuse_unused(ctx, {"share": "the metric is given by --clip or --read"})
     metric = _metric(model, clip, read, share)
+    if "pairs" in values.given(ctx) and pairs > len(chosen.present):
+        raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")
+    counted = _checks.seeds(range(seed, seed + seeds))
     generation = options.generation_options(
         image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )
     graph = options.open_graph(model)
-    counted = range(seed, seed + seeds)
     scores = run(graph, chosen, asked, metric, counted, pairs=pairs, output=resume, quiet=quiet, **generation)
     artifacts.save(scores, output)
     table = scores.to_frame().round(3)
-    facts = {"output": str(output), "verdict": scores.verdict, "layers": table.to_dict("records")}
+    layers = json.loads(table.to_json(orient="records", double_precision=3))  # NaN, which JSON does not have, as null
+    facts = {"output": str(output), "verdict": scores.verdict, "layers": layers}
     options.report(facts, f"{table.to_string(index=False)}\n{_closing(scores)}\nwrote {output}", as_json)
 
 
@@ -121,8 +130,8 @@ def _window(text: str | None) -> int | str | None:
 
 
 def _metric(model: str, clip: str | None, read: str | None, share: str) -> Metric | Share:
-    if clip and read:
+    if clip is not None and read is not None:
         raise InvalidInput("give one of --clip and --read, not both")
-    if clip:
+    if clip is not None:
         return ClipScore(clip)
-    return options.open_reader(read, model) if read else SHARES[choose("share", share, tuple(SHARES))]()
+    return options.open_reader(read, model) if read is not None else SHARES[choose("share", share, tuple(SHARES))]()

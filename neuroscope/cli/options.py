@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from PIL import Image
 
-from neuroscope import artifacts, testbed
+from neuroscope import _files, artifacts, testbed
 from neuroscope._errors import InvalidFile, InvalidInput, choose
+from neuroscope.arguments import LARGEST_SIDE, check_values
 from neuroscope.attribution import Attribution
+from neuroscope.cli import values
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention
 from neuroscope.metrics import Metric
 from neuroscope.testbed.world import ATTRIBUTES, Attribute
 
-Model = Annotated[str, typer.Option("--model", "-m", help="testbed:NAME, a folder or a hub id.")]
+
+def files(param: typer.CallbackParam, paths: list[Path] | None) -> list[Path] | None:
+    """A callback that refuses a file given twice, under whatever name."""
+    found = [os.path.realpath(path) for path in paths or []]
+    if twice := [path for number, path in enumerate(paths or []) if found[number] in found[:number]]:
+        raise InvalidInput(f"{values.flag_of(param)} {twice[0]} is given twice; give each file once")
+    return paths
+
+
+Model = Annotated[str, typer.Option("--model", "-m", callback=values.text, help="testbed:NAME, a folder or a hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 OutputFolder = Annotated[Path, typer.Option("--output-dir", "-o", help="The folder to write to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
-Style = Annotated[str | None, typer.Option(help="A style, by name.")]
-Object = Annotated[str | None, typer.Option("--object", help="An object, by name.")]
-Fact = Annotated[str | None, typer.Option(help='A fact, by what it is about: "the emblem of astoria".')]
-Answer = Annotated[str, typer.Option(help="The fact's new answer.")]
-AttributeName = Annotated[str | None, typer.Option("--attribute", help="Any other attribute, by name.")]
+Style = Annotated[str | None, typer.Option(callback=values.text, help="A style, by name.")]
+Object = Annotated[str | None, typer.Option("--object", callback=values.text, help="An object, by name.")]
+Fact = Annotated[str | None, typer.Option(callback=values.text, help='A fact, by what it is about: "the emblem of astoria".')]
+Answer = Annotated[str | None, typer.Option(callback=values.text, help="The fact's new answer.")]
+AttributeName = Annotated[str | None, typer.Option("--attribute", callback=values.text, help="Any other attribute, by name.")]
 ConceptFile = Annotated[Path | None, typer.Option("--concept", help="A TOML file with name, present, absent, test.")]
-Layers = Annotated[list[int] | None, typer.Option("--layer", help="A layer; repeat for several.")]
-Roles = Annotated[list[str] | None, typer.Option("--role", help="A role, such as value; repeat for several.")]
-Apply = Annotated[list[Path] | None, typer.Option("--apply", help="A saved mask or other intervention; repeat to compose.")]
-Seed = Annotated[int, typer.Option(help="The seed of the (first) image's noise.")]
+Layers = Annotated[list[int] | None, typer.Option("--layer", callback=values.texts, help="A layer; repeat for several.")]
+Roles = Annotated[list[str] | None, typer.Option("--role", callback=values.texts, help="A role, such as value; repeat for several.")]
+Apply = Annotated[list[Path] | None, typer.Option("--apply", callback=files, help="A saved mask or other intervention; repeat to compose.")]
+Seed = Annotated[int, typer.Option(callback=values.whole(**values.SEED_RANGE), help="The seed of the (first) image's noise.")]
 Read = Annotated[str | None, typer.Option(help="Testbed only: measure by an exact reader, such as style=stipple.")]
-Steps = Annotated[int | None, typer.Option("--num-inference-steps", help="Denoising steps; by default the model's own.")]
-Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance; by default the model's own.")]
-Picture = Annotated[Path | None, typer.Option("--image", help="The small picture that a model for enlarging starts from.")]
-Height = Annotated[int | None, typer.Option(help="Picture height in pixels.")]
-Width = Annotated[int | None, typer.Option(help="Picture width in pixels.")]
+Steps = Annotated[
+    int | None, typer.Option("--num-inference-steps", callback=values.whole(), help="Denoising steps; by default the model's own.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", callback=values.finite(least=0), help="Classifier-free guidance; by default the model's own."),
+]
+Picture = Annotated[Path | None, typer.Option("--image", help="Low-resolution input (super-resolution models such as IF-II).")]
+Height = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image height in pixels; give --width too.")]
+Width = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image width in pixels; give --height too.")]
 
 
 def open_pipeline(model: str) -> Any:
@@ -53,8 +71,8 @@ def open_pipeline(model: str) -> Any:
 
     try:
         pipe = DiffusionPipeline.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged folder can make diffusers raise anything
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidInput(
             f"the model {model!r} cannot be loaded: {first} Give testbed:NAME, a folder of save_pretrained, or a hub id"
         ) from error
@@ -68,25 +86,26 @@ def open_graph(model: str) -> HookGraph:
 
 
 def open_concept(
-    model: str, style: str | None, thing: str | None, fact: str | None, answer: str, attribute: str | None, file: Path | None
+    model: str, style: str | None, thing: str | None, fact: str | None, answer: str | None, attribute: str | None, file: Path | None
 ) -> Concept:
     """The one concept that the options name; its built-in prompts fit the model.
 
     Raises:
-        InvalidInput: none or several are named.
+        InvalidInput: none or several are named, or an answer to no fact.
     """
-    given = [
-        name for name, value in (("style", style), ("object", thing), ("fact", fact), ("attribute", attribute), ("concept", file)) if value
-    ]
+    named = {"style": style, "object": thing, "fact": fact, "attribute": attribute, "concept": file}
+    given = [name for name, value in named.items() if value is not None]
+    if answer is not None and fact is None:
+        raise InvalidInput("--answer would be ignored: it is a --fact's new answer, and no fact is given; leave it out, or give --fact")
     if len(given) != 1:
         found = f"not {' and '.join('--' + name for name in given)}" if given else "none was given"
         raise InvalidInput(f"name one concept by --style, --object, --fact, --attribute or --concept FILE; {found}")
-    if file:
+    if file is not None:
         return Concept.from_file(file)
     prompts = "testbed" if model.startswith("testbed:") else "general"
-    if fact:
-        return Concept.fact(fact, answer, prompts)
-    return Concept.attribute(style or thing or attribute or "", given[0], prompts)
+    if fact is not None:
+        return Concept.fact(fact, answer or "", prompts)
+    return Concept.attribute(str(named[given[0]]), given[0], prompts)
 
 
 def open_interventions(paths: list[Path] | None) -> list[Intervention]:
@@ -96,7 +115,7 @@ def open_interventions(paths: list[Path] | None) -> list[Intervention]:
 
 def open_method(name: str) -> Attribution:
     """An attribution method by its name, such as "welch" or "mean-difference"."""
-    known = {_dashed(each.__name__): each for each in Attribution.__subclasses__()}
+    known = {_dashed(each.__name__): each for each in Attribution.__subclasses__() if each.__module__.startswith("neuroscope.")}
     return known[choose("method", name, sorted(known))]()
 
 
@@ -106,47 +125,61 @@ def open_reader(text: str, model: str) -> Metric:
     if not value or attribute not in ATTRIBUTES:
         raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
     if not model.startswith("testbed:"):
-        raise InvalidInput(f"--read works on the testbed's pictures, not on {model}; use --clip TEXT")
+        raise InvalidInput(f"--read works on the testbed's images, not on {model}; use --clip TEXT")
     return testbed.Reader(cast("Attribute", attribute), value)
 
 
 def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:
-    """The options that were given, for the pipeline's call; raises InvalidFile for a picture that cannot be read."""
+    """The options that were given, for the pipeline's call.
+
+    Raises:
+        InvalidInput: a height without a width, or the other way round.
+        InvalidFile: an image that cannot be read.
+    """
     given = {name: value for name, value in options.items() if value is not None}
+    check_values(given)
     return given if image is None else given | {"image": _open_picture(image)}
 
 
 def _open_picture(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise InvalidFile(f"{path} is no picture that can be read: {error}; give a PNG or JPEG file with --image") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
+        raise InvalidFile(f"{path} is no image that can be read: {error}; give a PNG or JPEG file with --image") from error
 
 
-def writable_folder(folder: Path) -> Path:
-    """`folder`, made if it is not there; raises InvalidFile if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".neuroscope").touch()
-        (folder / ".neuroscope").unlink()
-    except OSError as error:
-        raise InvalidFile(f"the folder {folder} cannot be written: {error.strerror}; choose another with --output-dir") from error
-    return folder
+def check_output(output: Path | None, *inputs: Path | None) -> None:
+    """Checks that an output can be written and is none of the inputs, before any work is done.
+
+    Raises:
+        InvalidFile: it cannot be, or it would overwrite an input.
+    """
+    if output is not None:
+        _files.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
+        _files.check_writable(output)
 
 
-def writable_file(path: Path) -> Path:
-    """`path`, if its folder can be written; raises InvalidFile before any work is done."""
-    if not path.parent.is_dir():
-        raise InvalidFile(f"{path} cannot be written: there is no folder {path.parent}; make it or choose another")
-    if path.is_dir():
-        raise InvalidFile(f"{path} is a folder; give a file's name with --output")
-    writable_folder(path.parent)
-    return path
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names that tell files apart: each one's stem, with as much of its path in front as is needed."""
+    parts = [Path(os.path.realpath(path)).with_suffix("").parts for path in paths]
+    if len(set(parts)) < len(parts):  # files that differ in their suffixes alone
+        parts = [Path(os.path.realpath(path)).parts for path in paths]
+    return ["/".join(_shortest_ending(each, parts)) for each in parts]
 
 
-def report(facts: dict[str, Any], text: str, as_json: bool) -> None:
+def _shortest_ending(own: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    counts = range(1, len(own) + 1)
+    return next((own[-count:] for count in counts if sum(each[-count:] == own[-count:] for each in every) == 1), own)
+
+
+def report(facts: Any, text: str, as_json: bool) -> None:
     """Prints a command's result, as text or as JSON."""
-    typer.echo(json.dumps(facts, indent=1) if as_json else text)
+    say(json.dumps(facts, indent=1) if as_json else text)
+
+
+def say(text: str) -> None:
+    """Prints to standard output, also names of files that are no text."""
+    typer.echo(text.encode(errors="backslashreplace").decode())
 
 
 def _dashed(name: str) -> str:

@@ -22,7 +22,6 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained HTML page of a run's results."""
-    if output:
-        options.writable_file(output)
+    options.check_output(output)
     path = write(run, output)
     options.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)

@@ -8,18 +8,31 @@ from typing import Annotated
 
 import typer
 
-from neuroscope import testbed
-from neuroscope.artifacts import write_beside
-from neuroscope.cli import options
-from neuroscope.demo import run_demo
+from neuroscope import _files, testbed
+from neuroscope._errors import InvalidFile, choose
+from neuroscope.cli import options, values
+from neuroscope.demo import DEMO_STYLES, run_demo
 
-bundled = typer.Typer(help="The bundled models whose inside is known.", no_args_is_help=True)
+bundled = typer.Typer(help="The bundled models whose inside is known.")
 
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(demo)
     app.add_typer(bundled, name="testbed")
+
+
+def help_without_command(ctx: typer.Context) -> None:
+    """Prints the help of a group of commands, and leaves with the status of a mistake, where none of them is given."""
+    if ctx.invoked_subcommand is None:
+        options.say(ctx.get_help())
+        raise typer.Exit(2)
+
+
+@bundled.callback(invoke_without_command=True)
+def choose_command(ctx: typer.Context) -> None:
+    """The bundled models whose inside is known."""
+    help_without_command(ctx)
 
 
 def demo(
@@ -29,23 +42,23 @@ def demo(
     as_json: options.AsJson = False,
 ) -> None:
     """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
-    options.writable_folder(output_dir)
-    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else typer.echo, quiet=quiet)
+    choose("style", style, DEMO_STYLES)
+    _files.check_writable_folder(output_dir)
+    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else options.say, quiet=quiet)
     if as_json:
-        typer.echo(json.dumps(outcome, indent=1))
+        options.say(json.dumps(outcome, indent=1))
 
 
 @bundled.command("list")
 def list_() -> None:
     """List the bundled models."""
-    for name in testbed.names():
-        typer.echo(f"testbed:{name}")
+    options.say("\n".join(f"testbed:{name}" for name in testbed.names()))
 
 
 @bundled.command()
 def certify(
     name: Annotated[str, typer.Argument(help="sd1 or sd1-natural.")] = "sd1",
-    samples: Annotated[int, typer.Option(help="Prompt pairs for each attribute.")] = 60,
+    samples: Annotated[int, typer.Option(callback=values.whole(), help="Prompt pairs for each attribute.")] = 60,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write them: FILE.json, or a model card FILE.md.")] = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -53,12 +66,14 @@ def certify(
     """Measure where a bundled model keeps each attribute: readers, obedience, and flips under swapped prompts."""
     from neuroscope.testbed.certificate import certify as measure
 
-    if output:
-        options.writable_file(output)
+    choose("bundled pipeline", name, testbed.pipelines())
+    if output is not None and output.suffix not in (".json", ".md"):
+        raise InvalidFile(f"{output} is neither FILE.json nor FILE.md; a certificate is written as one of these")
+    options.check_output(output)
     certificate = measure(name, samples=samples, quiet=quiet)
-    if output:
-        write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
-    typer.echo(certificate.to_json() if as_json else certificate.to_text())
+    if output is not None:
+        _files.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
+    options.say(certificate.to_json() if as_json else certificate.to_text())
 
 
 @bundled.command()
@@ -68,7 +83,9 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train a bundled model from nothing. A run that was stopped goes on from its checkpoints."""
+    from neuroscope.testbed.training.recipes import MODELS
     from neuroscope.testbed.training.recipes import train as run
 
-    options.writable_folder(output_dir)
-    typer.echo(f"wrote {run(name, output_dir, quiet)}")
+    choose("bundled model", name, MODELS)
+    _files.check_writable_folder(output_dir)
+    options.say(f"wrote {run(name, output_dir, quiet)}")

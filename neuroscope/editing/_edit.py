@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.concepts import Concept
 from neuroscope.editing.loco_edit import LocoEdit
@@ -25,10 +26,12 @@ def edit(graph: HookGraph, concept: Concept | Collection[Concept], method: LocoE
     Raises:
         InvalidInput: no concept, no layer or one that the model lacks, or keys that the method cannot solve for.
     """
-    concepts = [concept] if isinstance(concept, Concept) else list(concept)
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    concepts = _checks.several("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    _checks.instance("method", method, LocoEdit, "ns.LocoEdit()")
     if not concepts:
         raise InvalidInput("there is no concept to edit; give at least one")
-    chosen = [layers] if isinstance(layers, int) else list(layers)
+    chosen = _checks.layers("layers", layers)
     if not chosen:
         raise InvalidInput("there are no layers to edit; give at least one, such as layers.top(1)")
     inside = graph.sites.where(layer=chosen, role=method.roles).paths

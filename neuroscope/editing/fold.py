@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.editing.weights import updates_of
 from neuroscope.families import uncompiled
@@ -66,6 +67,9 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
     """
     if not changes:
         raise InvalidInput("there is nothing to fold; give at least one intervention")
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    for change in changes:
+        _checks.instance("one of the changes", change, Intervention, "ns.fold(graph, mask, edit), one after the other")
     root = uncompiled(graph.denoiser)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, NonFiniteActivation, choose
 from neuroscope.concepts import Concept
 from neuroscope.conditions import Conditions
@@ -59,6 +60,10 @@ class LocoEdit:
     roles: str | tuple[str, ...] = ("key", "value")
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
+        if not isinstance(self.tokens, str):
+            object.__setattr__(self, "tokens", _checks.strings("tokens", self.tokens))
+        object.__setattr__(self, "preserve", _checks.strings("preserve", self.preserve))
         object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
         for each in self._kinds:
             choose("token", each, EDITED)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._files import write_beside
 from neuroscope.editing.factors import balanced
 from neuroscope.editing.weights import updates_of
 from neuroscope.graph import HookGraph
@@ -23,6 +24,8 @@ FILE = "pytorch_lora_weights.safetensors"
 @torch.no_grad()
 def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention], folder: str | os.PathLike[str]) -> Path:
     """Writes the exact change of the weights as a LoRA that `pipe.load_lora_weights(folder)` reads.
+
+    Reading it is diffusers' own, and needs peft: `pip install 'neuroscope[lora]'`.
 
     Exact up to float32: edits of the context, and masks that switch neurons off or scale them. A mask with a fill other
     than zero adds a constant, which a LoRA's two factors cannot hold (at keys a constant has no effect, and is left out).
@@ -39,7 +42,9 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
         InvalidInput: a change that a LoRA cannot hold.
         InvalidFile: the folder cannot be written; nothing is left behind.
     """
-    given = [changes] if isinstance(changes, Intervention) else list(changes)
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    given = _checks.several("changes", changes, Intervention, 'ns.load("edit.safetensors")')
+    folder = _checks.path("folder", folder)
     if not given:
         raise InvalidInput("there is nothing to export; give at least one intervention")
     updates = updates_of(graph, given)
@@ -58,16 +63,15 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
 
 
 def _write(graph: HookGraph, layers: dict[str, Tensor], folder: Path) -> Path:
-    """Through diffusers' own writer, beside the file's place, and renamed."""
+    """Through diffusers' own naming of the layers; the file itself as all files are written."""
+
+    def put(weights: dict[str, Tensor], path: str) -> None:
+        write_beside(Path(path), to_bytes(weights, {"format": "pt"}))
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".lora-", dir=folder))
-    except OSError as error:
-        raise InvalidFile(f"{folder} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
-    try:
-        graph.pipe.save_lora_weights(beside, **{f"{graph.family.component}_lora_layers": layers})
-        return (beside / FILE).replace(folder / FILE)
-    except OSError as error:
-        raise InvalidFile(f"{folder / FILE} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidFile(f"{folder} cannot be written: {reason}; nothing was saved. Choose another place") from error
+    graph.pipe.save_lora_weights(folder, save_function=put, **{f"{graph.family.component}_lora_layers": layers})
+    return folder / FILE

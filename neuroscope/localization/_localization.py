@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
+from neuroscope.arguments import check_generation
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
 from neuroscope.layer_scores import LayerScores
@@ -17,6 +20,8 @@ from neuroscope.localization.study import Pair, Study
 from neuroscope.metrics import Metric, Share, bind
 from neuroscope.scores import NeuronScores
 
+#: How many of a concept's pairs are used unless told otherwise; fewer where a concept has fewer.
+PAIRS = 8
 Found = TypeVar("Found", bound=LayerScores | NeuronScores)
 
 
@@ -40,7 +45,7 @@ def localize(
     metric: Metric | Share,
     seeds: Iterable[int] = range(4),
     *,
-    pairs: int | None = 8,
+    pairs: int | None = PAIRS,
     keep_images: int = 4,
     batch_size: int | None = None,
     output: str | Path | None = None,
@@ -57,7 +62,7 @@ def localize(
             need no scorer. Whether it should fall or rise is read off the full change, so that higher scores always mean
             more control.
         seeds: seeds of the initial noise, the same for every prompt.
-        pairs: how many of the concept's pairs to use, evenly spaced; None for all.
+        pairs: how many of the concept's pairs to use, evenly spaced; None for all. The default is 8, or all where there are fewer.
         keep_images: for how many prompts the first seed's pictures go to the contact sheet, `LayerScores.images`.
         batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished picture's score; a run that was stopped goes on from it.
@@ -68,12 +73,17 @@ def localize(
         Scores with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost.
 
     Raises:
-        InvalidInput: no pair or seed, or a method's option that does not fit the model.
+        InvalidInput: no pair or seed, more pairs than there are, a value of another kind, an option that the pipeline does not have, or
+            a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
     """
-    seeds = tuple(seeds)
-    if not seeds:
-        raise InvalidInput("there are no seeds to localize with; give at least one, such as range(4)")
+    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    _checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    _checks.instance("method", method, Localization, "ns.LocoGen()")
+    _checks.instance("metric", metric, Metric, "ns.LatentShare()")
+    seeds = _checks.seeds(seeds, " to localize with")
+    _check_options(pairs, keep_images, batch_size, output, quiet)
+    check_generation(graph.pipe, generation, localize)
     if len(set(seeds)) < len(seeds):
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
     bound = metric if isinstance(metric, Share) else bind(metric, graph)
@@ -94,9 +104,21 @@ def localize(
     return method(study)
 
 
+def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
+    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
+        if value is not None:
+            _checks.whole(name, value, least=-math.inf)
+    _checks.whole("keep_images", keep_images, least=0)
+    _checks.flag("quiet", quiet)
+    if output is not None:
+        _checks.path("output", output)
+
+
 def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:
     every = [Pair(present, absent) for present, absent in zip(concept.present, concept.absent, strict=True)]
     if pairs is not None and pairs < 1:
         raise InvalidInput(f"pairs={pairs} leaves nothing to localize with; give 1 or more, or None for all {len(every)}")
+    if pairs is not None and pairs > max(len(every), PAIRS):
+        raise InvalidInput(f"pairs={pairs} are more than the concept's {len(every)}; give at most these, or None for all")
     count = len(every) if pairs is None else min(pairs, len(every))
     return tuple(every[number * len(every) // count] for number in range(count))

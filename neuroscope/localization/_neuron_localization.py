@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.study import Study
@@ -54,7 +55,7 @@ def normal_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """Chosen layers as a tuple; raises InvalidInput where none is left."""
     if layers is None:
         return None
-    chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+    chosen = _checks.layers("layers", layers)
     if not chosen:
         raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
     return chosen

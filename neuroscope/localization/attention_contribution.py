@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.forcing import Forcing, Frame
@@ -52,6 +53,7 @@ class AttentionContribution(Localization[LayerScores]):
     fidelity: int = 6
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "tokens", (self.tokens,) if isinstance(self.tokens, str) else tuple(self.tokens))
         if not self.tokens:
             raise InvalidInput(f"tokens is empty, so nothing is the concept's; give some of {', '.join(KINDS)}")

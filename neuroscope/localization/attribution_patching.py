@@ -12,6 +12,7 @@ from captum.attr import LayerGradientXActivation
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.conditions import Conditions
 from neuroscope.forcing import Forcing, Frame
@@ -57,6 +58,7 @@ class AttributionPatching(Localization[LayerScores]):
     fidelity: int = 6
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         check_swapping(ROLES, self.probe)
         check_screen(self.steps, self.fidelity)
         if self.samples < 1:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.cost import metered
@@ -59,6 +60,7 @@ class CausalTracing(Localization[LayerScores]):
     rows: Literal["all", "conditional"] = "all"
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         if self.noise <= 0:
             raise InvalidInput(f"noise={self.noise} corrupts nothing; give a positive number, such as 3.0")
         choose("component", self.component, COMPONENTS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
@@ -40,6 +41,7 @@ class Halving(Localization[LayerScores]):
     probe: Direction = "necessity"
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         for name in ("follow", "together"):
             if not 0 < getattr(self, name) <= 1:

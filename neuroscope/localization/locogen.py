@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.cost import Meter, metered
 from neuroscope.effects import Effects, Probe
@@ -63,8 +64,9 @@ class LocoGen(Localization[LayerScores]):
     pooled: Literal["own", "other"] = "own"
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self, "window")
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
-        if self.window != "grow" and not (isinstance(self.window, int) and self.window >= 1):
+        if self.window != "grow" and (type(self.window) is not int or self.window < 1):
             raise InvalidInput(f'window={self.window!r} is no number of layers; give 1 or more, or "grow"')
         if not 0 < self.enough <= 1:
             raise InvalidInput(f"enough={self.enough} is no share of the full effect; give more than 0 and at most 1")

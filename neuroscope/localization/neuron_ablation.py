@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.cost import metered
@@ -50,6 +51,7 @@ class NeuronAblation(NeuronLocalization):
     steps: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         if self.group < 1:

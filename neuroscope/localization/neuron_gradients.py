@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
 from neuroscope.cost import Cost, metered
@@ -24,6 +25,7 @@ from neuroscope.localization._neuron_localization import NeuronLocalization, alo
 from neuroscope.localization.attributing import KINDS, Kind, attribute
 from neuroscope.localization.neuron_ablation import NeuronAblation
 from neuroscope.localization.probing import ROLES, check_roles, keeping
+from neuroscope.localization.screening import check_fits
 from neuroscope.localization.study import Study
 from neuroscope.localization.way import Way
 from neuroscope.scores import NeuronScores
@@ -71,6 +73,7 @@ class NeuronGradient(NeuronLocalization):
     fidelity: int = 8
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         choose("kind", self.kind, tuple(KINDS))
@@ -84,6 +87,7 @@ class NeuronGradient(NeuronLocalization):
     def __call__(self, study: Study) -> NeuronScores:
         """See `Localization`."""
         sites = self.sites(study)
+        check_fits(study, self, sites.neuron_count, "neurons")
         with metered(study.graph.denoiser) as meter:
             looks = list(self._looks(study, sites))
             known = [look.parts for look in looks if not look.parts.isnan().any()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.confidence import LIKELY, Confidence, chance_of_fewer, chance_of_reverse
 from neuroscope.cost import metered
@@ -44,6 +45,7 @@ class Racing(Localization[LayerScores]):
     probe: Direction = "necessity"
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         if not 0 < self.out < 1:
             raise InvalidInput(f"out={self.out} is no chance; give more than 0 and less than 1, such as 0.05")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput
+from neuroscope.arguments import steps_of
 from neuroscope.conditions import Conditions
 from neuroscope.cost import Cost, metered
 from neuroscope.effects import Effects, Probe
@@ -34,8 +36,28 @@ def check_screen(steps: int, fidelity: int) -> None:
         raise InvalidInput(f"fidelity={fidelity} layers make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
 
+def check_fits(study: Study, method: Any, count: int, counted: str) -> None:
+    """Refuses more steps than the runs have, or more exact effects than there are layers or neurons, beyond the method's defaults.
+
+    Args:
+        study: the runs.
+        method: a screen, with its options `steps` and `fidelity`.
+        count: how many layers or neurons it scores.
+        counted: what these are.
+
+    Raises:
+        InvalidInput: so many are not there.
+    """
+    run = steps_of(study.graph.pipe, study.generation)
+    if run is not None and method.steps > max(run, type(method).steps):
+        raise InvalidInput(f"steps={method.steps} are more than the {run} steps that are run; give at most these")
+    if method.fidelity > max(count, type(method).fidelity):
+        raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {count} {counted}; give at most these")
+
+
 def screened(study: Study, method: Localization, swapping: Swapping, look: Look, steps: int, fidelity: int) -> LayerScores:
     """A screen's scores of all pictures of a study, and its fidelity to exact effects."""
+    check_fits(study, method, len(study.graph.sites.layers), "layers")
     with metered(study.graph.denoiser) as meter:
         prober, forcing = Prober(replace(study, keep_images=0), swapping), Forcing(study.graph)
         whole = 1 if fidelity else 0  # exact effects need the first picture

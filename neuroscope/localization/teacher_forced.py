@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from neuroscope import _checks
 from neuroscope.conditions import Conditions
 from neuroscope.effects import Probe
 from neuroscope.forcing import Forcing, Frame
@@ -45,6 +46,7 @@ class TeacherForced(Localization[LayerScores]):
     fidelity: int = 6
 
     def __post_init__(self) -> None:
+        _checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         check_screen(self.steps, self.fidelity)
 

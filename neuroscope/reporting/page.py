@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jinja2
 
-from neuroscope.artifacts import write_beside
+from neuroscope import _checks
+from neuroscope._files import refuse_overwriting_inputs, write_beside
 from neuroscope.reporting.changes import changes
 from neuroscope.reporting.holds import holds, others
 from neuroscope.reporting.neurons import neurons
@@ -36,7 +37,9 @@ def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = No
         InvalidInput: no such folder, or nothing in it to show.
         InvalidFile: one of the results is damaged, or the page cannot be written.
     """
-    found = read_run(Path(run))
+    found = read_run(_checks.path("run", run))
+    target = found.folder / "report.html" if path is None else _checks.path("path", path)
+    refuse_overwriting_inputs(target, [found.folder / name for name in (*found.artifacts, *found.tables, *found.pictures)])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("neuroscope", "data/report"),
         autoescape=True,
@@ -46,7 +49,7 @@ def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = No
     )
     sections = [section for each in SECTIONS if (section := each(found)).parts]
     page = environment.get_template("page.html").render(title=_title(found), lead=_lead(found), sections=sections)
-    return write_beside(Path(path) if path else found.folder / "report.html", page.encode())
+    return write_beside(target, page.encode())
 
 
 def _title(run: Run) -> str:

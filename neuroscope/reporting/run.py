@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from neuroscope._errors import ForeignFile, InvalidFile, InvalidInput
@@ -80,6 +81,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _read(path: Path, run: Run) -> None:
+    if not path.is_file():
+        return
     if path.suffix == ".safetensors":
         run.artifacts[path.name] = load(path)
         run.headers[path.name] = read_header(path)
@@ -92,12 +95,15 @@ def _read(path: Path, run: Run) -> None:
 def _table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values={"score": ["", "nan"]}, dtype=_TEXTS)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError) as error:
         raise InvalidFile(f"{path} is no table ({str(error).strip()}); make or copy it again") from error
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise ForeignFile(f"{path} is no evaluation; it lacks the columns {', '.join(missing)}")
     if not len(table):
         raise ForeignFile(f"{path} is an evaluation without rows")
-    if not pd.api.types.is_numeric_dtype(table["score"]):
-        raise InvalidFile(f"{path} has scores that are no numbers; make or copy it again")
+    for name in ("score", "seed"):
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise InvalidFile(f"{path} has {name}s that are no numbers; make or copy it again")
+    if table["seed"].isna().any() or np.isinf(table[["score", "seed"]]).any(axis=None):
+        raise InvalidFile(f"{path} has a seed or a score that is missing or infinite; make or copy it again")
     return table

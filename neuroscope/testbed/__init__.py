@@ -36,6 +36,8 @@ _WEIGHTS = Path(__file__).parent / "weights"
 #: How the bundled pipelines are meant to be called; their certificates hold for these settings.
 GENERATION: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 3.0}
 _PREFIX = "testbed:"
+#: Of a constructed pipeline's seed, so that every generator takes it.
+_DIGITS = 9
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +49,11 @@ def __getattr__(name: str) -> Any:
 def names() -> tuple[str, ...]:
     """The bundled models: text-to-image pipelines, and "clip"."""
     return tuple(sorted(entry.name for entry in _WEIGHTS.iterdir() if entry.is_dir()))
+
+
+def pipelines() -> tuple[str, ...]:
+    """The bundled models that are text-to-image pipelines."""
+    return tuple(name for name in names() if (_WEIGHTS / name / "model_index.json").is_file())
 
 
 def path(name: str) -> Path:
@@ -70,8 +77,10 @@ def load(name: str = "sd1", **options: Any) -> Any:
     Raises:
         InvalidInput: an unknown name; the message lists the bundled ones.
     """
-    if "/" in name:
+    if isinstance(name, str) and "/" in name:
         return _constructed(name)
+    if choose("bundled model", name, names()) not in pipelines():
+        raise InvalidInput(f"{_PREFIX}{name} is no pipeline but what metrics read images with; give one of {', '.join(pipelines())}")
     import torch
     from diffusers import DiffusionPipeline
 
@@ -85,6 +94,6 @@ def _constructed(name: str) -> Any:
     from neuroscope.testbed.construction import build
 
     family, plant, *seed = name.split("/")
-    if len(seed) > 1 or not all(each.isdigit() for each in seed):
+    if len(seed) > 1 or not all(each.isascii() and each.isdecimal() and len(each) <= _DIGITS for each in seed):
         raise InvalidInput(f"{name!r} names no constructed pipeline; write FAMILY/PLANT or FAMILY/PLANT/SEED, such as sdxl/pair/3")
     return build(family, plant, int(seed[0]) if seed else 0)

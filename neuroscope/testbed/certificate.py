@@ -12,7 +12,8 @@ import numpy as np
 import scipy.stats
 from tqdm.auto import tqdm
 
-from neuroscope import testbed
+from neuroscope import _checks, testbed
+from neuroscope._errors import choose
 from neuroscope.evaluation import generate
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
@@ -147,8 +148,11 @@ def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT
     reader finds the other prompt's value.
 
     Raises:
-        InvalidInput: an unknown model.
+        InvalidInput: an unknown model, or one that is no bundled pipeline; no sample.
     """
+    choose("bundled pipeline", name, testbed.pipelines())
+    _checks.whole("samples", samples)
+    _checks.flag("quiet", quiet)
     graph = HookGraph(testbed.load(name))
     plant = plant if name == "sd1" else None
     pairs = {attribute: _pairs(attribute, samples) for attribute in ATTRIBUTES}

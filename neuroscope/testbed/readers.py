@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from neuroscope._errors import choose
+from neuroscope._errors import InvalidInput, choose
 from neuroscope.testbed.world import ATTRIBUTES, COLOURS, FACTS, OBJECTS, SIZE, STYLES, VALUES, Attribute, Placement, shading, silhouette
 
 NOTHING = "nothing"
@@ -25,10 +25,10 @@ def read(image: Image.Image) -> dict[str, str]:
     """The object, colour, style and fact that a picture shows; "nothing" where there is none.
 
     Raises:
-        ValueError: the picture is not 64×64.
+        InvalidInput: the image is not 64×64.
     """
     if image.size != (SIZE, SIZE):
-        raise ValueError(f"the readers know {SIZE}×{SIZE} pictures of the rendered world, not {image.size[0]}×{image.size[1]}")
+        raise InvalidInput(f"the readers know {SIZE}×{SIZE} pictures of the rendered world, not {image.size[0]}×{image.size[1]}")
     rgb = np.asarray(image.convert("RGB")) / 255.0
     inside = _coverage(rgb)
     shape, colour = _read_object(inside), _read_colour(rgb, inside)

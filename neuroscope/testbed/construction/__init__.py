@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from diffusers import DiffusionPipeline
+
 from neuroscope._errors import InvalidInput
 from neuroscope.testbed.construction.blocking import plant_in
 from neuroscope.testbed.construction.modules import TextModules
@@ -57,6 +59,6 @@ def verify(pipe: Any) -> Proof:
 
 
 def _built(pipe: Any) -> tuple[Planted, TextModules]:
-    if pipe not in _BUILT:
+    if not isinstance(pipe, DiffusionPipeline) or pipe not in _BUILT:
         raise InvalidInput(f"this {type(pipe).__name__} was not made by testbed.build, so nothing is known of it; build one")
     return _BUILT[pipe]
