@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from neuroscope._errors import ForeignFile, InvalidFile, closest
+from neuroscope._files import write_beside
 
 FORMAT = 1
 _KEY = "neuroscope"
@@ -93,24 +94,6 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON header of a saved file; raises InvalidFile like `load`."""
     return _read(Path(path))[1]
-
-
-def write_beside(path: Path, data: bytes) -> Path:
-    """Writes `data` to a temporary file in the same folder and renames it to `path`.
-
-    Raises:
-        InvalidFile: the operating system refuses; the message gives its reason, and the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise InvalidFile(f"{path} cannot be written: {error.strerror or error}; nothing was saved. Choose another place") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-    return path
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

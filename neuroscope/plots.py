@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
-from neuroscope._errors import InvalidInput
-from neuroscope.artifacts import write_beside
+from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._files import write_beside
 from neuroscope.layer_scores import LayerScores
 from neuroscope.scores import Neurons, NeuronScores
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from neuroscope.graph import HookGraph
+
+#: The suffixes of files that a figure can be written to.
+FORMATS = (".png", ".pdf", ".svg")
 
 _COLUMN = 3.4
 _SMALL, _NORMAL = 6.5, 8.0
@@ -179,14 +182,17 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
 
 
 def write(ax: Axes, path: str | Path) -> Path:
-    """Writes the figure of `ax` to a PNG file at 200 dots per inch and closes it.
+    """Writes the figure of `ax` in the format of the file's suffix and closes it; pixels are 200 to the inch.
 
     Raises:
-        InvalidFile: the file cannot be written.
+        InvalidFile: the suffix is not .png, .pdf or .svg, or the file cannot be written.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InvalidFile(f"{path} has {f'the suffix {suffix}' if suffix else 'no suffix'}; a figure is written as {', '.join(FORMATS)}")
     figure = cast("Figure", ax.get_figure(root=True))
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=200, format="png")
+    figure.savefig(buffer, dpi=200, format=suffix.removeprefix("."))
     plt.close(figure)
     return write_beside(Path(path), buffer.getvalue())
 

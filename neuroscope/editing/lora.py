@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from neuroscope._errors import InvalidFile, InvalidInput
+from neuroscope._files import write_beside
 from neuroscope.editing.factors import balanced
 from neuroscope.editing.weights import updates_of
 from neuroscope.graph import HookGraph
@@ -58,16 +58,15 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
 
 
 def _write(graph: HookGraph, layers: dict[str, Tensor], folder: Path) -> Path:
-    """Through diffusers' own writer, beside the file's place, and renamed."""
+    """Through diffusers' own naming of the layers; the file itself as all files are written."""
+
+    def put(weights: dict[str, Tensor], path: str) -> None:
+        write_beside(Path(path), to_bytes(weights, {"format": "pt"}))
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".lora-", dir=folder))
-    except OSError as error:
-        raise InvalidFile(f"{folder} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
-    try:
-        graph.pipe.save_lora_weights(beside, **{f"{graph.family.component}_lora_layers": layers})
-        return (beside / FILE).replace(folder / FILE)
-    except OSError as error:
-        raise InvalidFile(f"{folder / FILE} cannot be written: {error.strerror}; nothing was saved. Choose another place") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidFile(f"{folder} cannot be written: {reason}; nothing was saved. Choose another place") from error
+    graph.pipe.save_lora_weights(folder, save_function=put, **{f"{graph.family.component}_lora_layers": layers})
+    return folder / FILE

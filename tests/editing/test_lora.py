@@ -1,5 +1,8 @@
 """LoRA files, loaded by diffusers and peft alone."""
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -62,6 +65,17 @@ def test_a_folder_that_cannot_be_made_is_refused(graph, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidFile, match="file cannot be written: .*; nothing was saved"):
         export_lora(graph, a_map(graph), tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_is_refused_in_one_line_and_leaves_nothing(graph, tmp_path, monkeypatch, number):
+    def fail(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InvalidFile, match=f"pytorch_lora_weights.safetensors cannot be written: {os.strerror(number)}; nothing was saved"):
+        export_lora(graph, a_map(graph), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_beside_the_file(graph, tmp_path):
