@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from neuroscope._errors import InvalidInput
 
 Kind = TypeVar("Kind")
@@ -114,3 +117,20 @@ def distinct(name: str, values: Sequence[Any]) -> None:
     """Raises InvalidInput where a value is given twice."""
     if twice := [each for number, each in enumerate(values) if each in values[:number]]:
         raise InvalidInput(f"{twice[0]!r} is given twice among the {name}; give each once")
+
+
+def finite_tensor(name: str, values: Any, *axes: str) -> Tensor:
+    """`values`, if it is a tensor of finite floating-point numbers with these axes, of which none is empty.
+
+    Raises:
+        InvalidInput: it is not; the message names the axes.
+    """
+    instance(name, values, Tensor, "torch.zeros(...)")
+    shape = f"[{', '.join(axes)}]"
+    if values.ndim != len(axes) or not values.numel():
+        raise InvalidInput(f"{name} has shape {tuple(values.shape)}; give {shape}")
+    if not values.is_floating_point():
+        raise InvalidInput(f"{name} holds {values.dtype}; give floating-point numbers")
+    if not torch.isfinite(values).all():
+        raise InvalidInput(f"{name} holds NaN or infinity; make it again from finite numbers, in a wider number format if they overflow")
+    return values
