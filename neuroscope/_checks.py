@@ -11,6 +11,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from neuroscope._errors import InvalidInput
 
 Kind = TypeVar("Kind")
@@ -234,3 +237,20 @@ def _encodable(name: str, value: str) -> str:
     except UnicodeEncodeError:
         raise InvalidInput(f"{name} holds a character that is none, {value!a}; write it in UTF-8") from None
     return value
+
+
+def finite_tensor(name: str, values: Any, *axes: str) -> Tensor:
+    """`values`, if it is a tensor of finite floating-point numbers with these axes, of which none is empty.
+
+    Raises:
+        InvalidInput: it is not; the message names the axes.
+    """
+    instance(name, values, Tensor, "torch.zeros(...)")
+    shape = f"[{', '.join(axes)}]"
+    if values.ndim != len(axes) or not values.numel():
+        raise InvalidInput(f"{name} has shape {tuple(values.shape)}; give {shape}")
+    if not values.is_floating_point():
+        raise InvalidInput(f"{name} holds {values.dtype}; give floating-point numbers")
+    if not torch.isfinite(values).all():
+        raise InvalidInput(f"{name} holds NaN or infinity; make it again from finite numbers, in a wider number format if they overflow")
+    return values

@@ -8,6 +8,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from neuroscope._checks import finite, whole
+
 #: No search is surer than this where single predictions or short runs stand for pictures.
 LIKELY = 0.9
 
@@ -23,6 +25,9 @@ class Confidence:
         of: how many an exhaustive sweep has.
         screened: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
             added nothing.
+
+    Raises:
+        InvalidInput: a probability outside 0 to 1, or a number that is negative or not whole.
     """
 
     probability: float
@@ -30,6 +35,12 @@ class Confidence:
     pictures: int
     of: int
     screened: int = 0
+
+    def __post_init__(self) -> None:
+        finite("the confidence's probability", self.probability, least=0, most=1)
+        object.__setattr__(self, "alone", tuple(whole("a layer", each, least=0) for each in self.alone))
+        for name in ("pictures", "of", "screened"):
+            whole(f"the confidence's {name}", getattr(self, name), least=0)
 
     def __str__(self) -> str:
         layers = f"{len(self.alone)} layer{'s' * (len(self.alone) != 1)} alone"

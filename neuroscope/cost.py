@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuroscope._checks import finite, whole
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -23,11 +25,19 @@ class Cost:
             that begins midway counts as the share of a row's floating-point operations that it runs.
         seconds: wall time.
         peak_bytes: the highest memory in use so far: of the accelerator, or on the CPU of the whole process.
+
+    Raises:
+        InvalidInput: a number that is negative or not finite.
     """
 
     rows: float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        finite("the cost's rows", self.rows, least=0)
+        finite("the cost's seconds", self.seconds, least=0)
+        whole("the cost's peak_bytes", self.peak_bytes, least=0)
 
     def __str__(self) -> str:
         return f"{self.rows:,.0f} denoiser rows, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"

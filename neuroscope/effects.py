@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from neuroscope._errors import InvalidInput
 
 RESAMPLES = 1000
 
@@ -38,6 +41,16 @@ class Probe:
 POOLED = Probe((), "pooled")
 
 
+@dataclass(frozen=True)
+class EffectsHeader:
+    """What a file's header says of effects, as `Effects.to_header` gives it."""
+
+    probes: tuple[Probe, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    relative: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Effects:
     """The effects of probes on each prompt and seed.
@@ -49,6 +62,9 @@ class Effects:
         values: float64 [probe, prompt, seed], how far each probe moved the metric towards the goal.
         full: float64 [prompt, seed], how far the goal itself is.
         relative: whether scores are shares of the full change rather than in the metric's own units.
+
+    Raises:
+        InvalidInput: values of other sizes, or infinite ones; NaN stands for an image of which the metric says nothing.
     """
 
     probes: tuple[Probe, ...]
@@ -57,6 +73,18 @@ class Effects:
     values: Float[Tensor, "probe prompt seed"]
     full: Float[Tensor, "prompt seed"]
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.probes), len(self.prompts), len(self.seeds))
+        if 0 in sizes:
+            raise InvalidInput(
+                f"effects of {sizes[0]} probes on {sizes[1]} prompts and {sizes[2]} seeds are none; give at least one of each"
+            )
+        for name, values, wanted in (("effects", self.values, sizes), ("full changes", self.full, sizes[1:])):
+            if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
+                raise InvalidInput(f"the {name} have shape {tuple(getattr(values, 'shape', ()))}; give {wanted}")
+            if torch.isinf(values).any():
+                raise InvalidInput(f"the {name} hold infinity; give finite numbers, or NaN where nothing is known")
 
     def means(self) -> Float[np.ndarray, "probe"]:
         """Each probe's score; 0 where the metric says nothing."""
@@ -114,10 +142,9 @@ class Effects:
         return {"probes": probes, "prompts": list(self.prompts), "seeds": list(self.seeds), "relative": self.relative}
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any], values: Tensor, full: Tensor) -> Self:
+    def from_header(cls, header: EffectsHeader, values: Tensor, full: Tensor) -> Self:
         """The inverse of `to_header`."""
-        probes = tuple(Probe(tuple(each["layers"]), each["part"]) for each in header["probes"])
-        return cls(probes, tuple(header["prompts"]), tuple(header["seeds"]), values, full, header["relative"])
+        return cls(header.probes, header.prompts, header.seeds, values, full, header.relative)
 
     def _by_layer(self, layers: Sequence[int]) -> np.ndarray:
         """[layer, prompt, seed], the mean over the probes that hold each layer."""

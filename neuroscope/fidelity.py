@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import scipy.stats
 
+from neuroscope._checks import finite, instance, whole
 from neuroscope._errors import InvalidInput
 
 _CONFIDENT = 0.95
@@ -25,6 +26,9 @@ class Fidelity:
         low, high: its 95 % interval.
         count: how many were sampled.
         of: what was sampled, such as "random neurons".
+
+    Raises:
+        InvalidInput: a number that is no correlation, an interval without it, or no sample.
     """
 
     correlation: float
@@ -32,6 +36,19 @@ class Fidelity:
     high: float
     count: int
     of: str = "random neurons"
+
+    def __post_init__(self) -> None:
+        defined = isinstance(self.correlation, bool) or not isinstance(self.correlation, float) or not math.isnan(self.correlation)
+        for name in ("correlation", "low", "high") if defined else ("low", "high"):
+            finite(f"the fidelity's {name}", getattr(self, name), least=-1, most=1)
+        if self.low > self.high:
+            raise InvalidInput(f"the fidelity's interval [{self.low}, {self.high}] is empty; give the lower end first")
+        whole("the fidelity's count", self.count)
+        instance("what the fidelity is of", self.of, str, '"random neurons"')
+
+    def to_header(self) -> dict[str, Any]:
+        """All of it as plain values; None stands for an undefined correlation."""
+        return asdict(self) | {"correlation": None if math.isnan(self.correlation) else self.correlation}
 
     def __str__(self) -> str:
         found = "undefined" if math.isnan(self.correlation) else f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -60,3 +77,19 @@ class Fidelity:
         reach = float(scipy.stats.norm.ppf((1 + _CONFIDENT) / 2)) * math.sqrt((1 + correlation**2 / 2) / (count - 3))
         low, high = math.tanh(middle - reach), math.tanh(middle + reach)
         return cls(correlation, min(low, correlation), max(high, correlation), count, of)
+
+
+@dataclass(frozen=True)
+class FidelityHeader:
+    """What a file's header says of a fidelity, as `Fidelity.to_header` gives it."""
+
+    correlation: float | None
+    low: float
+    high: float
+    count: int
+    of: str
+
+    def restored(self) -> Fidelity:
+        """The inverse of `Fidelity.to_header`."""
+        correlation = math.nan if self.correlation is None else self.correlation
+        return Fidelity(correlation, self.low, self.high, self.count, self.of)

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from neuroscope import _checks
+from neuroscope._checks import finite, whole
 from neuroscope._errors import InvalidInput
-from neuroscope.artifacts import Artifact
+from neuroscope.artifacts import Artifact, take
 from neuroscope.confidence import Confidence
 from neuroscope.cost import Cost
-from neuroscope.effects import POOLED, Effects, Probe
-from neuroscope.fidelity import Fidelity
+from neuroscope.effects import POOLED, Effects, EffectsHeader, Probe
+from neuroscope.fidelity import Fidelity, FidelityHeader
 from neuroscope.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
 _AGREEING = 0.75
 #: The share of the full change that prompts' own layers must have where no layer has an effect on all.
 _MATERIAL = 0.1
+
+
+@dataclass(frozen=True)
+class LayerScoresHeader:
+    """What a file's header says of layers' scores beside the numbers."""
+
+    layers: tuple[int, ...]
+    provenance: Provenance
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    effects: EffectsHeader | None
+    cost: Cost | None
+    fidelity: FidelityHeader | None
+    confidence: Confidence | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +62,13 @@ class LayerScores(Artifact):
         confidence: of a search that does not try everything, how sure it is of the best layer.
         columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
         sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
+
+    Raises:
+        InvalidInput: no layer, more or fewer scores or names than layers, a score that is not finite, or a sheet of other sizes.
     """
 
     kind: ClassVar[str] = "layer-scores"
+    header_type: ClassVar[type] = LayerScoresHeader
 
     layers: tuple[int, ...]
     scores: tuple[float, ...]
@@ -61,6 +80,25 @@ class LayerScores(Artifact):
     sheet: UInt8[Tensor, "prompt column height width rgb"] | None = field(default=None, repr=False)
     fidelity: Fidelity | None = None
     confidence: Confidence | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(whole("a layer", each, least=0) for each in self.layers))
+        object.__setattr__(self, "scores", tuple(finite("a layer's score", each) for each in self.scores))
+        if not self.layers:
+            raise InvalidInput("there are scores of no layer; give that of at least one")
+        if len(self.scores) != len(self.layers) or len(self.names) not in (0, len(self.layers)):
+            counts = f"{len(self.scores)} scores and {len(self.names)} names"
+            raise InvalidInput(f"{len(self.layers)} layers have {counts}; give one score for each, and one name or none at all")
+        if self.sheet is not None and not self._fits(self.sheet):
+            raise InvalidInput(
+                f"the contact sheet has shape {tuple(self.sheet.shape)} for {len(self.columns)} columns; "
+                "give uint8 [prompt, column, height, width, 3], of no more prompts than the effects"
+            )
+
+    def _fits(self, sheet: Tensor) -> bool:
+        prompts = len(self.effects.prompts) if self.effects else len(sheet)
+        sizes = sheet.dtype == torch.uint8 and sheet.ndim == 5 and bool(sheet.numel())
+        return sizes and sheet.shape[-1] == 3 and len(sheet) <= prompts and sheet.shape[1] == len(self.columns)
 
     def __repr__(self) -> str:
         said = f": {self.verdict}" if self.effects else ""
@@ -200,8 +238,8 @@ class LayerScores(Artifact):
             "names": list(self.names),
             "columns": list(self.columns),
         }
-        added = {"cost": self.cost, "fidelity": self.fidelity, "confidence": self.confidence}
-        header |= {"effects": None} | {name: asdict(each) if each else None for name, each in added.items()}
+        header |= {name: asdict(each) if each else None for name, each in (("cost", self.cost), ("confidence", self.confidence))}
+        header |= {"effects": None, "fidelity": self.fidelity.to_header() if self.fidelity else None}
         if self.sheet is not None:
             tensors["sheet"] = self.sheet
         if self.effects is not None:
@@ -210,20 +248,23 @@ class LayerScores(Artifact):
         return tensors, header
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: LayerScoresHeader) -> Self:
         """See `Artifact`."""
-        effects, cost = header.get("effects"), header.get("cost")  # scores of neurons' layers had neither, nor names and columns
+        scores, effects = take(tensors, "scores", torch.float64), header.effects
+        if scores.ndim != 1:
+            raise InvalidInput(f"the scores have shape {tuple(scores.shape)}; they are one for each layer")
+        measured = [take(tensors, name, torch.float64) for name in ("effects", "full")] if effects else []
         return cls(
-            tuple(header["layers"]),
-            tuple(tensors["scores"].tolist()),
-            Provenance(**header["provenance"]),
-            tuple(header.get("names", ())),
-            Effects.from_header(effects, tensors["effects"], tensors["full"]) if effects else None,
-            Cost(**cost) if cost else None,
-            tuple(header.get("columns", ())),
-            tensors.get("sheet"),
-            Fidelity(**header["fidelity"]) if header.get("fidelity") else None,
-            Confidence(**header["confidence"] | {"alone": tuple(header["confidence"]["alone"])}) if header.get("confidence") else None,
+            layers=header.layers,
+            scores=tuple(scores.tolist()),
+            provenance=header.provenance,
+            names=header.names,
+            effects=Effects.from_header(effects, *measured) if effects else None,
+            cost=header.cost,
+            columns=header.columns,
+            sheet=take(tensors, "sheet", torch.uint8) if "sheet" in tensors else None,
+            fidelity=header.fidelity.restored() if header.fidelity else None,
+            confidence=header.confidence,
         )
 
     def _measured(self, what: str) -> Effects:

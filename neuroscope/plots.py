@@ -28,7 +28,6 @@ from neuroscope.scores import Neurons, NeuronScores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
 #: The suffixes of files that a figure can be written to.
 FORMATS = (".png", ".pdf", ".svg")
 

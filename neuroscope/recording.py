@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuroscope import _checks
+from neuroscope._checks import finite_tensor, instance
 from neuroscope._errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
 from neuroscope.arguments import check_generation, refuse_set_here
-from neuroscope.artifacts import Artifact
+from neuroscope.artifacts import Artifact, take
 from neuroscope.calls import Call
 from neuroscope.concepts import Concept
 from neuroscope.graph import HookGraph
@@ -28,6 +29,24 @@ from neuroscope.tokens import TOKENS, Token, select_tokens
 
 ARMS = ("present", "absent")
 _SET_HERE = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "latents", "num_images_per_prompt")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The number of prompts in each arm."""
+
+    present: int
+    absent: int
+
+
+@dataclass(frozen=True)
+class RecordingHeader:
+    """What a file's header says of a recording beside the statistics."""
+
+    sites: tuple[Site, ...]
+    token: Token
+    counts: Counts
+    provenance: Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +63,13 @@ class Recording(Artifact):
         outgoing: for each path, the norm of the weights that read each neuron [neuron]; without paths whose readers are quantised.
         token: the kind of token recorded at text-side sites.
         provenance: model and concept.
+
+    Raises:
+        InvalidInput: no site, statistics of other sites, sizes or counts, or numbers that are not finite.
     """
 
     kind: ClassVar[str] = "recording"
+    header_type: ClassVar[type] = RecordingHeader
 
     sites: Sites
     moments: Mapping[str, Mapping[str, Moments]]
@@ -54,6 +77,35 @@ class Recording(Artifact):
     outgoing: Mapping[str, Float[Tensor, "neuron"]]
     token: Token
     provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        instance("sites", self.sites, Sites, "graph.sites.where(layer=8)")
+        if not self.sites:
+            raise InvalidInput("the recording has no site; record at least one")
+        choose("token", self.token, TOKENS)
+        for arm in ARMS:
+            _expect_same(f"moments of {arm}", self.moments.get(arm, {}), self.sites.paths)
+            if len({each.count for each in self.moments[arm].values()}) > 1:
+                raise InvalidInput(f"sites have different numbers of prompts in the arm {arm!r}; record them together, or apart")
+            if self.samples:
+                _expect_same(f"samples of {arm}", self.samples.get(arm, {}), self.sites.paths)
+        for site in self.sites:
+            self._check_sizes(site)
+
+    def _check_sizes(self, site: Site) -> None:
+        """Raises InvalidInput unless all that is kept of a site has its width."""
+        steps = self.moments[ARMS[0]][site.path].mean.shape[:-1]
+        kept = [("mean", self.moments[arm][site.path].mean, (*steps, site.width)) for arm in ARMS]
+        for arm in ARMS if self.samples else ():
+            values = finite_tensor(f"the samples of {site.path}", self.samples[arm][site.path], "prompt", "neuron")
+            kept.append(("samples", values, (self.count(arm), site.width)))
+        if site.path in self.outgoing:
+            kept.append(
+                ("outgoing", finite_tensor(f"the outgoing norms of {site.path}", self.outgoing[site.path], "neuron"), (site.width,))
+            )
+        for name, values, wanted in kept:
+            if tuple(values.shape) != wanted:
+                raise InvalidInput(f"{name} of {site.path} has shape {tuple(values.shape)}; give {wanted}")
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(arm)} {arm}" for arm in ARMS)
@@ -79,22 +131,29 @@ class Recording(Artifact):
         return tensors, header | {"provenance": asdict(self.provenance)}
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: RecordingHeader) -> Self:
         """See `Artifact`."""
-        sites = Sites(Site(**each) for each in header["sites"])
+        sites, double = Sites(header.sites), torch.float64
 
         def moments(arm: str, path: str) -> Moments:
-            return Moments(header["counts"][arm], tensors[f"{arm}.mean:{path}"], tensors[f"{arm}.deviation:{path}"])
+            mean, deviation = (take(tensors, f"{arm}.{name}:{path}", double) for name in ("mean", "deviation"))
+            return Moments(getattr(header.counts, arm), mean, deviation)
 
-        kept = {arm: {path: tensors[key] for path in sites.paths if (key := f"{arm}.samples:{path}") in tensors} for arm in ARMS}
+        sampled = {arm: [path for path in sites.paths if f"{arm}.samples:{path}" in tensors] for arm in ARMS}
+        kept = {arm: {path: take(tensors, f"{arm}.samples:{path}", torch.float32) for path in paths} for arm, paths in sampled.items()}
         return cls(
             sites=sites,
             moments={arm: {path: moments(arm, path) for path in sites.paths} for arm in ARMS},
             samples={arm: found for arm, found in kept.items() if found},
-            outgoing={path: tensors[key] for path in sites.paths if (key := f"outgoing:{path}") in tensors},
-            token=header["token"],
-            provenance=Provenance(**header["provenance"]),
+            outgoing={path: take(tensors, key, double) for path in sites.paths if (key := f"outgoing:{path}") in tensors},
+            token=header.token,
+            provenance=header.provenance,
         )
+
+
+def _expect_same(what: str, given: Mapping[str, Any], paths: Iterable[str]) -> None:
+    if differing := sorted(given.keys() ^ set(paths)):
+        raise InvalidInput(f"{what} and sites differ in {differing[0]}; give them for every site and for no other")
 
 
 def record(

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope import _checks
+from neuroscope._checks import finite, finite_tensor, instance, whole
 from neuroscope._errors import InvalidInput, choose
-from neuroscope.artifacts import Artifact
+from neuroscope.artifacts import Artifact, take
 from neuroscope.cost import Cost
-from neuroscope.fidelity import Fidelity
+from neuroscope.fidelity import Fidelity, FidelityHeader
 from neuroscope.layer_scores import LayerScores
 from neuroscope.provenance import Provenance
 from neuroscope.sites import Site, Sites
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Per = Literal["all", "layer", "site"]
+
+
+@dataclass(frozen=True)
+class NeuronsHeader:
+    """What a file's header says of neurons beside their indices."""
+
+    widths: dict[str, int]
+    provenance: Provenance
 
 
 class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
@@ -36,22 +45,27 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         provenance: where they come from.
 
     Raises:
-        InvalidInput: an index outside its site, or a site without a width.
+        InvalidInput: an index that is no whole number or outside its site, or a site without a width.
     """
 
     kind: ClassVar[str] = "neurons"
+    header_type: ClassVar[type] = NeuronsHeader
 
     def __init__(self, indices: Mapping[str, Iterable[int]], widths: Mapping[str, int], provenance: Provenance = Provenance()) -> None:
-        self._indices = {path: tuple(sorted({int(each) for each in chosen})) for path, chosen in indices.items()}
-        self._indices = {path: chosen for path, chosen in self._indices.items() if chosen}
+        instance("indices", indices, Mapping, '{"unet….to_v": [0, 2]}')
+        instance("widths", widths, Mapping, '{"unet….to_v": 320}')
+        given = {path: _whole_indices(path, chosen) for path, chosen in indices.items()}
+        self._given = {path: chosen for path, chosen in given.items() if chosen}
+        self._indices = {path: tuple(sorted(chosen)) for path, chosen in self._given.items()}
         for path, chosen in self._indices.items():
             if path not in widths:
                 raise InvalidInput(f"the width of {path} is not given; pass widths={{path: number of neurons}}")
+            whole(f"the width of {path}", widths[path])
             if chosen[0] < 0 or chosen[-1] >= widths[path]:
                 wrong = chosen[0] if chosen[0] < 0 else chosen[-1]
                 raise InvalidInput(f"neuron {wrong} is outside {path}, whose neurons are 0 to {widths[path] - 1}")
         self.widths = {path: int(widths[path]) for path in self._indices}
-        self.provenance = provenance
+        self.provenance = instance("provenance", provenance, Provenance, "neuroscope.Provenance()")
 
     @classmethod
     def at(cls, sites: Sites, indices: Mapping[str, Iterable[int]]) -> Self:
@@ -75,6 +89,14 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         """The number of neurons in all sites."""
         return sum(len(chosen) for chosen in self.values())
 
+    def as_given(self, path: str) -> tuple[int, ...]:
+        """A site's neurons in the order in which they were given, each where it first stood."""
+        return self._given[path]
+
+    def in_order(self) -> Neurons:
+        """These neurons as if they had been given sorted."""
+        return Neurons(self._indices, self.widths, self.provenance)
+
     def __or__(self, other: Neurons) -> Neurons:
         return self._combined(other, set.union)
 
@@ -90,10 +112,13 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         return tensors, {"widths": self.widths, "provenance": asdict(self.provenance)}
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
-        """See `Artifact`."""
-        widths = header["widths"]
-        return cls({path: tensors[path].tolist() for path in widths}, widths, Provenance(**header["provenance"]))
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: NeuronsHeader, prefix: str = "") -> Self:
+        """See `Artifact`; the names of the tensors begin with `prefix`."""
+        indices = {path: take(tensors, f"{prefix}{path}", torch.int32) for path in header.widths}
+        for path, chosen in indices.items():
+            if chosen.ndim != 1 or not len(chosen) or (chosen.diff() <= 0).any():
+                raise InvalidInput(f"the neurons of {path} are not one or more in ascending order")
+        return cls({path: chosen.tolist() for path, chosen in indices.items()}, header.widths, header.provenance)
 
     def _combined(self, other: Neurons, combine: Any) -> Neurons:
         differing = [path for path in self.keys() & other.keys() if self.widths[path] != other.widths[path]]
@@ -103,6 +128,28 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         paths = [*self, *(path for path in other if path not in self)]
         chosen = {path: combine(set(self.get(path, ())), set(other.get(path, ()))) for path in paths}
         return Neurons(chosen, other.widths | self.widths, self.provenance)
+
+
+def _whole_indices(path: str, chosen: Iterable[int]) -> tuple[int, ...]:
+    """Distinct indices, in the order given."""
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise InvalidInput(f"the neurons of {path} are a list of whole numbers, not {chosen!r}")
+    given = chosen.tolist() if isinstance(chosen, Tensor | np.ndarray) else chosen
+    if not isinstance(given, Iterable):
+        raise InvalidInput(f"the neurons of {path} are a list of whole numbers, not {given!r}")
+    return tuple(dict.fromkeys(each if type(each) is int else whole(f"a neuron of {path}", each, least=-(2**63)) for each in given))
+
+
+@dataclass(frozen=True)
+class NeuronScoresHeader:
+    """What a file's header says of neurons' scores beside the numbers."""
+
+    sites: tuple[Site, ...]
+    neutral: float
+    two_sided: bool
+    fidelity: FidelityHeader | None
+    cost: Cost | None
+    provenance: Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +165,14 @@ class NeuronScores(Artifact):
         provenance: model, concept and method.
         fidelity: how well a cheap ranking agrees with exact effects on a sample, where that was measured.
         cost: what finding them cost, where they come from running the model.
+
+    Raises:
+        InvalidInput: no site, a site without scores or with more or fewer than its neurons, scores that are not finite, or p-values
+            outside 0 to 1.
     """
 
     kind: ClassVar[str] = "neuron-scores"
+    header_type: ClassVar[type] = NeuronScoresHeader
 
     sites: Sites
     scores: Mapping[str, Float[Tensor, "neuron"]]
@@ -130,6 +182,26 @@ class NeuronScores(Artifact):
     provenance: Provenance = Provenance()
     fidelity: Fidelity | None = None
     cost: Cost | None = None
+
+    def __post_init__(self) -> None:
+        instance("sites", self.sites, Sites, "recording.sites")
+        if not self.sites:
+            raise InvalidInput("there are scores of no site; give those of at least one")
+        for what, values in (("scores", self.scores), ("p_values", self.p_values)):
+            if instance(what, values, Mapping, "{path: torch.zeros(...)}") or what == "scores":
+                self._check_numbers(what, values)
+        if any(((values < 0) | (values > 1)).any() for values in self.p_values.values()):
+            raise InvalidInput("a p-value is outside 0 to 1; give probabilities")
+        finite("neutral", self.neutral)
+
+    def _check_numbers(self, what: str, values: Mapping[str, Tensor]) -> None:
+        if differing := sorted(values.keys() ^ set(self.sites.paths)):
+            raise InvalidInput(f"{what} and sites differ in {differing[0]}; give {what} of every site and of no other")
+        for site in self.sites:
+            if len(finite_tensor(f"{what} of {site.path}", values[site.path], "neuron")) != site.width:
+                raise InvalidInput(
+                    f"{what} of {site.path} are {len(values[site.path])}, and it has {site.width} neurons; give one for each"
+                )
 
     def __repr__(self) -> str:
         size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
@@ -161,7 +233,9 @@ class NeuronScores(Artifact):
             if taken.get(group[path], 0) < count:
                 taken[group[path]] = taken.get(group[path], 0) + 1
                 chosen[path].append(index)
-        return Neurons(chosen, {site.path: site.width for site in self.sites}, self.provenance)
+        return Neurons(
+            {path: sorted(each) for path, each in chosen.items()}, {site.path: site.width for site in self.sites}, self.provenance
+        )
 
     def by_layer(self) -> LayerScores:
         """The mean strength of each layer's neurons."""
@@ -220,26 +294,18 @@ class NeuronScores(Artifact):
         tensors = {f"score:{path}": score for path, score in self.scores.items()}
         tensors |= {f"p_value:{path}": value for path, value in self.p_values.items()}
         header = {"sites": [asdict(site) for site in self.sites], "neutral": self.neutral, "two_sided": self.two_sided}
-        header |= {name: asdict(value) if value else None for name, value in (("fidelity", self.fidelity), ("cost", self.cost))}
+        header |= {"fidelity": self.fidelity.to_header() if self.fidelity else None, "cost": asdict(self.cost) if self.cost else None}
         return tensors, header | {"provenance": asdict(self.provenance)}
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: NeuronScoresHeader) -> Self:
         """See `Artifact`."""
-        sites = Sites(Site(**each) for each in header["sites"])
-        fidelity, cost = header.get("fidelity"), header.get("cost")  # earlier files had neither
-        scores = {path: tensors[f"score:{path}"] for path in sites.paths}
-        p_values = {path: tensors[f"p_value:{path}"] for path in sites.paths if f"p_value:{path}" in tensors}
-        return cls(
-            sites,
-            scores,
-            p_values,
-            header["neutral"],
-            header["two_sided"],
-            Provenance(**header["provenance"]),
-            Fidelity(**fidelity) if fidelity else None,
-            Cost(**cost) if cost else None,
-        )
+        sites = Sites(header.sites)
+        scores = {path: take(tensors, f"score:{path}", torch.float64) for path in sites.paths}
+        tested = [path for path in sites.paths if f"p_value:{path}" in tensors]
+        p_values = {path: take(tensors, f"p_value:{path}", torch.float64) for path in tested}
+        fidelity = header.fidelity.restored() if header.fidelity else None
+        return cls(sites, scores, p_values, header.neutral, header.two_sided, header.provenance, fidelity, header.cost)
 
     def _ranked(self) -> Iterator[tuple[float, str, int]]:
         for path in self.sites.paths:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args, overload
 
 from neuroscope import _checks
+from neuroscope._checks import whole
 from neuroscope._errors import InvalidInput, UnknownSite, choose, closest
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Site:
             "pooled" (what a summary of the prompt adds to the time embedding, by which it reaches every block).
         width: the number of neurons.
         text_only: whether the tensor depends on the prompt alone, so that recording it needs no denoising.
+
+    Raises:
+        InvalidInput: an unknown role, a width below 1, or a layer below 0.
     """
 
     path: str
@@ -41,6 +45,12 @@ class Site:
     role: Role
     width: int
     text_only: bool
+
+    def __post_init__(self) -> None:
+        choose("role", self.role, ROLES)
+        whole(f"the width of {self.path}", self.width)
+        if self.layer is not None:
+            whole(f"the layer of {self.path}", self.layer, least=0)
 
     @property
     def module(self) -> str:

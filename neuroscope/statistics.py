@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._errors import NonFiniteActivation
+from neuroscope._checks import finite_tensor, whole
+from neuroscope._errors import InvalidInput, NonFiniteActivation
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,23 @@ class Moments:
     """Count, mean and sum of squared deviations, in float64; the last axis is neurons, a first one (if any) steps.
 
     Batches are merged by Chan, Golub and LeVeque's pairwise update (1983), which loses no precision to large means.
+
+    Raises:
+        InvalidInput: no observation, different shapes, numbers that are not finite, or a negative sum of squares.
     """
 
     count: int
     mean: Float[Tensor, "*step neuron"]
     deviation: Float[Tensor, "*step neuron"]
+
+    def __post_init__(self) -> None:
+        whole("the number of observations", self.count)
+        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
+            finite_tensor(f"the {name} of the observations", values, *(["step"] * (values.ndim == 2)), "neuron")
+        if self.mean.shape != self.deviation.shape:
+            raise InvalidInput(f"mean and deviation have shapes {tuple(self.mean.shape)} and {tuple(self.deviation.shape)}; give one shape")
+        if (self.deviation < 0).any():
+            raise InvalidInput("a sum of squared deviations is negative; give 0 or more")
 
     @classmethod
     def of(cls, observations: Float[Tensor, "prompt *step neuron"]) -> Moments:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -84,5 +85,6 @@ def counted_sites(paths: Collection[str]) -> str:
 
 def check_schedule_part(steps: tuple[float, float]) -> None:
     """Raises InvalidInput unless `steps` are two fractions of the schedule in order."""
-    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
+    pair = steps if isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) == 2 else (1.0, 0.0)
+    if any(isinstance(each, bool) or not isinstance(each, Real) for each in pair) or not 0 <= pair[0] < pair[1] <= 1:
         raise InvalidInput(f"steps={steps!r} is not a part of the schedule; give two fractions in order, such as (0.0, 0.5)")

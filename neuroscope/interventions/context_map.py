@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope._checks import finite, finite_tensor, instance, strings, whole
 from neuroscope._errors import InvalidInput, choose
+from neuroscope.artifacts import FLOATS, take
 from neuroscope.calls import Call
 from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
@@ -37,6 +39,9 @@ class EditReport:
         outside: the largest move of inputs outside the span of all these vectors, relative to their length: 0 up to rounding.
         preserved: the largest move of the vectors that were asked to stay, relative to their length.
         bystanders: the mean move of the targets themselves, prompts without the concept, relative to their length.
+
+    Raises:
+        InvalidInput: a figure that is negative or not finite.
     """
 
     keys: int
@@ -49,6 +54,12 @@ class EditReport:
     preserved: float
     bystanders: float
 
+    def __post_init__(self) -> None:
+        for name in ("keys", "kept", "rank"):
+            whole(f"the report's {name}", getattr(self, name), least=0)
+        for name in ("penalty", "condition", "residual", "outside", "preserved", "bystanders"):
+            finite(f"the report's {name}", getattr(self, name), least=0)
+
     @classmethod
     def worst(cls, reports: Sequence[EditReport]) -> EditReport:
         """One report for the maps of several layers: of each figure the largest."""
@@ -59,6 +70,18 @@ class EditReport:
         posed = f"{self.keys} keys, {self.kept} kept, rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
         moves = f"outside the span {self.outside:.1%}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
         return f"{posed}; remaining way {self.residual:.1%}; moves: {moves}"
+
+
+@dataclass(frozen=True)
+class ContextMapHeader:
+    """What a saved map's header says beside its tensors."""
+
+    paths: tuple[str, ...]
+    strength: float
+    rows: Rows
+    steps: tuple[float, float]
+    provenance: Provenance
+    report: EditReport | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +102,11 @@ class ContextMap(Intervention):
         report: how well the edit is posed, and what else it moves.
 
     Raises:
-        InvalidInput: no site, factors of different shape, an unknown `rows`, or `steps` out of order.
+        InvalidInput: no site, factors of different shape, a number that is not finite, an unknown `rows`, or `steps` out of order.
     """
 
     kind: ClassVar[str] = "context-map"
+    header_type: ClassVar[type] = ContextMapHeader
 
     paths: Sequence[str]
     read: Factor = field(repr=False)
@@ -94,14 +118,18 @@ class ContextMap(Intervention):
     report: EditReport | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", tuple(self.paths))
+        object.__setattr__(self, "paths", strings("the map's paths", self.paths))
         if not self.paths:
             raise InvalidInput("the map has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
         for path in self.paths:
             read, write = self.factors(path)
-            if read.ndim != 2 or read.shape != write.shape:
-                shapes = f"{tuple(read.shape)} and {tuple(write.shape)}"
+            if getattr(read, "ndim", 0) != 2 or read.shape != getattr(write, "shape", None):
+                shapes = " and ".join(str(tuple(getattr(each, "shape", ()))) for each in (read, write))
                 raise InvalidInput(f"the map's factors have shapes {shapes}; give two of one shape, [rank, channel]")
+            for each in (read, write):
+                finite_tensor(f"the map's factor at {path}", each, "rank", "channel")
+        finite("strength", self.strength)
+        instance("provenance", self.provenance, Provenance, "neuroscope.Provenance()")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
 
@@ -164,19 +192,11 @@ class ContextMap(Intervention):
         return tensors | {f"write:{path}": write.clone() for path, (_, write) in named.items()}, header
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: ContextMapHeader) -> Self:
         """See `Artifact`."""
-        paths = header["paths"]
+        one = "read" in tensors or "write" in tensors
         read, write = (
-            tensors[name] if name in tensors else {path: tensors[f"{name}:{path}"] for path in paths} for name in ("read", "write")
+            take(tensors, name, *FLOATS) if one else {path: take(tensors, f"{name}:{path}", *FLOATS) for path in header.paths}
+            for name in ("read", "write")
         )
-        return cls(
-            header["paths"],
-            read,
-            write,
-            header["strength"],
-            header["rows"],
-            tuple(header["steps"]),
-            Provenance(**header["provenance"]),
-            EditReport(**header["report"]) if header["report"] else None,
-        )
+        return cls(header.paths, read, write, header.strength, header.rows, header.steps, header.provenance, header.report)

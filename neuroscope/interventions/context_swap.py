@@ -11,17 +11,31 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope._checks import finite, finite_tensor, instance, strings
 from neuroscope._errors import InvalidInput, UnknownSite, choose
+from neuroscope.artifacts import FLOATS, take
 from neuroscope.calls import Call
 from neuroscope.conditions import Conditions
 from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.layout import Rows
 from neuroscope.provenance import Provenance
-from neuroscope.scores import Neurons
+from neuroscope.scores import Neurons, NeuronsHeader
 from neuroscope.sites import TEXT_ROLES, Site
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
+
+
+@dataclass(frozen=True)
+class ContextSwapHeader:
+    """What a saved swap's header says beside its tensors."""
+
+    paths: tuple[str, ...]
+    rows: Rows
+    steps: tuple[float, float]
+    strength: float
+    provenance: Provenance
+    neurons: NeuronsHeader | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +56,11 @@ class ContextSwap(Intervention):
         strength: how far between the run's own prompt and the other: 0 leaves the model unchanged, 1 is the other prompt.
 
     Raises:
-        InvalidInput: no site, a context of another shape, neurons of other sites, or `steps` out of order.
+        InvalidInput: no site, a context of another shape, a number that is not finite, neurons of other sites, or `steps` out of order.
     """
 
     kind: ClassVar[str] = "context-swap"
+    header_type: ClassVar[type] = ContextSwapHeader
 
     paths: Collection[str]
     context: Float[Tensor, "prompt token channel"] = field(repr=False)
@@ -57,13 +72,20 @@ class ContextSwap(Intervention):
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", tuple(self.paths))
+        object.__setattr__(self, "paths", strings("the swap's paths", self.paths))
         if not self.paths:
             raise InvalidInput("the swap has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
+        instance("the swap's context", self.context, Tensor, "graph.encode(prompts)")
         if self.context.ndim != 3:
             raise InvalidInput(
                 f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode"
             )
+        finite_tensor("the swap's context", self.context, "prompt", "token", "channel")
+        if self.pooled is not None:
+            finite_tensor("the swap's pooled", self.pooled, "prompt", "summary")
+        finite("strength", self.strength)
+        instance("neurons", self.neurons, (Neurons, type(None)), "scores.top(50)")
+        instance("provenance", self.provenance, Provenance, "neuroscope.Provenance()")
         if self.neurons is not None and set(self.neurons) - set(self.paths):
             raise InvalidInput(f"the swap's neurons are of {sorted(set(self.neurons) - set(self.paths))[0]}, which is not among its sites")
         choose("rows", self.rows, ("conditional", "all"))
@@ -152,20 +174,12 @@ class ContextSwap(Intervention):
         return tensors, header
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: ContextSwapHeader) -> Self:
         """See `Artifact`."""
-        indices = {name.removeprefix("indices:"): tensor for name, tensor in tensors.items() if name.startswith("indices:")}
-        neurons = None if header["neurons"] is None else Neurons.from_parts(indices, header["neurons"])
-        return cls(
-            header["paths"],
-            tensors["context"],
-            neurons,
-            header["rows"],
-            tuple(header["steps"]),
-            Provenance(**header["provenance"]),
-            tensors.get("pooled"),
-            header.get("strength", 1.0),  # earlier files had none
-        )
+        context = take(tensors, "context", *FLOATS)
+        pooled = take(tensors, "pooled", *FLOATS) if "pooled" in tensors else None
+        neurons = None if header.neurons is None else Neurons.from_parts(tensors, header.neurons, prefix="indices:")
+        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength)
 
     def _for_rows(self, others: Tensor, rows: int, images: int) -> Tensor:
         """What each of the changed rows takes of the prompts'; several images of one prompt lie side by side, in each part of the batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -10,16 +10,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope._checks import finite, instance, whole
 from neuroscope._errors import InvalidInput, UnknownSite, choose
+from neuroscope.artifacts import take
 from neuroscope.calls import Call
 from neuroscope.interventions._intervention import Intervention, check_schedule_part
 from neuroscope.interventions.linear_update import LinearUpdate, Weights
 from neuroscope.layout import Rows
-from neuroscope.scores import Neurons
+from neuroscope.scores import Neurons, NeuronsHeader
 from neuroscope.sites import Site, Sites
 
 if TYPE_CHECKING:
     from neuroscope.graph import HookGraph
+
+
+@dataclass(frozen=True)
+class NeuronMaskHeader(NeuronsHeader):
+    """What a saved mask's header says beside its tensors."""
+
+    strength: float
+    rows: Rows
+    tokens: tuple[int, ...] | None
+    steps: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +41,20 @@ class NeuronMask(Intervention):
     Attributes:
         neurons: which neurons of which sites.
         fill: the value to drive to: a number for all (0 is dropout), or for each path a tensor, either of the whole site
-            [neuron], such as `recording.mean("absent")`, or of the chosen neurons alone. It is kept for the chosen ones.
+            [neuron], such as `recording.mean("absent")`, or of the chosen neurons alone, in the order in which `Neurons` was
+            given them (sorted where it was made otherwise, as by `scores.top`). A tensor as long as the site is of the whole
+            site. It is kept for the chosen ones, sorted like them.
         strength: 0 leaves the model unchanged, 1 puts the fill in; negative or larger values move away or beyond.
         rows: "conditional" (the rows that carry the prompt) or "all".
         tokens: positions to change; by default all. Text positions at keys and values, image positions elsewhere.
         steps: the part of the denoising schedule, as fractions from 0 to 1.
 
     Raises:
-        InvalidInput: no neuron, a fill of a wrong size or not finite, an unknown `rows`, or `steps` out of order.
+        InvalidInput: no neuron, a fill of a wrong size, a number that is not finite, an unknown `rows`, or `steps` out of order.
     """
 
     kind: ClassVar[str] = "neuron-mask"
+    header_type: ClassVar[type] = NeuronMaskHeader
 
     neurons: Neurons
     fill: float | Mapping[str, Float[Tensor, "neuron"]] = field(default=0.0, repr=False)
@@ -49,14 +64,15 @@ class NeuronMask(Intervention):
     steps: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        instance("what the mask changes", self.neurons, Neurons, "scores.top(50)")
         if not self.neurons:
             raise InvalidInput("the mask has no neuron; choose at least one, such as scores.top(50)")
         choose("rows", self.rows, ("conditional", "all"))
         check_schedule_part(self.steps)
-        if self.tokens is not None and not len(self.tokens):
-            raise InvalidInput("the mask has no token; give at least one position, or None for all")
-        object.__setattr__(self, "tokens", None if self.tokens is None else tuple(self.tokens))
+        finite("strength", self.strength)
+        object.__setattr__(self, "tokens", _positions(self.tokens))
         object.__setattr__(self, "fill", {path: self._chosen_fill(path) for path in self.neurons})
+        object.__setattr__(self, "neurons", self.neurons.in_order())  # as the fill is now
 
     @property
     def paths(self) -> Collection[str]:  # type: ignore[override]
@@ -142,17 +158,14 @@ class NeuronMask(Intervention):
         return tensors, header | options
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Self:
+    def from_parts(cls, tensors: Mapping[str, Tensor], header: NeuronMaskHeader) -> Self:
         """See `Artifact`."""
-        paths = header["widths"]
-        return cls(
-            Neurons.from_parts({path: tensors[f"indices:{path}"] for path in paths}, header),
-            fill={path: tensors[f"fill:{path}"] for path in paths},
-            strength=header["strength"],
-            rows=header["rows"],
-            tokens=None if header["tokens"] is None else tuple(header["tokens"]),
-            steps=tuple(header["steps"]),
-        )
+        neurons = Neurons.from_parts(tensors, header, prefix="indices:")
+        fill = {path: take(tensors, f"fill:{path}", torch.float32) for path in neurons}
+        for path, values in fill.items():
+            if values.shape != (len(neurons[path]),):
+                raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; it has {len(neurons[path])} neurons")
+        return cls(neurons, fill, header.strength, header.rows, header.tokens, header.steps)
 
     def _scaled_rows(self, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
         weight = weights(f"{module}.weight")
@@ -162,15 +175,35 @@ class NeuronMask(Intervention):
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]
         if not isinstance(self.fill, Mapping):
-            return torch.full((len(chosen),), float(self.fill))
+            return torch.full((len(chosen),), _single(finite("fill", self.fill)))
         if path not in self.fill:
             raise InvalidInput(f"the fill has no values for {path}; it has {', '.join(list(self.fill)[:3]) or 'none'}")
-        values = self.fill[path]
+        values = instance(f"the fill of {path}", self.fill[path], Tensor, 'recording.mean("absent")')
         if values.shape not in {(width,), (len(chosen),)}:
             raise InvalidInput(
                 f"the fill of {path} has shape {tuple(values.shape)}; give [{width}] or, for the chosen neurons, [{len(chosen)}]"
             )
-        values = values[list(chosen)] if values.shape == (width,) else values
+        places = {index: place for place, index in enumerate(self.neurons.as_given(path))}
+        values = values[list(chosen)] if values.shape == (width,) else values[[places[each] for each in chosen]]
+        values = values.to(torch.float32, copy=True)
         if not torch.isfinite(values).all():
             raise InvalidInput(f"the fill of {path} holds NaN or infinity; record again in a wider number format")
-        return values.to(torch.float32, copy=True)
+        return values
+
+
+def _single(fill: float) -> float:
+    """A fill that float32 can hold."""
+    if abs(fill) > torch.finfo(torch.float32).max:
+        raise InvalidInput(f"fill={fill} is not allowed; give a number of size at most {torch.finfo(torch.float32).max:.3g}")
+    return fill
+
+
+def _positions(tokens: Any) -> tuple[int, ...] | None:
+    if tokens is None:
+        return None
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise InvalidInput(f"tokens={tokens!r} are no positions; give whole numbers, such as (1, 2), or None for all")
+    given = tuple(whole("a token", each, least=-(2**31), most=2**31) for each in tokens)
+    if not given:
+        raise InvalidInput("the mask has no token; give at least one position, or None for all")
+    return given
