@@ -6,6 +6,7 @@ so that offloaded, quantised or compiled models are found as they are.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -95,6 +96,19 @@ def _check_readers(family: Family, denoiser: Any, readers: Sequence[str], sites:
             f"{family.component}.{blind[0]} of this {type(denoiser).__name__} is called like a layer that reads the prompt, and reads "
             "something else; it is not supported"
         )
+
+
+def readers_beside(family: Family, pipe: Any) -> tuple[str, ...]:
+    """The components of a pipeline, beside its denoiser and its text encoders, that are given the prompt's states."""
+    context = family.arguments["context"]
+    return tuple(
+        name
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module)
+        and name != family.component
+        and not name.startswith("text_encoder")
+        and context in inspect.signature(uncompiled(part).forward).parameters
+    )
 
 
 def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sites:

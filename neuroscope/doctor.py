@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from neuroscope._errors import UnsupportedModel
+from neuroscope.discovery import readers_beside
 from neuroscope.families import check_modes, family_of, is_compiled, refuse_pipeline, uncompiled
 from neuroscope.parameters import is_plain
 
@@ -50,6 +51,9 @@ def _checks(pipe: Any, denoiser: Any, inner: nn.Module) -> Iterator[tuple[str, S
     for name, check in (("unknown kind of pipeline", refuse_pipeline), ("train mode", check_modes)):
         reason = _refusal(check, pipe)
         yield name, "wrong", reason, bool(reason)
+    beside = readers_beside(family_of(pipe), pipe)
+    meaning = f"{', '.join(beside)}: what it passes on of the prompt no layer of the denoiser changes; localize reports its share"
+    yield "prompt read beside the denoiser", "note", meaning, bool(beside)
     compiled = "compiled code does not see hooks, so it runs uncompiled, and slower, inside blocks"
     yield "compiled denoiser", "note", compiled, is_compiled(denoiser)
     processors = {type(module.processor).__name__ for module in inner.modules() if hasattr(module, "processor")}

@@ -39,6 +39,8 @@ class Probe:
 
 #: The change of the pooled text path, which belongs to no layer.
 POOLED = Probe((), "pooled")
+#: The change of what a net beside the denoiser, such as a ControlNet, reads of the prompt.
+CONTROL = Probe((), "control net")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from neuroscope.block import block
 from neuroscope.calls import Bind, Call, Clock, Moment
 from neuroscope.captured import Captured
 from neuroscope.conditions import Conditions
-from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
+from neuroscope.discovery import find_places, find_sites, readers_beside, row_bytes, stage_shares
 from neuroscope.eager import running_eagerly
 from neuroscope.families import (
     Family,
@@ -82,6 +82,11 @@ class HookGraph:
     def places(self) -> tuple[Place, ...]:
         """The components that causal tracing restores, in execution order."""
         return find_places(self.family, self.denoiser)
+
+    @cached_property
+    def readers_beside(self) -> tuple[str, ...]:
+        """The pipeline's components beside the denoiser that read the prompt on their own, such as a ControlNet."""
+        return readers_beside(self.family, self.pipe)
 
     @property
     def edges(self) -> list[tuple[str, str]]:

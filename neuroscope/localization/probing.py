@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from neuroscope._errors import InvalidInput, choose
 from neuroscope.conditions import Conditions
-from neuroscope.effects import POOLED, Effects, Probe
+from neuroscope.effects import CONTROL, POOLED, Effects, Probe
 from neuroscope.forcing import Frame, Steps, following
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextSwap
@@ -87,17 +87,31 @@ class Prober:
 
     @property
     def beside(self) -> list[Probe]:
-        """The probe of the pooled text path, where the model has one."""
-        return [POOLED] if self.study.graph.sites.where(role="pooled") else []
+        """The probes of what no layer can carry: the pooled text path, and the nets beside the denoiser that read the prompt."""
+        graph = self.study.graph
+        return [POOLED] * bool(graph.sites.where(role="pooled")) + [CONTROL] * bool(graph.readers_beside)
 
     def other(self, pair: int) -> Conditions:
         """What probed layers read in the runs of a pair."""
         return self.sweep.conditions(self.swapping.texts(self.study.pairs[pair])[1])
 
+    def _swap(self, probe: Probe, pair: int) -> ContextSwap:
+        """The change of a probe in the runs of a pair.
+
+        For `CONTROL` it is the other way round: in a run of the other prompt all that the denoiser reads is the source's, so that
+        the nets beside it alone read the other.
+        """
+        graph = self.study.graph
+        if probe != CONTROL:
+            return self.swapping.swap(graph, probe, self.other(pair))
+        source = self.sweep.conditions(self.swapping.texts(self.study.pairs[pair])[0])
+        every = graph.sites.where(role=(*ROLES, "pooled")).paths
+        return ContextSwap(every, source.context, rows=self.swapping.rows, pooled=source.pooled)
+
     def measure(self, probes: Sequence[Probe], places: Sequence[Place] | None = None) -> Effects:
         """The effects of probes on these pictures, by default all; NaN where a picture has not been probed yet."""
         cases = list(self.study.cases(["base", "goal", *probes], places))
-        swaps = {(probe, pair): self.swapping.swap(self.study.graph, probe, self.other(pair)) for probe, pair in _distinct(cases)}
+        swaps = {(probe, pair): self._swap(probe, pair) for probe, pair in _distinct(cases)}
         self.study.measure(self.sweep, [Group({case: self._row(case, swaps) for case in cases})], self.swapping, self.measured)
         return self.effects(probes)
 
@@ -122,7 +136,7 @@ class Prober:
         base, goal = self.swapping.texts(self.study.pairs[case.pair])
         if isinstance(case.probe, str):
             return Row(base if case.probe == "base" else goal, case.seed)
-        return Row(base, case.seed, (swaps[case.probe, case.pair],))
+        return Row(goal if case.probe == CONTROL else base, case.seed, (swaps[case.probe, case.pair],))
 
 
 @contextmanager
