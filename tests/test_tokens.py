@@ -1,8 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
+import torch
 
 from neuroscope import HookGraph, InvalidInput
-from neuroscope.tokens import kinds_of_tokens, select_tokens, warn_of_lost_words
+from neuroscope.tokens import align, kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
 TOKENIZERS = [
@@ -208,3 +211,57 @@ class TestKinds:
             held = kinds.any(axis=1)
             assert np.array_equal(kinds[held], chosen[held])
             assert held.any()
+
+
+@pytest.fixture(scope="module")
+def inverted():
+    """A pipeline with "<zorn>", of three vectors, and "<dot>", of one, loaded as diffusers loads them."""
+    made = tiny.sd1()
+    width = made.text_encoder.config.hidden_size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.load_textual_inversion({"<zorn>": torch.ones(3, width)}, token="<zorn>")
+        made.load_textual_inversion({"<dot>": torch.ones(1, width)}, token="<dot>")
+    return made
+
+
+class TestTextualInversion:
+    """An embedding of several vectors is one word of the prompt and several tokens of what the encoder reads."""
+
+    def read(self, inverted, prompt):
+        """The tokens that the pipeline's own encoding gives to its encoder."""
+        seen = []
+        handle = inverted.text_encoder.register_forward_pre_hook(
+            lambda _module, args, kwargs: seen.append(args[0] if args else kwargs["input_ids"]), with_kwargs=True
+        )
+        inverted.encode_prompt(prompt, inverted.device, 1, False)
+        handle.remove()
+        return inverted.tokenizer.convert_ids_to_tokens(seen[0][0].tolist())
+
+    @pytest.mark.parametrize("prompt", ["a red ring by <zorn>", "<zorn> a ring", "by <dot> and <zorn> and <zorn>", "a red ring"])
+    def test_positions_are_those_that_the_encoder_reads(self, inverted, prompt):
+        tokens = self.read(inverted, prompt)
+        end = tokens.index("<|endoftext|>")
+        assert chosen(inverted.tokenizer, prompt, "eos") == [end]
+        if "<zorn>" in prompt:
+            last = max(index for index, token in enumerate(tokens) if token == "<zorn>_2")
+            assert chosen(inverted.tokenizer, prompt, "subject", "<zorn>") == [last]
+            (kinds,) = kinds_of_tokens(inverted.tokenizer, [prompt], "<zorn>")
+            assert kinds[last - 2 : last + 1].tolist() == ["subject", "subject", "last subject"]
+            assert kinds[end] == "eos"
+
+    def test_the_last_word_may_be_one(self, inverted):
+        prompt = "a red ring by <zorn>"
+        assert chosen(inverted.tokenizer, prompt, "subject", "blue") == [self.read(inverted, prompt).index("<zorn>_2")]
+
+    def test_pairs_correspond_at_what_the_encoder_reads(self, inverted):
+        first, second = "a red ring by <zorn> here", "a red ring by plain here"
+        (found,) = align(inverted.tokenizer, [(first, second)], "<zorn>", ["subject", "eos"])
+        tokens, others = self.read(inverted, first), self.read(inverted, second)
+        assert found[-1] == (tokens.index("<|endoftext|>"), others.index("<|endoftext|>"))
+        assert found[0][0] == tokens.index("<zorn>_2")
+
+    def test_lost_words_are_counted_with_all_vectors(self, inverted):
+        prompt = " ".join(["a ring by <zorn>"] * 4)
+        with pytest.warns(UserWarning, match="is longer than the model's 24 tokens; it loses 'ring by <zorn>"):
+            warn_of_lost_words(inverted.tokenizer, [prompt])

@@ -126,6 +126,7 @@ class ContextSwap(Intervention):
         edited = context.clone()
         other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, len(context) // call.parts)
         read = edited[rows, ..., : other.shape[-1]]
+        _expect_tokens(read, other)
         edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
         return edited
 
@@ -136,6 +137,7 @@ class ContextSwap(Intervention):
         if not call.within(self.steps) or rows.start == rows.stop:
             return activation
         edited = activation.clone()
+        _expect_tokens(activation, self.context)
         other = call.project(call.read(self.conditions, len(activation)))
         others = self._for_rows(other, rows.stop - rows.start, len(activation) // call.parts)[..., chosen]
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
@@ -155,9 +157,9 @@ class ContextSwap(Intervention):
                 raise UnknownSite(
                     f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
                 )
-        if tuple(self.context.shape[1:]) != graph.context_shape:
-            given = tuple(self.context.shape[1:])
-            raise InvalidInput(f"the swap's context has {given} tokens and channels, and the model's {graph.context_shape}; encode it anew")
+        (tokens, channels), model = self.context.shape[1:], graph.context_shape
+        if channels != model[1] or tokens % model[0]:  # prompts of several chunks have several times the tokens of one
+            raise InvalidInput(f"the swap's context has {(tokens, channels)} tokens and channels, and the model's {model}; encode it anew")
         for site in graph.sites.at(self.paths).where(role="pooled"):
             if self.neurons is not None:
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
@@ -197,3 +199,12 @@ class ContextSwap(Intervention):
                 "give one or as many as prompts"
             )
         return einops.repeat(others, "prompt ... -> (part prompt image) ...", part=rows // images, image=images // len(others))
+
+
+def _expect_tokens(given: Tensor, other: Tensor) -> None:
+    """Raises InvalidInput where a run's context has another length than the swap's; pooled text has none."""
+    if given.ndim == 3 and given.shape[1] != other.shape[1]:
+        raise InvalidInput(
+            f"the swap's context has {other.shape[1]} tokens, and this run's {given.shape[1]}; make the swap of contexts of as many chunks "
+            "as the run's prompt_embeds"
+        )

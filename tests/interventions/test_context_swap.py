@@ -181,3 +181,38 @@ def test_a_context_or_neurons_of_another_model_are_refused_before_any_picture(gr
     with tiny.counted(pipe.unet) as calls, pytest.raises((InvalidInput, UnknownSite)):
         drawn_with(graph, swap)
     assert calls == []
+
+
+@pytest.fixture(scope="module")
+def long(graph):
+    """Contexts of two chunks: of the run, of the swap and of nothing."""
+    return [torch.cat([graph.encode([text]), graph.encode([more])], dim=1) for text, more in [("a ring", "a star"), TARGETS[:2], ("", "")]]
+
+
+class TestPromptsOfSeveralChunks:
+    """Longer contexts, as libraries for long prompts make them: several times the tokens that the encoder reads at once."""
+
+    @pytest.mark.parametrize("neurons", [False, True], ids=["whole", "neurons"])
+    def test_a_swap_of_them_is_the_other_prompts_run(self, graph, pipe, long, neurons):
+        own, other, nothing = long
+        sites = graph.sites.where(role=("key", "value"))
+        every = Neurons({site.path: range(site.width) for site in sites}, {site.path: site.width for site in sites}) if neurons else None
+        noise = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 2, "output_type": "latent"}
+        expected = pipe(prompt_embeds=other, negative_prompt_embeds=nothing, **noise).images
+        with graph.apply(ContextSwap(sites.paths, other, every)):
+            found = pipe(
+                prompt_embeds=own, negative_prompt_embeds=nothing, **noise | {"generator": torch.Generator().manual_seed(0)}
+            ).images
+        torch.testing.assert_close(found, expected, rtol=0, atol=float(1e-4 * expected.abs().max()))
+
+    @pytest.mark.parametrize("neurons", [False, True], ids=["whole", "neurons"])
+    def test_another_number_of_chunks_than_the_run_has_is_refused(self, graph, pipe, long, neurons):
+        site = graph.sites.where(layer=8, role="value")[0]
+        chosen = Neurons({site.path: [0]}, {site.path: site.width}) if neurons else None
+        swap = ContextSwap([site.path], long[1], chosen)
+        message = (
+            "the swap's context has 48 tokens, and this run's 24; make the swap of contexts of as many chunks as the run's prompt_embeds"
+        )
+        with pytest.raises(InvalidInput, match=message):
+            drawn_with(graph, swap)
+        assert tiny.hooks(pipe) == []

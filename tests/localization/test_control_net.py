@@ -60,9 +60,7 @@ def test_the_share_of_the_net_is_what_a_plain_hook_on_it_makes():
 
 def test_models_without_such_a_net_have_no_share(graph):
     assert graph.readers_beside == ()
-    scores = localize(
-        graph, CONCEPT, LocoGen(window=16), LatentShare(), seeds=[0], quiet=True, num_inference_steps=1, height=16, width=16
-    )
+    scores = localize(graph, CONCEPT, LocoGen(window=16), LatentShare(), seeds=[0], quiet=True, num_inference_steps=1, height=16, width=16)
     assert scores.control_share is None
     assert scores.pooled_share is None
     assert {CONTROL, POOLED}.isdisjoint(scores.effects.probes)

@@ -256,8 +256,8 @@ _REFUSED = (
     _sd("StableDiffusionAttendAndExcitePipeline", {(True, 1): ("a", "na"), (False, 1): ("a", "a")}, _excited, refusal="attention"),
     _sd("StableDiffusionLDM3DPipeline", None, _as_arrays, _two_outputs, refusal="depth"),
     _sd("TextToVideoZeroPipeline", {(True, 1): ("na", "na", "na", "nnaa", "nnaa")}, _film, refusal="frames"),
-    _sd("LEditsPPPipelineStableDiffusion", _inverted_first("e"), dict, _stochastic, call=_edit, negative=False, refusal="encode_prompt"),
-    _xl("LEditsPPPipelineStableDiffusionXL", _inverted_first("-"), dict, call=_edit, negative=False, refusal="encode_prompt"),
+    _sd("LEditsPPPipelineStableDiffusion", _inverted_first("e"), dict, _stochastic, call=_edit, negative=False, refusal="editing prompts"),
+    _xl("LEditsPPPipelineStableDiffusionXL", _inverted_first("-"), dict, call=_edit, negative=False, refusal="editing prompts"),
 )
 _STABLE_DIFFUSION_XL = (
     _xl("StableDiffusionXLPipeline", None, _sized),

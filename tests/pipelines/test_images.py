@@ -5,22 +5,23 @@ import pytest
 import torch
 from diffusers import MultiAdapter, StableDiffusionAdapterPipeline, StableDiffusionImg2ImgPipeline
 
-from neuroscope import Concept, HookGraph, InvalidInput, record
+from neuroscope import Concept, InvalidInput, record
 from neuroscope.image_inputs import image_arguments, spread_images
 from neuroscope.sweep import Row, Sweep
 from tests.pipelines import parts
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.example import NEGATIVE, PROMPTS
-from tests.pipelines.test_rows import RIGHT, built, middle
+from tests.pipelines.test_rows import RIGHT, built, graph_of, middle
 
 WITH_IMAGES = [name for name in RIGHT if image_arguments(PIPELINES[name].arguments())]
+SHORT = {"num_inference_steps": 1}
 ROWS = [Row(PROMPTS[0], 0), Row(PROMPTS[1], 1), Row(PROMPTS[0], 2)]
 
 
 def shared_options(name, guided):
     """Options that all rows share: each image given once."""
     example = PIPELINES[name]
-    options = example.options(1, guided, listed=False) | ({"negative_prompt": NEGATIVE} if example.negative else {})
+    options = example.options(1, guided, listed=False) | ({"negative_prompt": NEGATIVE} if example.negative else {}) | SHORT
     del options["output_type"]
     return options
 
@@ -28,7 +29,7 @@ def shared_options(name, guided):
 def alone(name, row, guided):
     """The pipeline's own call for one prompt."""
     noise = [torch.Generator().manual_seed(row.seed)]
-    return torch.as_tensor(PIPELINES[name].run(built(name), 1, guided, prompt=[row.text], generator=noise).images[0])
+    return torch.as_tensor(PIPELINES[name].run(built(name), 1, guided, prompt=[row.text], generator=noise, **SHORT).images[0])
 
 
 def test_the_table_has_the_pipelines_that_take_images():
@@ -41,15 +42,15 @@ def test_every_row_is_the_pipelines_own_call(name):
     expected = [alone(name, row, guided) for row in ROWS]
     spread = max(float(each.abs().max()) for each in expected)
     for batch_size in (1, 2, 3):
-        sweep = Sweep(HookGraph(built(name)), PROMPTS, shared_options(name, guided), batch_size=batch_size, space="latent")
-        made = [latents for _, batch in sweep.run(ROWS) for latents in batch]
+        sweep = Sweep(graph_of(name), PROMPTS, shared_options(name, guided), batch_size=batch_size, space="latent")
+        made = [latents for _, batch in sweep.run(ROWS[:batch_size]) for latents in batch]
         for row, each in enumerate(made):
             torch.testing.assert_close(each, expected[row], rtol=0, atol=1e-3 * spread)
 
 
 @pytest.mark.parametrize("name", WITH_IMAGES)
 def test_records_do_not_depend_on_the_batch_size(name):
-    graph = HookGraph(built(name))
+    graph = graph_of(name)
     site = middle(graph, "heads")
     concept = Concept("none", present=list(PROMPTS), absent=list(PROMPTS))
     options = shared_options(name, True) | {"output_type": PIPELINES[name].arguments()["output_type"]}

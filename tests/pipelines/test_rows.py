@@ -28,6 +28,11 @@ def built(name):
     return PIPELINES[name].build()
 
 
+@functools.cache
+def graph_of(name):
+    return HookGraph(built(name))
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_rows_are_as_listed(name):
     example, pipe = PIPELINES[name], built(name)
@@ -47,7 +52,7 @@ def test_pipelines_that_would_be_wrong_are_refused_by_name(name):
 @pytest.mark.parametrize(("name", "guided", "prompts"), RUNS)
 def test_changes_reach_the_rows_that_carry_the_prompt(name, guided, prompts):
     example, pipe = PIPELINES[name], built(name)
-    graph = HookGraph(pipe)
+    graph = graph_of(name)
     site = middle(graph, "value")
     mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), fill=2.0)
     swap = ContextSwap.of(graph, graph.sites.where(role=("key", "value")), OTHER)
@@ -62,7 +67,7 @@ def test_changes_reach_the_rows_that_carry_the_prompt(name, guided, prompts):
 @pytest.mark.parametrize(("name", "guided", "prompts"), RUNS)
 def test_records_are_of_the_rows_that_carry_the_prompt(name, guided, prompts):
     example, pipe = PIPELINES[name], built(name)
-    graph = HookGraph(pipe)
+    graph = graph_of(name)
     site = middle(graph, "heads")
     shown = list(PROMPTS[:prompts])
     options = example.options(prompts, guided, listed=False) | ({"negative_prompt": NEGATIVE} if example.negative else {})
