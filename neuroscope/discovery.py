@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,8 @@ def sites_from_config(config: str | os.PathLike[str] | Mapping[str, Any]) -> Sit
         raise InvalidInput(f"the config is of a {_checks.shown(name)}, which is no model of diffusers; give a denoiser's config.json")
     _check_sample_size(found.get("sample_size"))
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             denoiser = kind.from_config(dict(found))
         return find_sites(family_of_denoiser(denoiser), denoiser)
     except NeuroscopeError:
