@@ -1,7 +1,8 @@
 """Ctrl-C at the command line, from the first import on.
 
 Importing torch and diffusers takes seconds, and what Ctrl-C raises inside an import would be printed as a traceback, or swallowed.
-While commands run, Ctrl-C is an ordinary KeyboardInterrupt, so that hooks and temporary files are taken away.
+While commands run, Ctrl-C is an ordinary KeyboardInterrupt, so that hooks and temporary files are taken away. This module imports
+only what Python has imported itself.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import NoReturn
 
 STATUS = 130
 _SCRIPTS = ("neuroscope", "neuroscope.exe", "neuroscope-script.py")
@@ -29,25 +30,24 @@ def _is_command() -> bool:
     """Whether this process is the console script or `python -m neuroscope`, rather than a user's own program."""
     if sys.argv and sys.argv[0] == "-m":
         return any(here == "-m" and what == "neuroscope" for here, what in zip(sys.orig_argv, sys.orig_argv[1:], strict=False))
-    return bool(sys.argv) and os.path.basename(sys.argv[0]) in _SCRIPTS  # noqa: PTH119 - pathlib is not imported this early
+    return bool(sys.argv) and sys.argv[0].replace("\\", "/").rpartition("/")[2] in _SCRIPTS
 
 
-@contextmanager
-def raised() -> Iterator[None]:
-    """Inside, Ctrl-C raises KeyboardInterrupt, where this module had changed that."""
-    if signal.getsignal(signal.SIGINT) is not _leave:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
+class Raised:
+    """A block in which Ctrl-C raises KeyboardInterrupt, where this module had changed that."""
+
+    def __enter__(self) -> None:
+        self._changed = signal.getsignal(signal.SIGINT) is _leave
+        if self._changed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._changed:
+            signal.signal(signal.SIGINT, _leave)
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    try:  # noqa: SIM105 - contextlib takes its time to import
         signal.signal(signal.SIGINT, _leave)
-
-
-if (
-    _is_command()
-    and threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, _leave)
+    except ValueError:  # not the main thread, which alone is interrupted
+        pass

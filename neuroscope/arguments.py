@@ -18,11 +18,9 @@ from neuroscope._errors import InvalidInput, closest
 LARGEST_SIDE = 4096
 #: Names in other tools for what diffusers calls otherwise, where spelling alone does not lead there.
 _ALIASES = {
-    "steps": "num_inference_steps",
     "n_steps": "num_inference_steps",
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
-    "scale": "guidance_scale",
     "seed": "seeds",
     "n": "seeds",
 }
@@ -41,7 +39,7 @@ def check_generation(pipe: Any, options: Mapping[str, Any], verb: Callable | Non
         InvalidInput: a name that the pipeline's call does not have, NaN or infinity, something else than a number where its default is
             one, a number of steps that its schedule does not have, or a size that it does not make.
     """
-    known = named_parameters(type(pipe).__call__)
+    known = _parameters_of_call(type(pipe))
     mine = named_parameters(verb) if verb else {}
     for name, value in options.items():
         if name not in known:
@@ -81,7 +79,7 @@ def steps_of(pipe: Any, options: Mapping[str, Any]) -> int | None:
     """The steps of a run with these options; None where they are given one by one, or where the pipeline does not say."""
     if options.get("timesteps") is not None or options.get("sigmas") is not None:
         return None
-    parameter = named_parameters(type(pipe).__call__).get("num_inference_steps")
+    parameter = _parameters_of_call(type(pipe)).get("num_inference_steps")
     found = options.get("num_inference_steps", parameter.default if parameter else None)
     return found if isinstance(found, int) else None
 
@@ -90,6 +88,15 @@ def refuse_set_here(options: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Raises InvalidInput for an option of the pipeline that is set for each image."""
     if taken := sorted(set(options) & set(names)):
         raise InvalidInput(f"{taken[0]} is set for each image here; give only options that all images share")
+
+
+def _parameters_of_call(kind: type) -> dict[str, inspect.Parameter]:
+    """What a pipeline's call names; of one that hands the rest on to the class that it extends, what that names too."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in kind.__mro__:
+        if "__call__" in vars(each):
+            found = named_parameters(vars(each)["__call__"]) | found
+    return found
 
 
 def named_parameters(call: Callable) -> dict[str, inspect.Parameter]:
@@ -103,7 +110,9 @@ def _near(name: str, known: list[str]) -> str:
     meant = _ALIASES.get(name)
     if meant in known:
         return f"; did you mean {meant!r}?"
-    return closest(name, known) or closest(name, [each for each in known if name in each])
+    words = set(name.split("_"))
+    longer = [each for each in known if words < set(each.split("_"))]
+    return f"; did you mean {min(longer, key=len)!r}?" if longer else closest(name, known)
 
 
 def _check_number(name: str, value: Any, default: Any) -> None:

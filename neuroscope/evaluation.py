@@ -75,7 +75,7 @@ def evaluate(
         One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
 
     Raises:
-        InvalidInput: no prompt, seed or metric, one given twice, two metrics with one name, an intervention named "none", a value of
+        InvalidInput: no prompt, seed or metric, a seed given twice, two metrics with one name, an intervention named "none", a value of
             another kind, or an option that the pipeline does not have.
         UnknownSite: an intervention does not fit the model.
         InvalidFile: `output` cannot be written or read.
@@ -85,8 +85,7 @@ def evaluate(
     prompts, seeds = _checks.strings("prompts", prompts), _checks.seeds(seeds, " to evaluate")
     metrics = _checks.several("metrics", metrics, Metric, 'ns.ClipScore("the style of Van Gogh")')
     _check_any(prompts=prompts, metrics=metrics)
-    for what, values in (("prompts", prompts), ("seeds", seeds)):
-        _checks.distinct(what, values)
+    _checks.distinct("seeds", seeds)
     check_run(graph, batch_size, output, quiet, generation, evaluate)
     if shares := [metric for metric in metrics if isinstance(metric, Share)]:
         raise InvalidInput(

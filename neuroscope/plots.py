@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -126,12 +126,15 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     Raises:
         InvalidInput: no image, or rows of different length.
     """
-    _check_images(rows, columns)
     _check_axes(ax)
+    columns = _checks.strings("columns", columns)
+    rows = {name: _row(name, row) for name, row in _checks.instance("rows", rows, Mapping, '{"before": images}').items()}
     counts = {len(row) for row in rows.values()}
     if len(counts) != 1 or 0 in counts:
         raise InvalidInput(f"the image grid needs rows of equal, non-zero length, not {sorted(counts)}")
     (count,) = counts
+    for name, row in rows.items():
+        _checks.several(f"the images of {name!r}", row, PILImage, "what ns.generate gives")
     sizes = {picture.size for row in rows.values() for picture in row}
     if len(sizes) > 1:
         raise InvalidInput(f"the image grid needs pictures of one size, not {sorted(sizes)}")
@@ -227,10 +230,14 @@ def _check_axes(ax: Any) -> None:
         _checks.instance("ax", ax, Axes, "plt.subplots()[1]")
 
 
-def _check_images(rows: Any, columns: Any) -> None:
-    for name, row in _checks.instance("rows", rows, Mapping, '{"before": images, "after": others}').items():
-        _checks.several(f"the images of {name!r}", row, PILImage, "what ns.generate gives")
-    _checks.strings("columns", columns)
+def _row(name: Any, row: Any) -> tuple[Any, ...]:
+    """A row of the image grid; one image alone is a row of one."""
+    _checks.text("the name of a row", name, 'such as {"before": images}')
+    if isinstance(row, PILImage):
+        return (row,)
+    if isinstance(row, str) or not isinstance(row, Iterable):
+        raise InvalidInput(f"the images of {name!r} are {_checks.shown(row)}, not a list of images; give what ns.generate gives")
+    return tuple(row)
 
 
 def _axes(width: float, height: float) -> Axes:

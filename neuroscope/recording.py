@@ -159,7 +159,7 @@ def _expect_same(what: str, given: Mapping[str, Any], paths: Iterable[str]) -> N
 def record(
     graph: HookGraph,
     concept: Concept,
-    sites: Iterable[Site] | None = None,
+    sites: Iterable[Site] | Site | None = None,
     token: Token = "last",
     *,
     by_step: bool = False,
@@ -178,7 +178,7 @@ def record(
     Args:
         graph: the model.
         concept: its prompts.
-        sites: which sites; by default all keys and values.
+        sites: which sites, one or several; by default all keys and values.
         token: which token of the prompt text-side sites are read at; see `select_tokens`.
         by_step: keep the moments of each denoising step apart, for sites that need denoising.
         keep_samples: also keep every observation, as rank statistics need; memory then grows with the prompts.

@@ -13,7 +13,7 @@ SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--pairs", "1", 
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, untyped):
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
             main([str(each) for each in arguments])

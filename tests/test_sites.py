@@ -90,7 +90,7 @@ def test_unknown_sites_are_named_with_a_near_one():
 
 def test_many_unknown_sites_are_counted():
     with pytest.raises(UnknownSite, match="has no site a, b, c and 2 more"):
-        SITES.at("abcde")
+        SITES.at(list("abcde"))
 
 
 def test_the_message_about_unknown_sites_is_made_of_sentences():

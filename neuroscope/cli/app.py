@@ -45,7 +45,7 @@ def choose_command(
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; exits with 2 and one clear line on a user's mistake, and with 130 on an interrupt."""
     try:
-        with _interrupts.raised():
+        with _interrupts.Raised():
             status = _run(arguments)
     except KeyboardInterrupt:
         status = _interrupts.STATUS

@@ -62,7 +62,7 @@ def localize(
             need no scorer. Whether it should fall or rise is read off the full change, so that higher scores always mean
             more control.
         seeds: seeds of the initial noise, the same for every prompt.
-        pairs: how many of the concept's pairs to use, evenly spaced; None for all. The default is 8, or all where there are fewer.
+        pairs: how many of the concept's pairs to use, evenly spaced; all where there are fewer, or for None.
         keep_images: for how many prompts the first seed's pictures go to the contact sheet, `LayerScores.images`.
         batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished picture's score; a run that was stopped goes on from it.
@@ -73,7 +73,7 @@ def localize(
         Scores with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost.
 
     Raises:
-        InvalidInput: no pair or seed, more pairs than there are, a value of another kind, an option that the pipeline does not have, or
+        InvalidInput: no pair or seed, a value of another kind, an option that the pipeline does not have, or
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
     """
@@ -118,7 +118,5 @@ def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:
     every = [Pair(present, absent) for present, absent in zip(concept.present, concept.absent, strict=True)]
     if pairs is not None and pairs < 1:
         raise InvalidInput(f"pairs={pairs} leaves nothing to localize with; give 1 or more, or None for all {len(every)}")
-    if pairs is not None and pairs > max(len(every), PAIRS):
-        raise InvalidInput(f"pairs={pairs} are more than the concept's {len(every)}; give at most these, or None for all")
     count = len(every) if pairs is None else min(pairs, len(every))
     return tuple(every[number * len(every) // count] for number in range(count))
