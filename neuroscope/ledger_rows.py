@@ -20,6 +20,7 @@ _Number = float | Literal["nan", "inf", "-inf"]
 _TEXTS: dict[str, Literal["nan", "inf", "-inf"]] = {"nan": "nan", "inf": "inf", "-inf": "-inf"}
 _COST_WIDTH = 320  # a cost is written again and again in its place
 _ROW = re.compile(rb'\s*\{\s*"(key|scores|run)"\s*:.*"(scores|cost)"|\s*\{\s*"scores"\s*:')
+_OLDER = re.compile(rb'\{"key": "[^"]*", "scores": \{[^{}]*\}\}\s*$')
 _BEGUN = re.compile(rb'\{\s*"(key|run)"\s*:\s*"[0-9a-f]*("|$)')
 
 
@@ -105,7 +106,7 @@ class Lines:
             found.torn = not found.unended and bool(_BEGUN.match(last) or b'{"key":"'.startswith(last))
             found.damaged += not found.unended and not found.torn
         found.damaged += len(damaged) - good
-        found.older = sum(b'"check"' not in line and bool(_ROW.match(line)) for line in lines)
+        found.older = sum(bool(_OLDER.match(line)) for line in lines)
         found.is_ledger = bool(good or found.unended or found.torn or not raw.strip() or any(map(_ROW.match, lines)))
         for key in found.disputed:
             del found.scores[key]

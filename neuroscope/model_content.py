@@ -36,6 +36,7 @@ _MACHINERY |= {f"_{kind}_hooks" for kind in ("forward", "forward_pre", "backward
 _MACHINERY |= {f"_forward{kind}_hooks_with_kwargs" for kind in ("", "_pre")} | {"_forward_hooks_always_called"}
 _MACHINERY |= {"_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_hf_hook", "_old_forward", "forward", "_diffusers_hook"}
 _MACHINERY |= {"gradient_checkpointing", "_gradient_checkpointing_func", "name_or_path", "_is_hf_initialized", "_require_grads_hook"}
+_MACHINERY |= {"_output_capturing_hooks_installed"}  # transformers notes it in the first run
 #: What a scheduler's noise levels come from.
 _CURVES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod")
 #: The settings of a tokenizer that change what it makes of text.

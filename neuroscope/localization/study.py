@@ -142,10 +142,15 @@ class Study:
         return measured
 
     def _cut(self, sweep: Sweep, group: Group, measured: Measured) -> Iterator[_Batch]:
-        """The batches of a group's cases that were not measured before."""
+        """The batches of a group's cases that were not measured before.
+
+        What shares are measured against has batches of its own, where that takes no row more: it alone may be made again.
+        """
         cases = [case for case in group.rows if group.always or case not in measured.scores or self._is_wanted(case, measured)]
         size = max(1, sweep.batch_size - len(group.lead))
-        return (_Batch(group, tuple(cases[first : first + size])) for first in range(0, len(cases), size))
+        ends = [case for case in cases if isinstance(case.probe, str)] if isinstance(self.metric, Share) and not group.lead else []
+        for part in (ends, [case for case in cases if case not in ends]):
+            yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
 
     def _is_wanted(self, case: Case, measured: Measured) -> bool:
         """Whether a case's picture is still to be made for the contact sheet."""
