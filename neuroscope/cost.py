@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +47,16 @@ class Cost:
 
 
 class Meter:
-    """Counts while a `metered` block runs; `cost` is what it has cost so far."""
+    """Counts while a `metered` block runs; `cost` is what it has cost so far.
 
-    def __init__(self) -> None:
+    Args:
+        tell: called with the cost at each call of the denoiser.
+    """
+
+    def __init__(self, tell: Callable[[Cost], None] | None = None) -> None:
         self._start = time.perf_counter()
         self._rows = 0
+        self._tell = tell
 
     @property
     def cost(self) -> Cost:
@@ -61,12 +66,14 @@ class Meter:
     def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
         self._rows += len(args[0] if args else kwargs["sample"])
+        if self._tell is not None:
+            self._tell(self.cost)
 
 
 @contextmanager
-def metered(denoiser: nn.Module) -> Iterator[Meter]:
-    """Counts the denoiser's rows, the time and the memory of what runs inside the block."""
-    meter = Meter()
+def metered(denoiser: nn.Module, tell: Callable[[Cost], None] | None = None) -> Iterator[Meter]:
+    """Counts the denoiser's rows, the time and the memory of what runs inside the block, and tells the cost at each call."""
+    meter = Meter(tell)
     handle = denoiser.register_forward_pre_hook(meter.count, with_kwargs=True)
     try:
         yield meter

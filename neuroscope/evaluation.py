@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from tqdm.auto import tqdm
 from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.arguments import check_generation
+from neuroscope.foreign_hooks import only_watching
 from neuroscope.graph import HookGraph
 from neuroscope.interventions import Intervention, NeuronMask
-from neuroscope.ledger import Ledger, digest, key_of, origin
+from neuroscope.keys import digest, key_of, metric_key, origin
+from neuroscope.ledger import Ledger
 from neuroscope.metrics import Metric, Share, bind
 from neuroscope.scores import Neurons
 from neuroscope.sweep import Row, Sweep
@@ -97,21 +100,44 @@ def evaluate(
     changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
         intervention.check(graph)
-    made_by = [*origin(graph, generation, fingerprint=bool(output)), [repr(metric) for metric in bound]]
-    digests = {name: digest(change, made_by) for name, change in changes.items()}
-    jobs = [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
-    ledger = Ledger(Path(output) if output else None)
-    todo = [job for job in jobs if job.key not in ledger.rows]
-    sweep = Sweep(graph, prompts, generation, batch_size=batch_size) if todo else None
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
-        rest = iter(todo)
-        for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in todo]) if sweep else ():
-            scores = {metric.name: metric(images, [row.text for row in rows]) for metric in bound}
-            batch = itertools.islice(rest, len(rows))
-            ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
-            bar.update(len(rows))
-    table = [(job.name, job.prompt, job.seed, metric, score) for job in jobs for metric, score in ledger.rows[job.key].items()]
+    jobs = _jobs(graph, changes, prompts, seeds, bound, generation if output else None)
+    names = tuple(metric.name for metric in bound)
+    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
+        todo = [job for job in jobs if ledger.known(job.key, names) is None]
+        with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
+            sweep = Sweep(graph, prompts, generation, batch_size=batch_size) if todo else None
+            for batch, images in _made(sweep, jobs, changes, {job.key for job in todo}) if sweep else ():
+                scores = {metric.name: metric(images, [job.prompt for job in batch]) for metric in bound}
+                ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
+                bar.update(len(batch))
+        table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
     return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def _jobs(
+    graph: HookGraph,
+    changes: Mapping[str, tuple[Intervention, ...]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    metrics: Sequence[Metric],
+    generation: Mapping[str, Any] | None,
+) -> list[_Job]:
+    """All images, one after the other; with the pipeline's options where their keys are for a ledger of several runs."""
+    made_by = "" if generation is None else key_of(origin(graph, generation), [metric_key(metric) for metric in metrics])
+    digests = {name: digest(change, made_by) for name, change in changes.items()}
+    return [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
+
+
+def _made(
+    sweep: Sweep, jobs: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]], wanted: Collection[str]
+) -> Iterator[tuple[list[_Job], Sequence[Any]]]:
+    """The images of the batches that hold a wanted one, each batch cut from all jobs and made whole, so that it rounds as ever."""
+    size = sweep.batch_size
+    for batch in (list(jobs[first : first + size]) for first in range(0, len(jobs), size)):
+        if any(job.key in wanted for job in batch):
+            rest = iter(batch)
+            for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in batch]):
+                yield list(itertools.islice(rest, len(rows))), images
 
 
 def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:

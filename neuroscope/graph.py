@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import itertools
 from collections import Counter
@@ -36,7 +35,8 @@ from neuroscope.guidance import listen_for_guidance
 from neuroscope.hook import Hook
 from neuroscope.hooks import Change, Images, Shared, act, change_input, rewire
 from neuroscope.layout import BatchLayout
-from neuroscope.parameters import read_effective_weight, summaries
+from neuroscope.model_content import pipeline_content
+from neuroscope.parameters import read_effective_weight
 from neuroscope.sites import Place, Site, Sites
 from neuroscope.tokens import warn_of_lost_words
 
@@ -138,12 +138,8 @@ class HookGraph:
         return weight.double().norm(dim=1 if pattern.reader_rows else 0)
 
     def fingerprint(self) -> str:
-        """A short hash of the pipeline's weights, from sums over each, so that results of changed weights are told apart."""
-        digest = hashlib.sha256()
-        for component, part in self.pipe.components.items():
-            for name, content in summaries(uncompiled(part)) if isinstance(part, nn.Module) else ():
-                digest.update(f"{component}.{name} {content}".encode())
-        return digest.hexdigest()[:16]
+        """A short hash of all that the pipeline's images depend on, by content, so that results of a changed model are told apart."""
+        return pipeline_content(self.pipe)[:16]
 
     @cached_property
     def tokenizer(self) -> Any:

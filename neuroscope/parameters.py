@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,32 +34,12 @@ def is_plain(linear: Any) -> bool:
     return tuple(weight.shape) == (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
 
 
-def summaries(root: nn.Module) -> Iterator[tuple[str, str]]:
-    """By name, what all parameters and buffers hold: shape and sums, or a hash of what a quantised module packs."""
-    for path, module in root.named_modules(remove_duplicate=False):
-        own: dict[str, Any] = {}
-        with align_module_device(module):
-            module._save_to_state_dict(own, f"{path}." if path else "", keep_vars=True)
-            for name, values in own.items():
-                yield name, _summary(name, values)
-
-
-def _summary(name: str, values: Any) -> str:
-    if type(values) not in _PLAIN or values.is_quantized:
-        return str([hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in _bytes(values)])
-    wide = _present(name, values.detach()).double()
-    return f"{tuple(wide.shape)} {[float(wide.sum()), float(wide.square().sum())]}"
-
-
-def _bytes(values: Any) -> Iterator[Tensor]:
-    """What a quantised module's entry in a state dict is made of, byte by byte."""
-    if isinstance(values, Tensor) and hasattr(values, "__tensor_flatten__"):
-        values = [getattr(values, each) for each in values.__tensor_flatten__()[0]]
-    if isinstance(values, list | tuple):
-        yield from (tensor for each in values for tensor in _bytes(each))
-    elif isinstance(values, Tensor):
-        plain = values.detach().as_subclass(Tensor).cpu()
-        yield (plain.dequantize() if plain.is_quantized else plain).contiguous().flatten().view(torch.uint8)
+def entries(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """By name, what a module itself stores: parameters and buffers, also those that are not saved, or what a quantised module packs."""
+    saved: dict[str, Any] = {}
+    module._save_to_state_dict(saved, "", keep_vars=True)
+    yield from saved.items()
+    yield from ((name, value) for name, value in module._buffers.items() if name not in saved and value is not None)
 
 
 def _present(name: str, values: Tensor) -> Tensor:

@@ -141,9 +141,9 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     ((width, height),) = sizes
     gap = max(2, width // 16)
     canvas = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for row, pictures in enumerate(rows.values()):
+    for number, pictures in enumerate(rows.values()):
         for column, picture in enumerate(pictures):
-            top, left = row * (height + gap), column * (width + gap)
+            top, left = number * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = np.asarray(picture.convert("RGB"))
     ax = ax or _axes(1.2 + 0.95 * count, 0.5 + 0.95 * len(rows) * height / width)
     ax.imshow(canvas, interpolation="nearest")

@@ -47,24 +47,6 @@ class Letters:
         return np.array([float(len(prompt)) for prompt in prompts])
 
 
-class Stopped:
-    """A metric that fails after some pictures, as a kill would."""
-
-    name = "brightness"
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __repr__(self) -> str:
-        return repr(Brightness())
-
-    def __call__(self, images, prompts):
-        self.left -= len(images)
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return Brightness()(images, prompts)
-
-
 @pytest.fixture(scope="module")
 def mask(graph) -> NeuronMask:
     widths = {site.path: site.width for site in graph.sites.where(layer=[3, 8, 9], role="value")}
@@ -144,8 +126,8 @@ class TestResuming:
 
     def test_a_stopped_run_goes_on_where_it_was(self, graph, pipe, mask, tmp_path):
         options = {"controls": False, "batch_size": 1, "output": tmp_path / "rows.jsonl"}
-        with pytest.raises(KeyboardInterrupt):
-            run(graph, {"mask": mask}, metrics=[Stopped(after=3)], **options)
+        with pytest.raises(KeyboardInterrupt), tiny.stopping(pipe.unet, calls=3 * 2):
+            run(graph, {"mask": mask}, **options)
         with tiny.counted(pipe.unet) as calls:
             table = run(graph, {"mask": mask}, **options)
         assert len(calls) == 2  # one picture of two steps
@@ -156,16 +138,23 @@ class TestResuming:
         options = {"controls": False, "batch_size": 1, "output": file}
         first = run(graph, {"mask": mask}, **options)
         file.write_text(file.read_text()[:-20])
-        for images in (1, 0):
-            with tiny.counted(pipe.unet) as calls:
-                pd.testing.assert_frame_equal(run(graph, {"mask": mask}, **options), first)
-            assert len(calls) == 2 * images
+        with tiny.counted(pipe.unet) as calls, pytest.warns(UserWarning, match="its last line was cut short, as when a run is killed"):
+            pd.testing.assert_frame_equal(run(graph, {"mask": mask}, **options), first)
+        assert len(calls) == 2
+        with tiny.counted(pipe.unet) as calls:
+            pd.testing.assert_frame_equal(run(graph, {"mask": mask}, **options), first)
+        assert calls == []
 
-    def test_lines_of_another_program_are_passed_over(self, graph, tmp_path):
+    def test_a_file_of_another_program_is_refused_and_stays_as_it_is(self, graph, pipe, tmp_path):
         file = tmp_path / "rows.jsonl"
         file.write_text('{"other": 1}\n[1, 2]\nnot json\n\n')
-        assert len(run(graph, {"none": None}, output=file)) == 4
-        assert len(file.read_text().splitlines()) == 8
+        with (
+            tiny.counted(pipe.unet) as calls,
+            pytest.raises(InvalidFile, match="rows.jsonl is no ledger, none of its lines is a row of one"),
+        ):
+            run(graph, {"none": None}, output=file)
+        assert calls == []
+        assert file.read_text() == '{"other": 1}\n[1, 2]\nnot json\n\n'
 
     @pytest.mark.parametrize(
         "change", [{"prompts": ["a cyan ring"]}, {"seeds": [5]}, {"guidance_scale": 3.0}, {"metrics": [Letters()]}, {"mask": 0.5}]

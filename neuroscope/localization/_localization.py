@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterable
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,9 +14,12 @@ from neuroscope import _checks
 from neuroscope._errors import InvalidInput
 from neuroscope.arguments import check_generation
 from neuroscope.concepts import Concept
+from neuroscope.cost import Cost, metered
+from neuroscope.foreign_hooks import only_watching
 from neuroscope.graph import HookGraph
+from neuroscope.keys import key_of, method_key, metric_key, origin
 from neuroscope.layer_scores import LayerScores
-from neuroscope.ledger import Ledger, key_of, origin
+from neuroscope.ledger import Ledger
 from neuroscope.localization.study import Pair, Study
 from neuroscope.metrics import Metric, Share, bind
 from neuroscope.scores import NeuronScores
@@ -87,21 +91,37 @@ def localize(
     if len(set(seeds)) < len(seeds):
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
     bound = metric if isinstance(metric, Share) else bind(metric, graph)
-    made_by = [*origin(graph, generation, fingerprint=bool(output)), repr(bound)]
-    study = Study(
-        graph=graph,
-        name=concept.name,
-        pairs=_chosen(concept, pairs),
-        metric=bound,
-        seeds=seeds,
-        generation=generation,
-        batch_size=batch_size,
-        ledger=Ledger(Path(output) if output else None),
-        origin=key_of(made_by),
-        keep_images=keep_images,
-        quiet=quiet,
-    )
-    return method(study)
+    made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
+    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
+        study = Study(
+            graph=graph,
+            name=concept.name,
+            pairs=_chosen(concept, pairs),
+            metric=bound,
+            seeds=seeds,
+            generation=generation,
+            batch_size=batch_size,
+            ledger=ledger,
+            origin=made_by,
+            keep_images=keep_images,
+            quiet=quiet,
+        )
+        return _with_all_costs(study, method) if output else method(study)
+
+
+def _with_all_costs(study: Study, method: Localization[Found]) -> Found:
+    """What a method finds, with the cost of all parts of a run that was stopped and went on.
+
+    The denoiser's rows are kept call by call, so that those of a killed part count; forced rows when the method is done.
+    """
+    run = key_of(study.origin, study.name, method_key(method), [list(pair) for pair in study.pairs], list(study.seeds))
+    with metered(study.graph.denoiser, lambda cost: study.ledger.spend(run, cost)):
+        found = method(study)
+    before, cost = study.ledger.spent(run), found.cost or Cost()
+    if not cost.rows and before.rows:
+        return replace(found, cost=before)
+    study.ledger.spend(run, cost)
+    return replace(found, cost=before + cost)
 
 
 def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:

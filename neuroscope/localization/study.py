@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from tqdm.auto import tqdm
 
 from neuroscope.effects import Effects, Probe
 from neuroscope.graph import HookGraph
+from neuroscope.keys import key_of, method_key
 from neuroscope.layer_scores import contact_sheet
-from neuroscope.ledger import Ledger, key_of
+from neuroscope.ledger import Ledger
 from neuroscope.metrics import Metric, Share
+from neuroscope.model_content import state
 from neuroscope.provenance import Provenance
 from neuroscope.sweep import Enter, Row, Sweep
 
@@ -59,6 +61,14 @@ class Group:
     always: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Cases of one group that are made together."""
+
+    group: Group
+    cases: tuple[Case, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What a localisation method works with; see `localize` for the fields' meaning.
@@ -87,7 +97,7 @@ class Study:
     def of(self, **generation: Any) -> Study:
         """The same study with other options of the pipeline."""
         changed = {**self.generation, **generation}
-        return replace(self, generation=changed, origin=key_of(self.origin, sorted(map(repr, generation.items()))), keep_images=0)
+        return replace(self, generation=changed, origin=key_of(self.origin, generation), keep_images=0)
 
     def sweep(self, texts: Iterable[str], **options: Any) -> Sweep:
         """A sweep over these texts with the study's options."""
@@ -110,27 +120,65 @@ class Study:
     def measure(self, sweep: Sweep, groups: Sequence[Group], method: object, earlier: Measured | None = None) -> Measured:
         """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
 
-        Runs that were measured earlier, or whose score the ledger holds, are made again only where a picture of them is needed.
+        Runs that were measured earlier are made again only where a picture of them is needed. Batches are cut before the ledger is
+        asked, and one is made whole or, where the ledger holds all its scores, not at all: so a run that goes on rounds as one that
+        was never stopped.
         """
         measured = earlier or Measured()
-        keys = {case: self._key(case, method) for each in groups for case in each.rows if case not in measured.scores}
-        measured.scores.update({case: self.ledger.rows[key]["score"] for case, key in keys.items() if key in self.ledger.rows})
-        unscored = {(case.pair, case.seed) for case in keys if case not in measured.scores}
-        todo = [(each, [case for case in each.rows if each.always or self._needed(case, measured, unscored)]) for each in groups]
-        with tqdm(total=sum(len(cases) for _, cases in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
-            for group, cases in todo:
-                rest = iter(cases)
-                for rows, made in sweep.run([group.rows[case] for case in cases], group.enter, group.lead):
-                    batch = list(itertools.islice(rest, len(rows)))
-                    found = self._score(sweep, batch, made, measured.ends)
-                    scores = {case: score for case, score in found.items() if case in keys and case not in measured.scores}
-                    self.ledger.add({keys[case]: {"score": score} for case, score in scores.items()})
-                    measured.scores.update(scores)
-                    kept = [number for number, case in enumerate(batch) if self.keeps(case)]
-                    pictures = sweep.pictures([made[number] for number in kept]) if kept else []
-                    measured.pictures.update(zip([batch[number] for number in kept], pictures, strict=True))
-                    bar.update(len(rows))
+        named = method_key(method, state)
+        batches = [batch for each in groups for batch in self._cut(sweep, each, measured)]
+        keys = {case: self._key(case, named) for batch in batches for case in batch.cases}
+        for case, key in keys.items():
+            if case not in measured.scores and (known := self.ledger.known(key, [self.metric.name])) is not None:
+                measured.scores[case] = known[self.metric.name]
+        todo = [batch for batch in batches if any(self._is_needed(case, batch, measured) for case in batch.cases)]
+        resting = {case: batch for batch in batches if batch not in todo for case in batch.cases if isinstance(case.probe, str)}
+        measured.resting.update(resting)
+        with tqdm(total=sum(len(batch.cases) for batch in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
+            for batch in todo:
+                for each in (*self._ends_of(batch, measured), batch):
+                    self._make(sweep, each, measured, keys)
+                bar.update(len(batch.cases))
         return measured
+
+    def _cut(self, sweep: Sweep, group: Group, measured: Measured) -> Iterator[_Batch]:
+        """The batches of a group's cases that were not measured before.
+
+        What shares are measured against has batches of its own, where that takes no row more: it alone may be made again.
+        """
+        cases = [case for case in group.rows if group.always or case not in measured.scores or self._is_wanted(case, measured)]
+        size = max(1, sweep.batch_size - len(group.lead))
+        ends = [case for case in cases if isinstance(case.probe, str)] if isinstance(self.metric, Share) and not group.lead else []
+        for part in (ends, [case for case in cases if case not in ends]):
+            yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
+
+    def _is_wanted(self, case: Case, measured: Measured) -> bool:
+        """Whether a case's picture is still to be made for the contact sheet."""
+        return self.keeps(case) and case not in measured.pictures
+
+    def _is_needed(self, case: Case, batch: _Batch, measured: Measured) -> bool:
+        return batch.group.always or case not in measured.scores or self._is_wanted(case, measured)
+
+    def _ends_of(self, batch: _Batch, measured: Measured) -> list[_Batch]:
+        """The batches whose scores were known, but which shares of this one are measured against; each is made once."""
+        if not isinstance(self.metric, Share):
+            return []
+        ends = [case._replace(probe=end) for case in batch.cases if not isinstance(case.probe, str) for end in ("base", "goal")]
+        missing = [end for end in dict.fromkeys(ends) if end.probe not in measured.ends.get((end.pair, end.seed), {})]
+        return list(dict.fromkeys(measured.resting[end] for end in missing if end in measured.resting))
+
+    def _make(self, sweep: Sweep, batch: _Batch, measured: Measured, keys: Mapping[Case, str]) -> None:
+        """Makes a batch, and keeps the scores that are new and the pictures of the contact sheet."""
+        group, rest = batch.group, iter(batch.cases)
+        for rows, made in sweep.run([group.rows[case] for case in batch.cases], group.enter, group.lead):
+            cases = list(itertools.islice(rest, len(rows)))
+            found = self._score(sweep, cases, made, measured.ends)
+            scores = {case: score for case, score in found.items() if case in keys and case not in measured.scores}
+            self.ledger.add({keys[case]: {self.metric.name: score} for case, score in scores.items()})
+            measured.scores.update(scores)
+            kept = [number for number, case in enumerate(cases) if self.keeps(case)]
+            pictures = sweep.pictures([made[number] for number in kept]) if kept else []
+            measured.pictures.update(zip([cases[number] for number in kept], pictures, strict=True))
 
     def warn_of_no_change(self, effects: Effects) -> None:
         """Warns where the goal is not told apart from the base, so that scores mean nothing."""
@@ -142,14 +190,8 @@ class Study:
                 stacklevel=2,
             )
 
-    def _key(self, case: Case, method: object) -> str:
-        return key_of(self.origin, self.name, repr(method), str(case.probe), *self.pairs[case.pair], case.seed)
-
-    def _needed(self, case: Case, measured: Measured, unscored: Collection[tuple[int, int]]) -> bool:
-        place = (case.pair, case.seed)
-        if isinstance(self.metric, Share) and isinstance(case.probe, str) and place in unscored:  # shares are measured against both ends
-            return case.probe not in measured.ends.get(place, {})
-        return case not in measured.scores or (self.keeps(case) and case not in measured.pictures)
+    def _key(self, case: Case, method: str) -> str:
+        return key_of(self.origin, self.name, method, str(case.probe), *self.pairs[case.pair], case.seed)
 
     def _score(self, sweep: Sweep, batch: Sequence[Case], made: Sequence[Any], ends: Ends) -> dict[Case, float]:
         if not isinstance(self.metric, Share):
@@ -170,11 +212,19 @@ Ends = dict[tuple[int, int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of the cases that were run, the pictures of those that the contact sheet shows, and what shares need."""
+    """What was measured.
+
+    Attributes:
+        scores: of the cases that were run.
+        pictures: those that the contact sheet shows.
+        ends: what shares are measured against.
+        resting: by "base" and "goal" whose scores the ledger held, the batches that were not made for that reason.
+    """
 
     scores: dict[Case, float] = field(default_factory=dict)
     pictures: dict[Case, Image] = field(default_factory=dict)
     ends: Ends = field(default_factory=dict)
+    resting: dict[Case, _Batch] = field(default_factory=dict)
 
     def effects(self, study: Study, probes: Sequence[Probe], *, relative: bool) -> Effects:
         """How far each probe moved the metric from the base towards the goal; the direction comes from these two."""

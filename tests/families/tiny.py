@@ -118,6 +118,22 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
+@contextmanager
+def stopping(module: nn.Module, calls: int) -> Iterator[None]:
+    """Interrupts the run inside the block, as a kill would, when a module is called once more than so often."""
+    left = iter(range(calls))
+
+    def stop(_module: nn.Module, _args: tuple) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def hooks(pipe: Any) -> list[str]:
     """The names of a pipeline's modules that carry a forward hook."""
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
