@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._errors import InvalidInput
-
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
@@ -42,17 +40,3 @@ class Conditions:
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Conditions:
         """The conditions on another device or in another number format."""
         return Conditions(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))
-
-
-def expect_tokens(given: Tensor, other: Tensor) -> None:
-    """Raises InvalidInput where a run's context has another length than that of a swap; pooled text [row, channel] has none.
-
-    Args:
-        given: [row, token, channel], what a site is given in the run.
-        other: [prompt, token, channel], what it is to be given instead.
-    """
-    if given.ndim == 3 and given.shape[1] != other.shape[1]:
-        raise InvalidInput(
-            f"the swap's context has {other.shape[1]} tokens, and this run's {given.shape[1]}; make the swap of contexts of as many chunks "
-            "as the run's prompt_embeds"
-        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.calls import Call, Rows
-from neuroscope.conditions import Conditions, expect_tokens
+from neuroscope.conditions import Conditions
 from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
 from neuroscope.provenance import Provenance
 from neuroscope.scores import Neurons
@@ -103,7 +103,7 @@ class ContextSwap(Intervention):
         edited = context.clone()
         other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, bool(call.guided))
         read = edited[rows, ..., : other.shape[-1]]
-        expect_tokens(read, other)
+        _expect_tokens(read, other)
         edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
         return edited
 
@@ -114,7 +114,7 @@ class ContextSwap(Intervention):
             return activation
         rows = call.rows(self.rows, len(activation))
         edited = activation.clone()
-        expect_tokens(activation, self.context)
+        _expect_tokens(activation, self.context)
         other = call.project(call.read(self.conditions, len(activation)))
         others = self._for_rows(other, rows.stop - rows.start, bool(call.guided))[..., chosen]
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
@@ -180,3 +180,12 @@ class ContextSwap(Intervention):
         if len(others) == 1:  # a view, where a copy would be made at every site and step
             return others.expand(rows, *others.shape[1:])
         return einops.repeat(others, "prompt ... -> (half prompt image) ...", half=halves, image=images)
+
+
+def _expect_tokens(given: Tensor, other: Tensor) -> None:
+    """Raises InvalidInput where a run's context has another length than the swap's; pooled text has none."""
+    if given.ndim == 3 and given.shape[1] != other.shape[1]:
+        raise InvalidInput(
+            f"the swap's context has {other.shape[1]} tokens, and this run's {given.shape[1]}; make the swap of contexts of as many chunks "
+            "as the run's prompt_embeds"
+        )
