@@ -44,6 +44,7 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/pictures.py
 	$(BIN)/python docs/models.py
+	$(BIN)/python -m docs.pipelines
 
 clean:
 	rm -rf $(VENV) demo runs

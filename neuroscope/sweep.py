@@ -60,7 +60,7 @@ class Sweep:
         contexts: further texts by name, each of one prompt, such as corrupted ones.
 
     Raises:
-        InvalidInput: an option of the pipeline that sweeps set themselves.
+        InvalidInput: an option of the pipeline that sweeps set themselves, or a LoRA's scale that the text encoders would not follow.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Sweep:
             raise InvalidInput(f"{taken[0]} is set for each picture here; give only options that all pictures share")
         if batch_size is not None and batch_size < 1:
             raise InvalidInput(f"batch_size={batch_size} is no number of pictures; give 1 or more, or None to fit the memory")
+        _refuse_scaled_text(graph, generation)
         self.graph = graph
         self.space = space
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
@@ -140,6 +141,16 @@ class Sweep:
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager:
         return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()
+
+
+def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for a call's own scale of LoRAs where a text encoder has one: prompts are encoded before the call."""
+    scaled = "scale" in (generation.get("cross_attention_kwargs") or {})
+    if scaled and any(hasattr(module, "lora_A") for encoder in graph.text_encoders for module in encoder.modules()):
+        raise InvalidInput(
+            "cross_attention_kwargs holds a scale for a LoRA of the text encoder, and prompts are encoded once, without it; set the scale "
+            "with pipe.set_adapters(name, scale)"
+        )
 
 
 def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:

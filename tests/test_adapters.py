@@ -6,12 +6,14 @@ from peft import LoraConfig
 
 from neuroscope import (
     HookGraph,
+    InvalidInput,
     SiteNeverRan,
     UnsupportedModel,
     export_lora,
     fold,
 )
 from neuroscope.doctor import diagnose
+from neuroscope.sweep import Sweep
 from tests.families import tiny
 from tests.families.tiny import mask, wrong
 
@@ -37,6 +39,15 @@ class TestLora:
             tiny.draw(adapted, num_inference_steps=1)
         torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(plain, expected, atol=1e-3)
+
+    def test_a_calls_own_scale_is_refused_where_the_text_encoder_has_one(self, adapted):
+        """Prompts of sweeps are encoded once, before the call; a denoiser's adapter alone follows the call's scale."""
+        scaled = {"cross_attention_kwargs": {"scale": 0.5}}
+        Sweep(HookGraph(adapted), [tiny.PROMPT], scaled, batch_size=1)
+        adapted.text_encoder.add_adapter(LoraConfig(r=4, target_modules=["v_proj"]))
+        Sweep(HookGraph(adapted), [tiny.PROMPT], {}, batch_size=1)
+        with pytest.raises(InvalidInput, match=r"holds a scale for a LoRA of the text encoder, .* pipe.set_adapters\(name, scale\)"):
+            Sweep(HookGraph(adapted), [tiny.PROMPT], scaled, batch_size=1)
 
     def test_outgoing_norms_are_those_with_the_adapter(self, adapted):
         mine = HookGraph(adapted)

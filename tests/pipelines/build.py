@@ -83,6 +83,10 @@ def _controlled_painting() -> dict[str, Any]:
     return _painted() | {"control_image": parts.image(shift=8)}
 
 
+def _controlled_painting_sized() -> dict[str, Any]:
+    return _controlled_painting() | _sized()
+
+
 def _enlarged() -> dict[str, Any]:
     return {"image": parts.image(parts.SIZE // 4)}
 
@@ -232,6 +236,8 @@ _STABLE_DIFFUSION = (
     _sd("StableDiffusionPAGPipeline", _PERTURBED, _sized, _perturbed),
     _sd("StableDiffusionPAGPipeline", layout("na"), lambda: _sized() | {"pag_scale": 0.0}, _perturbed, variant="pag_scale=0"),
     _sd("StableDiffusionPAGImg2ImgPipeline", _PERTURBED, _changed, _perturbed),
+    _sd("StableDiffusionPAGInpaintPipeline", _PERTURBED, _painted, _perturbed, listed=("image", "mask_image")),
+    _sd("StableDiffusionControlNetPAGPipeline", _PERTURBED, _shown, lambda: _perturbed() | _control(parts.control_net)()),
     _sd("LatentConsistencyModelPipeline", layout("a"), _sized, _consistent, negative=False),
     _sd("LatentConsistencyModelImg2ImgPipeline", layout("a"), _changed, _consistent, negative=False),
     _sd("StableDiffusionUpscalePipeline", None, _enlarged, _upscaler(), listed=("image",)),
@@ -243,6 +249,7 @@ _STABLE_DIFFUSION = (
         variant="as published",
         listed=("image",),
         refusal="attn1",
+        why="self-attentions of some blocks read the prompt as well (`only_cross_attention`), where no site is known",
     ),
     _sd("StableDiffusionGLIGENPipeline", None, _boxed, _gligen),
 )
@@ -268,9 +275,18 @@ _STABLE_DIFFUSION_XL = (
     _xl("StableDiffusionXLControlNetPipeline", None, _shown_two, _control(parts.sdxl_control_net, 2), variant="two nets"),
     _xl("StableDiffusionXLControlNetImg2ImgPipeline", None, _controlled_change, _control(parts.sdxl_control_net)),
     _xl("StableDiffusionXLAdapterPipeline", None, _shown_sized, _adapter, listed=("image",)),
+    _xl(
+        "StableDiffusionXLControlNetInpaintPipeline",
+        None,
+        _controlled_painting_sized,
+        _control(parts.sdxl_control_net),
+        listed=("image", "mask_image"),
+    ),
     _xl("StableDiffusionXLPAGPipeline", _PERTURBED, _sized, _perturbed),
+    _xl("StableDiffusionXLPAGImg2ImgPipeline", _PERTURBED, _changed, _perturbed),
 )
 _DEEPFLOYD = (
+    _if("IFPipeline", dict),
     _if("IFImg2ImgPipeline", _pixels_changed, listed=("image",)),
     _if("IFInpaintingPipeline", _pixels_painted, listed=("image", "mask_image")),
     _if("IFSuperResolutionPipeline", _pixels_enlarged, True, listed=("image",)),

@@ -46,7 +46,8 @@ class Example:
         parts: makes the pipeline.
         rows: see `Layout`; a run that it does not list is one that the pipeline does not make.
         variant: what tells examples of one class apart.
-        refusal: the reason why `HookGraph` refuses it, in words that its message holds; empty: it is right.
+        refusal: words of the message with which `HookGraph` refuses it; empty: it is right.
+        why: the reason of a refusal that is not of the class, as the docs say it.
         arguments: what a call needs besides prompts: an image for all rows is given once.
         listed: which of the arguments the pipeline itself takes once for each prompt.
         guidance: the values of `guidance_scale` with guidance and without.
@@ -59,6 +60,7 @@ class Example:
     rows: Layout
     variant: str = ""
     refusal: str = ""
+    why: str = ""
     arguments: Callable[[], dict[str, Any]] = dict
     listed: tuple[str, ...] = ()
     guidance: tuple[float, float] = (5.0, 1.0)
