@@ -50,15 +50,14 @@ def neurons(scores: NeuronScores, *, marked: Neurons | NeuronMask | None = None,
     grid = np.full((len(scores.sites), widest), np.nan)
     for row, site in enumerate(scores.sites):
         grid[row, : site.width] = scores.scores[site.path].numpy()
-    finite = np.where(np.isfinite(grid), grid, np.nan)
     ax = ax or _axes(_COLUMN * 2, min(9.0, max(1.6, 0.6 + 0.16 * len(scores.sites))))
     if scores.two_sided:
         look: dict[str, Any] = {
             "cmap": _DIVERGING,
-            "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(finite - scores.neutral), 0.999) or 1),
+            "norm": CenteredNorm(scores.neutral, np.nanquantile(np.abs(grid - scores.neutral), 0.999) or 1),
         }
     else:
-        look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(finite, 0.999) or 1}
+        look = {"cmap": _SEQUENTIAL, "vmin": 0, "vmax": np.nanquantile(grid, 0.999) or 1}
     bar = {"label": _wrapped(_method(scores.provenance.method), 24), "pad": 0.01, "fraction": 0.04, "aspect": 30}
     sns.heatmap(grid, ax=ax, rasterized=True, xticklabels=False, yticklabels=False, cbar_kws=bar, **look)
     ax.set_facecolor("0.93")

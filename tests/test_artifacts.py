@@ -12,6 +12,7 @@ from neuroscope import (
     ContextSwap,
     Intervention,
     InvalidFile,
+    InvalidInput,
     LayerScores,
     LocoEdit,
     NeuronMask,
@@ -27,6 +28,7 @@ from neuroscope import (
     score,
 )
 from neuroscope.artifacts import Artifact, write_beside
+from tests.forging import parts_of, write_parts
 from tests.laws.members import members
 
 NEURONS = Neurons({"a": [2, 0], "b": [1]}, {"a": 4, "b": 3}, Provenance("family", "model", "concept", "method"))
@@ -61,7 +63,7 @@ def test_every_kind_of_artefact_comes_back_the_same(every, tmp_path):
 
 def test_the_header_says_what_the_file_is(tmp_path):
     header = read_header(save(NEURONS, tmp_path / "x.safetensors"))
-    assert (header["kind"], header["format"]) == ("neurons", 1)
+    assert (header["kind"], header["format"]) == ("neurons", "2.0")
     assert header["widths"] == {"a": 4, "b": 3}
     assert header["provenance"] == {"family": "family", "model": "model", "concept": "concept", "method": "method"}
     assert header["packages"].keys() == {"neuroscope", "torch", "diffusers", "transformers"}
@@ -162,18 +164,125 @@ def test_a_header_without_its_parts_is_refused(tmp_path, header):
         load(path)
 
 
-def test_a_newer_format_is_refused(tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.zeros(2)}, path, metadata={"neuroscope": json.dumps({"kind": "neurons", "format": 2})})
-    with pytest.raises(InvalidFile, match="has format 2, and this version reads up to 1; install a newer neuroscope"):
+@pytest.fixture
+def forged(tmp_path):
+    """Writes neurons with a changed header, and a checksum that is right."""
+
+    def write(change=lambda header: None, tensors=None, artifact=NEURONS):
+        path = save(artifact, tmp_path / "x.safetensors")
+        before, header = parts_of(path)
+        change(header)
+        return write_parts(path, before | (tensors or {}), header)
+
+    return write
+
+
+def test_a_newer_format_is_refused(forged):
+    path = forged(lambda header: header.update(format="3.0"))
+    with pytest.raises(InvalidFile, match="has format 3.0, and this version reads up to 2.0; install a newer neuroscope"):
         load(path)
 
 
-def test_an_unknown_kind_is_refused_with_a_near_one(tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.zeros(2)}, path, metadata={"neuroscope": json.dumps({"kind": "neurns", "format": 1})})
+@pytest.mark.parametrize(
+    "format_", [-1, 0.5, True, 2, 2.0, "2", "two", "2.0.0", " 2.0", "2.00", "1.0", "0.1", None, [], "٢.٠", "2." + "9" * 9]
+)
+def test_a_format_that_is_no_version_is_refused(forged, format_):
+    path = forged(lambda header: header.update(format=format_))
+    with pytest.raises(InvalidFile, match="x.safetensors has the format .* which is none such as '2.0'; make or copy it again"):
+        load(path)
+
+
+def test_a_file_without_a_checksum_is_refused(forged, tmp_path):
+    path = forged(lambda header: header.update(format=1))
+    with pytest.raises(InvalidFile, match="has format 1, which has no checksum; make it again with this version"):
+        load(path)
+    tensors, header = parts_of(forged())
+    del header["sha256"]
+    save_file(tensors, path, {"neuroscope": json.dumps(header)})
+    with pytest.raises(InvalidFile, match="missing required field `sha256`"):
+        load(path)
+
+
+def newer(header):
+    header.update(format="2.1", curvature=3, widths={"a": 4, "b": 3})
+    header["provenance"]["author"] = "A. Author"
+
+
+def test_what_a_newer_minor_format_adds_is_named_once_and_left_out(forged):
+    path = forged(newer, {"curvature": torch.ones(2)})
+    with pytest.warns(UserWarning, match=r"newer format 2.1; .* left out: \$.provenance.author, \$.curvature, curvature$") as said:
+        found = load(path)
+    assert len(said) == 1
+    assert found == NEURONS
+    assert found.provenance == NEURONS.provenance
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header.update(strenght=0.1), r"the field \$.strenght is unknown; did you mean 'strength'\?"),
+        (lambda header: header["provenance"].update(concpt="x"), r"the field \$.provenance.concpt is unknown; did you mean 'concept'\?"),
+        (lambda header: header["provenance"].pop("concept"), r"the field \$.provenance.concept is missing"),
+        (lambda header: header.pop("strength"), "missing required field `strength`"),
+        (lambda header: header.update(provenance=3), r"Expected `object`, got `int` - at `\$.provenance`"),
+        (lambda header: header["provenance"].update(concept=3), r"Expected `str`, got `int` - at `\$.provenance.concept`"),
+        (lambda header: header.update(strength="1"), r"Expected `float`, got `str` - at `\$.strength`"),
+        (lambda header: header.update(strength=float("nan")), "NaN, which is no finite number"),
+        (lambda header: header.update(strength=True), r"Expected `float`, got `bool` - at `\$.strength`"),
+        (lambda header: header.update(tokens=["a"]), r"Expected `int`, got `str` - at `\$.tokens\[0\]`"),
+        (lambda header: header.update(tokens=[]), "the mask has no token"),
+        (lambda header: header.update(rows="some"), r"Invalid enum value 'some' - at `\$.rows`"),
+        (lambda header: header.update(steps=[0.5, 0.5]), "is not a part of the schedule"),
+        (lambda header: header.update(steps=5), r"Expected `array`, got `int` - at `\$.steps`"),
+        (lambda header: header.update(widths={"a": 4, "b": 0}), "the width of b=0 is not allowed"),
+        (lambda header: header.update(widths={"a": 4}), "the tensor 'fill:b' is unknown"),
+        (lambda header: header.update(kind=[]), r"Expected `str`, got `array` - at `\$.kind`"),
+        (lambda header: header.update(packages={"torch": 2}), r"Expected `str`, got `int` - at `\$.packages\[...\]`"),
+        (lambda header: header.pop("packages"), "missing required field `packages`"),
+    ],
+)
+def test_a_wrong_field_is_named_although_the_checksum_is_right(forged, change, said):
+    path = forged(change, artifact=NeuronMask(NEURONS))
+    with pytest.raises(InvalidFile, match=f"x.safetensors has .*{said}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ({"fill:a": torch.tensor([0.0, torch.nan])}, "the fill of a holds NaN or infinity"),
+        ({"fill:a": torch.zeros(4)}, "the fill of a has shape"),
+        ({"fill:a": torch.zeros(2, dtype=torch.float64)}, "the tensor 'fill:a' holds torch.float64, not torch.float32"),
+        ({"fill:c": torch.zeros(2)}, "the tensor 'fill:c' is unknown; did you mean 'fill:"),
+        ({"indices:a": torch.tensor([0.0, 0.7])}, "the tensor 'indices:a' holds torch.float32, not torch.int32"),
+        ({"indices:a": torch.tensor([2, 0], dtype=torch.int32)}, "the neurons of a are not one or more in ascending order"),
+        ({"indices:a": torch.tensor([2, 9], dtype=torch.int32)}, "neuron 9 is outside a"),
+        ({"indices:a": torch.tensor(2, dtype=torch.int32)}, "the neurons of a are not one or more in ascending order"),
+    ],
+)
+def test_wrong_numbers_are_refused_although_the_checksum_is_right(forged, tensor, said):
+    path = forged(tensors=tensor, artifact=NeuronMask(NEURONS))
+    with pytest.raises(InvalidFile, match=f"x.safetensors has .*{said}"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    with pytest.raises(InvalidFile, match="cannot be read|there is no file"):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize("given", [[NEURONS], NeuronMask, "mask", None])
+def test_only_artefacts_are_saved(tmp_path, given, untyped):
+    with pytest.raises(InvalidInput, match="what is saved is"):
+        save(given, tmp_path / "x")
+
+
+def test_an_unknown_kind_is_refused_with_a_near_one(forged):
+    path = forged(lambda header: header.update(kind="neurns"))
     with pytest.raises(InvalidFile, match=r"holds a 'neurns', which this version cannot read; did you mean 'neurons'\?"):
         load(path)
+    assert read_header(path)["kind"] == "neurns"
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

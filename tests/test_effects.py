@@ -1,10 +1,12 @@
 import json
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from neuroscope import Effects, Probe
+from neuroscope.effects import EffectsHeader
 
 
 def effects_of(values: np.ndarray, full: np.ndarray | None = None, probes: list[Probe] | None = None, relative: bool = False) -> Effects:
@@ -159,7 +161,7 @@ def test_probes_read_as_layers_and_part():
 def test_through_a_header_of_plain_values_nothing_is_lost(drawn, relative):
     probes = [Probe((0,), "0-50 %"), Probe((0, 1), "50-100 %"), Probe((1,))]
     found = effects_of(drawn, drawn[0], probes, relative)
-    again = Effects.from_header(json.loads(json.dumps(found.to_header())), found.values, found.full)
+    again = Effects.from_header(msgspec.convert(json.loads(json.dumps(found.to_header())), EffectsHeader), found.values, found.full)
     for name in ("probes", "prompts", "seeds", "relative"):
         assert getattr(again, name) == getattr(found, name)
     assert torch.equal(again.values, found.values)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from neuroscope import Cost, Effects, InvalidInput, LayerScores, Probe, Provenance, load, save
+from neuroscope import Cost, Effects, InvalidFile, InvalidInput, LayerScores, Probe, Provenance, load, save
 from neuroscope.layer_scores import contact_sheet
 from tests.test_effects import effects_of
 
@@ -199,9 +199,9 @@ class TestSaving:
         assert (again.layers, again.scores, again.provenance) == ((4, 7), (0.25, -1.0), PROVENANCE)
         assert (again.names, again.effects, again.cost, again.columns, again.sheet) == ((), None, None, (), None)
 
-    def test_files_of_version_0_1_are_read(self, tmp_path):
-        """They hold the layers, their scores and the provenance."""
+    def test_files_of_version_0_1_are_refused(self, tmp_path):
+        """They have no checksum."""
         header = '{"kind": "layer-scores", "format": 1, "layers": [4, 7], "provenance": {"concept": "stipple"}}'
         save_file({"scores": torch.tensor([0.5, 2.0], dtype=torch.float64)}, tmp_path / "old.safetensors", {"neuroscope": header})
-        again = load(tmp_path / "old.safetensors", LayerScores)
-        assert (again.top(1), again.provenance.concept, again.names, again.effects, again.cost) == ([7], "stipple", (), None, None)
+        with pytest.raises(InvalidFile, match="old.safetensors has format 1, which has no checksum; make it again with this version"):
+            load(tmp_path / "old.safetensors", LayerScores)

@@ -121,15 +121,6 @@ class TestNeurons:
         norm = plots.neurons(scores).collections[0].norm
         assert (norm.vmin + norm.vmax == pytest.approx(2 * scores.neutral)) is centred
 
-    def test_infinite_scores_are_drawn(self, scores):
-        path = scores.sites.paths[0]
-        infinite = scores.scores[path].clone()
-        infinite[:3] = torch.tensor([torch.inf, -torch.inf, torch.inf])
-        ax = plots.neurons(NeuronScores(scores.sites, scores.scores | {path: infinite}))
-        norm = ax.collections[0].norm
-        assert np.isfinite([norm.vmin, norm.vmax]).all()
-        ax.figure.canvas.draw()
-
     def test_many_sites_stay_on_one_page(self):
         sites = Sites(Site(f"{layer}.{role}", layer, "mid", role, 4, text_only=True) for layer in range(70) for role in ("key", "value"))
         ax = plots.neurons(NeuronScores(sites, {path: torch.ones(4).double() for path in sites.paths}))

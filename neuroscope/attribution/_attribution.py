@@ -71,7 +71,8 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
     A recording by step is scored at each step; a neuron's score is then its mean over steps, without a p-value.
 
     Raises:
-        InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised weights.
+        InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised
+            weights; or a score is not finite, which the message names by method and site.
     """
     _checks.instance("recording", recording, Recording, "ns.record(graph, concept)")
     _checks.instance("method", method, Attribution, "ns.Welch()")
@@ -83,6 +84,7 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
     scores, p_values = {}, {}
     for path in recording.sites.paths:
         found = method(_evidence(recording, path))
+        _expect_finite(method, path, found)
         scores[path] = found.score.mean(dim=0) if found.score.ndim == 2 else found.score
         if found.p_value is not None and found.p_value.ndim == 1:
             p_values[path] = found.p_value
@@ -94,6 +96,13 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
         two_sided=method.two_sided,
         provenance=replace(recording.provenance, method=repr(method)),
     )
+
+
+def _expect_finite(method: Attribution, path: str, found: Scored) -> None:
+    for name, values in (("scores", found.score), ("p-values", found.p_value)):
+        if values is not None and not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise InvalidInput(f"{method!r} gives {bad:,} {name} of {path} that are NaN or infinite; record again, or use another method")
 
 
 def _evidence(recording: Recording, path: str) -> Evidence:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuroscope import _checks
 from neuroscope._errors import InvalidInput
@@ -35,6 +35,8 @@ class Folded:
     def restore(self) -> None:
         """Puts the former weights back, bit by bit; does nothing the second time.
 
+        One that was interrupted is finished by calling it again.
+
         Raises:
             InvalidInput: a weight was changed since, such as by another fold; restore that one first.
         """
@@ -42,7 +44,8 @@ class Folded:
             return
         root = uncompiled(self._graph.denoiser)
         for name, after in self._after.items():
-            if not torch.equal(read_parameter(root, name), after):
+            now = read_parameter(root, name)
+            if not _same_bits(now, after) and not _same_bits(now, self._before[name]):
                 raise InvalidInput(f"{name} was changed after this was folded; take out later changes first, in reverse order")
         for name, before in self._before.items():
             write_parameter(root, name, before)
@@ -59,10 +62,12 @@ class Folded:
 def fold(graph: HookGraph, *changes: Intervention) -> Folded:
     """Writes interventions into the weights, so that the pipeline runs changed without any hook.
 
-    Composed as in `apply`, computed in float64 and rounded once to the weights' format.
+    Composed as in `apply`, computed in float64 and rounded once to the weights' format. Whatever interrupts the writing, all
+    weights are then as they were before.
 
     Raises:
-        InvalidInput: a change that weights cannot hold: conditional rows, chosen tokens, a part of the schedule, a swap.
+        InvalidInput: a change that weights cannot hold: conditional rows, chosen tokens, a part of the schedule, a swap, or
+            numbers too large for their format.
         UnsupportedModel: weights that cannot be written: behind a LoRA, quantised, or resting in 8 bits.
     """
     if not changes:
@@ -77,7 +82,44 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
         for name, delta in ((f"{path}.weight", update.delta), (f"{path}.bias", update.bias)):
             if delta is not None:
                 before[name] = read_parameter(root, name).clone()
-                after[name] = torch.where(delta == 0, before[name], (before[name].double() + delta).to(before[name].dtype))
-    for name, changed in after.items():
-        write_parameter(root, name, changed)
+                after[name] = _changed(name, before[name], delta)
+    _write_all(root, after, before)
     return Folded(graph, changes, before, after)
+
+
+def _changed(name: str, before: Tensor, delta: Tensor) -> Tensor:
+    after = torch.where(delta == 0, before, (before.double() + delta).to(before.dtype))
+    if (torch.isfinite(before) & ~torch.isfinite(after)).any():
+        raise InvalidInput(f"the change of {name} is too large for {before.dtype}; make it weaker, or load the model in a wider format")
+    return after
+
+
+def _write_all(root: nn.Module, values: dict[str, Tensor], former: dict[str, Tensor]) -> None:
+    """Writes all parameters or, whatever interrupts it, none."""
+    begun: list[str] = []
+    try:
+        for name, value in values.items():
+            begun.append(name)
+            write_parameter(root, name, value)
+    except BaseException:
+        for name in begun:
+            _put_back(root, name, former[name])
+        raise
+
+
+def _put_back(root: nn.Module, name: str, value: Tensor, attempts: int = 3) -> None:
+    """Writes a parameter although it may be interrupted again."""
+    try:
+        write_parameter(root, name, value)
+    except BaseException:
+        if attempts == 1:
+            raise
+        _put_back(root, name, value, attempts - 1)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same bits; NaN then equals itself, and 0 does not equal -0."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    one, other = (each.contiguous().reshape(-1).view(torch.uint8) for each in (first, second))
+    return torch.equal(one, other)

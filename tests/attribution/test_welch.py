@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import torch
 
-from neuroscope import Welch, score
+from neuroscope import InvalidInput, Welch, score
 from tests.laws.recordings import random_recording, recording_of
 
 
@@ -33,9 +33,24 @@ def test_chances_are_uniform_where_nothing_differs():
     assert scipy.stats.kstest(chances, "uniform").pvalue > 0.01
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_constant_arms_that_differ_are_infinitely_apart(sign):
-    arms = {"unet.a": torch.full((4, 1), sign, dtype=torch.float64)}, {"unet.a": torch.zeros(4, 1, dtype=torch.float64)}
+@pytest.mark.parametrize(("present", "absent"), [(1.0, 0.0), (-1.0, 0.0), (3.0, 1.0), (1e-30, 2e-30), (1e30, -1e30)])
+def test_constant_arms_that_differ_are_as_far_apart_as_rounding_tells(present, absent):
+    """The standard error is then what rounding may make of the means: 1e-12 of the sum of their sizes."""
+    arms = ({"unet.a": torch.full((4, 1), each, dtype=torch.float64)} for each in (present, absent))
     scores = score(recording_of(*arms), Welch())
-    assert scores.scores["unet.a"].item() == sign * np.inf
+    assert scores.scores["unet.a"].item() == pytest.approx((present - absent) / (1e-12 * (abs(present) + abs(absent))), rel=1e-12)
     assert scores.p_values["unet.a"].item() == 0
+
+
+def test_a_method_whose_scores_are_not_finite_is_named_with_the_site():
+    class Broken(Welch):
+        def __call__(self, evidence):
+            found = super().__call__(evidence)
+            return found._replace(score=found.score / 0)
+
+        def __repr__(self):
+            return "Broken()"
+
+    recording = random_recording()
+    with pytest.raises(InvalidInput, match=r"Broken\(\) gives [0-9]+ scores of unet.a that are NaN or infinite"):
+        score(recording, Broken())

@@ -1,12 +1,17 @@
 """Folding against applying, and taking it out again."""
 
+import contextlib
+import importlib
+
 import pytest
 import torch
 from accelerate import cpu_offload
 
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
+from neuroscope.parameters import write_parameter
 from tests.families import tiny
 
+folding = importlib.import_module("neuroscope.editing.fold")  # the package's `fold` is the function
 CLOSE = 2e-4  # latents are of size 1; float32 weights are rounded once more than hooks' sums
 
 
@@ -198,3 +203,69 @@ def test_an_edit_folds_too(graph, pipe, concept):
         applied = tiny.draw(pipe)
     with fold(graph, made):
         torch.testing.assert_close(tiny.draw(pipe), applied, rtol=0, atol=CLOSE)
+
+
+class Interrupting:
+    """Writes parameters, and is interrupted before or after the k-th."""
+
+    def __init__(self, at, after):
+        self.left, self.after = at, after
+
+    def __call__(self, root, name, values):
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise KeyboardInterrupt
+        write_parameter(root, name, values)
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, number, after):
+    monkeypatch.setattr(folding, "write_parameter", Interrupting(number, after))
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_interrupted_at_any_write_all_or_nothing_is_folded(fresh, dtype, after, monkeypatch):
+    fresh.to(dtype=dtype)
+    graph = HookGraph(fresh)
+    made = a_map(graph)
+    with fold(graph, made) as folded:
+        changed, count = weights(fresh), len(folded._before)
+    before = weights(fresh)
+    for number in range(1, count + 1):
+        with interrupted(monkeypatch, number, after):
+            fold(graph, made)
+        assert same(weights(fresh), before)
+        folded = fold(graph, made)
+        assert same(weights(fresh), changed)
+        with interrupted(monkeypatch, number, after):
+            folded.restore()
+        folded.restore()
+        assert same(weights(fresh), before)
+    assert count > 1
+
+
+def test_weights_with_nan_are_restored_too(fresh):
+    graph = HookGraph(fresh)
+    made = a_map(graph)
+    (site,) = graph.sites.where(layer=8, role="value")
+    with torch.no_grad():
+        graph.module(site).weight[1] = torch.nan
+    before = {name: value.numpy().tobytes() for name, value in weights(fresh).items()}
+    fold(graph, made).restore()
+    assert {name: value.numpy().tobytes() for name, value in weights(fresh).items()} == before
+
+
+def test_a_change_that_the_weights_format_cannot_hold_is_refused_and_nothing_is_changed(fresh):
+    fresh.to(dtype=torch.float16)
+    graph = HookGraph(fresh)
+    before = weights(fresh)
+    made = a_map(graph)
+    with pytest.raises(InvalidInput, match="is too large for torch.float16; make it weaker, or load the model in a wider format"):
+        fold(graph, ContextMap(made.paths, made.read, made.write, strength=1e9))
+    assert same(weights(fresh), before)

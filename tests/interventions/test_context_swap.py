@@ -131,13 +131,10 @@ class TestStrength:
         )
         torch.testing.assert_close(half, own + strength * (other - own))
 
-    def test_it_is_saved_and_files_without_it_are_whole_swaps(self, swap, tmp_path):
+    def test_it_is_saved(self, swap, tmp_path):
         half = replace(swap, strength=0.5)
         assert load(save(half, tmp_path / "half.safetensors"), ContextSwap).strength == 0.5
         assert "strength=0.5" in repr(half)
-        tensors, header = half.to_parts()
-        del header["strength"]
-        assert ContextSwap.from_parts(tensors, header).strength == 1
 
 
 def test_it_keeps_where_it_comes_from(graph, text):

@@ -20,6 +20,7 @@ from neuroscope import (
     save,
 )
 from tests.families import tiny
+from tests.forging import forge
 from tests.laws.members import members
 
 STEPS = 4
@@ -219,8 +220,7 @@ class TestComposition:
 
 
 def test_a_site_that_the_model_lacks_is_refused_before_any_picture(strong, graph, pipe, paths, tmp_path):
-    path = save(strong, tmp_path / "x.safetensors")
-    path.write_bytes(path.read_bytes().replace(b"up_blocks.1", b"up_blocks.9"))
+    path = forge(save(strong, tmp_path / "x.safetensors"), lambda text: text.replace("up_blocks.1", "up_blocks.9"))
     with tiny.counted(pipe.unet) as calls, pytest.raises(UnknownSite, match="up_blocks.9"), graph.apply(load(path)):
         tiny.draw(pipe)
     assert calls == []
