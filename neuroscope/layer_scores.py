@@ -96,7 +96,7 @@ class LayerScores(Artifact):
         low, high = effects.intervals()[effects.probes.index(best)]
         pooled = self.pooled_share
         share = f"{pooled[0]:.0%} [{pooled[1]:.0%}, {pooled[2]:.0%}] of the full change" if pooled else ""
-        if best == POOLED and low > 0:
+        if best == POOLED and effects.is_above_zero(best):
             sure = f"; {self.confidence}" if self.confidence else ""
             return f"the pooled text carries {share}, more than any layer{sure}"
         said = [self._said_of_layers(low, high), f"the pooled text carries {share}" if pooled else "", self.fidelity, self.confidence]
@@ -105,7 +105,7 @@ class LayerScores(Artifact):
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
         effects = self._measured("verdict")
-        if not found or (low <= 0 and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
+        if not found or (not effects.is_above_zero(self.best) and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
             best = " and ".join(map(self.name, self.best.layers)) or "the pooled text"
             return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()

@@ -134,7 +134,7 @@ class Study:
 
     def warn_of_no_change(self, effects: Effects) -> None:
         """Warns where the goal is not told apart from the base, so that scores mean nothing."""
-        if effects.full_interval()[0] <= 0:
+        if not effects.is_moved():
             warnings.warn(
                 f"the full change hardly moves {self.metric!r} ({effects.full_mean():.3f} on average), so no layer can be "
                 "found by it; choose another metric, other prompts or more seeds",
