@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import scipy.stats
@@ -23,6 +25,7 @@ class Confidence:
         of: how many an exhaustive sweep has.
         screened: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
             added nothing.
+        tied: the layers between which no difference was found, in order; none where one is ahead.
     """
 
     probability: float
@@ -30,6 +33,12 @@ class Confidence:
     pictures: int
     of: int
     screened: int = 0
+    tied: tuple[int, ...] = ()
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Self:
+        """From the fields as plain values."""
+        return cls(**dict(header) | {name: tuple(header.get(name, ())) for name in ("alone", "tied")})
 
     def __str__(self) -> str:
         layers = f"{len(self.alone)} layer{'s' * (len(self.alone) != 1)} alone"
@@ -39,9 +48,23 @@ class Confidence:
 
 
 def chance_of_fewer(known: int, of: int) -> float:
-    """The chance that pictures drawn without looking are all of the smaller half: a bound where they all say the same."""
+    """The chance that images drawn at random are all of the smaller half: a bound where they all say the same."""
     half = (of - 1) // 2
     return float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])) if known <= half else 0.0
+
+
+def chance_of_tie(known: int, of: int) -> float:
+    """The chance that prompts drawn at random all say the same although just half of all do; 0 where no half is a number of them."""
+    half = of // 2
+    if of % 2 or known > half:
+        return 0.0
+    return min(1.0, 2 * float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])))
+
+
+def chance_of_none(known: int, of: int, share: float) -> float:
+    """The chance that images drawn at random all lack what this share of all images has, or the least number that is no less."""
+    having = max(1, int(np.ceil(round(share * of, 9))))
+    return float(scipy.stats.hypergeom.pmf(0, of, having, min(known, of)))
 
 
 def chance_of_reverse(differences: Float[np.ndarray, "picture"], of: int) -> float:

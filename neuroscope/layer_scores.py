@@ -46,6 +46,7 @@ class LayerScores(Artifact):
         confidence: of a search that does not try everything, how sure it is of the best layer.
         columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
         sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
+        sheet_prompts: the prompts of its rows; by default the effects' first ones.
     """
 
     kind: ClassVar[str] = "layer-scores"
@@ -60,6 +61,7 @@ class LayerScores(Artifact):
     sheet: UInt8[Tensor, "prompt column height width rgb"] | None = field(default=None, repr=False)
     fidelity: Fidelity | None = None
     confidence: Confidence | None = None
+    sheet_prompts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         said = f": {self.verdict}" if self.effects else ""
@@ -110,12 +112,18 @@ class LayerScores(Artifact):
             return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
-        if len(counts) == 1:
-            return f"all {of} agree on {self._called(counts[0][0])}"
+        tied = self._said_of_tie()
         if counts[0][1] >= _AGREEING * len(found):
-            return f"{counts[0][1]} of {of} agree on {self._called(counts[0][0])}"
+            agreeing = f"all {of}" if len(counts) == 1 else f"{counts[0][1]} of {of}"
+            return tied or f"{agreeing} agree on {self._called(counts[0][0])}"
         places = ", ".join(f"{self._called(layer)} ({count})" for layer, count in counts[:4])
-        return f"the {of} disagree: {places}; the place depends on the prompt"
+        return f"{f'{tied}; ' if tied else ''}the {of} disagree: {places}; the place depends on the prompt"
+
+    def _said_of_tie(self) -> str:
+        """The layers between which a search found no difference, with their scores; nothing where there is one best."""
+        tied = self.confidence.tied if self.confidence else ()
+        scores = [f"{self.scores[self.layers.index(layer)]:.2f}" for layer in tied]
+        return f"{' and '.join(map(self.name, tied))} are statistically tied ({' and '.join(scores)})" if tied else ""
 
     @property
     def pooled_share(self) -> tuple[float, float, float] | None:
@@ -129,7 +137,7 @@ class LayerScores(Artifact):
         """The contact sheet for `plots.images(scores.images, scores.columns)`: by prompt, one picture a column."""
         if self.sheet is None or self.effects is None:
             return {}
-        prompts = self.effects.prompts[: len(self.sheet)]
+        prompts = self.sheet_prompts or self.effects.prompts[: len(self.sheet)]
         return {prompt: [Image.fromarray(each.numpy()) for each in row] for prompt, row in zip(prompts, self.sheet, strict=True)}
 
     def name(self, layer: int) -> str:
@@ -199,6 +207,7 @@ class LayerScores(Artifact):
         header |= {"effects": None} | {name: asdict(each) if each else None for name, each in added.items()}
         if self.sheet is not None:
             tensors["sheet"] = self.sheet
+            header["sheet_prompts"] = list(self.sheet_prompts)
         if self.effects is not None:
             tensors |= {"effects": self.effects.values, "full": self.effects.full}
             header["effects"] = self.effects.to_header()
@@ -218,7 +227,8 @@ class LayerScores(Artifact):
             tuple(header.get("columns", ())),
             tensors.get("sheet"),
             Fidelity(**header["fidelity"]) if header.get("fidelity") else None,
-            Confidence(**header["confidence"] | {"alone": tuple(header["confidence"]["alone"])}) if header.get("confidence") else None,
+            Confidence.from_header(header["confidence"]) if header.get("confidence") else None,
+            tuple(header.get("sheet_prompts", ())),
         )
 
     def _measured(self, what: str) -> Effects:
