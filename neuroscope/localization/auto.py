@@ -123,20 +123,23 @@ class AutoSearch:
         """How sure it is that what was seen in no picture is in too few to matter."""
         return 1 - chance_of_none(self._count, len(self._order), _NOTHING)
 
-    @property
-    def _misled(self) -> float:
-        """The chance that pictures, and their prompts, say the same although as many others or more would say something else."""
-        telling = [place for place in self._places if self._change(place)]
-        of = len(self._order) - (self._count - len(telling))
-        prompts, telling_prompts = (len({pair for pair, _ in places}) for places in (self._order, telling))
-        return max(chance_of_fewer(len(telling), of), chance_of_tie(telling_prompts, prompts))
+    def _telling(self, places: Sequence[Place], probes: Sequence[Probe] = ()) -> list[Place]:
+        """Those of some pictures that show a full change, and in which all of these probes were measured."""
+        effects = self._prober.effects(probes)
+        shown = np.nan_to_num(effects.full.numpy()) * (~np.isnan(effects.values.numpy())).all(axis=0)
+        return [(pair, seed) for pair, seed in places if shown[pair, effects.seeds.index(seed)]]
 
-    def _change(self, place: Place) -> float:
-        """The full change of a picture; 0 where the metric says nothing."""
-        return float(np.nan_to_num(self._value(None, place)))
+    @property
+    def _most(self) -> float:
+        """How sure pictures that say the same can make it: all may be of a smaller half. Half of the prompts make it likely at most."""
+        telling = self._telling(self._places, [*self.singles, *self.groups])
+        every = [*telling, *self._order[self._count :]]
+        prompts, of = (len({pair for pair, _ in places}) for places in (telling, every))
+        most = 1 - max(chance_of_fewer(len(telling), len(every)), chance_of_tie(prompts, of))
+        return most if 2 * prompts > of else min(LIKELY, most)
 
     def _affordable(self, runs: int) -> int:
-        """How many pictures more the budget allows, with so many runs each."""
+        """How many pictures the budget allows, with so many runs each."""
         return int(self._left / (runs * self._run_rows))
 
     def _confidence(self, probability: float) -> Confidence:
@@ -146,7 +149,7 @@ class AutoSearch:
 
     def _screen(self) -> None:
         """Looks at as many pictures as fit the screen's part of the budget, at least one."""
-        kept = self._budget.is_kept()
+        kept = self._budget.allowed >= 1 or self._budget.is_kept()
         self._glances.begin()
         look = self._glances.rows_of_look() / self._run_rows
         late = kept and self._budget.is_kept(look) and self._budget.least(2 * look) <= self._budget.allowed
@@ -157,15 +160,11 @@ class AutoSearch:
 
     def _first(self) -> int:
         """On how many pictures to begin the final."""
-        of = len(self._order)
         if self._whole:
-            return min(_PICTURES, of)
-        finalists = len(self._glances.strongest())
-        fits = [number for number in range(FEWEST, _FIRST + 1) if self._final_rows(number, finalists) <= self._left]
-        return min(max(fits, default=FEWEST), of)
-
-    def _final_rows(self, pictures: int, finalists: int) -> float:
-        return self._budget.final(pictures, finalists, self._glances.pictures) * self._run_rows
+            return min(_PICTURES, len(self._order))
+        finalists, screened, left = len(self._glances.strongest()), self._glances.pictures, self._left / self._run_rows
+        fits = [number for number in range(FEWEST, _FIRST + 1) if self._budget.final(number, finalists, screened) <= left]
+        return min(max(fits, default=FEWEST), len(self._order))
 
     def _finalists(self) -> list[int]:
         """The strongest layers of the screen, as many as the budget allows."""
@@ -190,8 +189,8 @@ class AutoSearch:
         else:
             self._count = count
             return False
-        self._blank = [place for place in self._order[:count] if not self._change(place)]
-        shown = [place for place in self._order[:count] if place not in self._blank]
+        shown = self._telling(self._order[:count])
+        self._blank = [place for place in self._order[:count] if place not in shown]
         self._glances.reorder([*shown, *self._order[count:]])
         if not self._glances.pictures:
             self._glances.at_whole(late=self._whole)
@@ -208,10 +207,7 @@ class AutoSearch:
 
     def _nothing(self) -> Confidence:
         """Where no picture shows a full change: all windows, or how likely it is that none does."""
-        if self._whole:
-            self._sweep()
-            return self._confidence(self._sure())
-        return self._confidence(min(LIKELY, self._absence))
+        return self._confidence(1.0 if self._whole and self._sweep() else min(LIKELY, self._absence))
 
     def _sure(self) -> float:
         """How sure it is of the strongest single layer."""
@@ -220,9 +216,8 @@ class AutoSearch:
         effects = self._prober.effects([*self.singles, *self.groups])
         if np.abs(np.nan_to_num(effects.values.numpy())).max() < _NOTHING * effects.full_mean():
             return self._absence
-        rare = self._misled
-        bound = 1 - max(rare, sum(self._reverse(rival) for rival in self._rivals))
-        screened = 1 - max(rare, sum(self._reverse(rival, self._glances.largest(rival)) for rival in self._rivals))
+        bound = min(self._most, 1 - sum(self._reverse(rival) for rival in self._rivals))
+        screened = min(self._most, 1 - sum(self._reverse(rival, self._glances.largest(rival)) for rival in self._rivals))
         return max(0.0, min(LIKELY, bound) if self._screened else bound, min(LIKELY, screened))
 
     @property
@@ -258,7 +253,7 @@ class AutoSearch:
         return tuple(sorted(each.layers[0] for each in tied)) if len(tied) > 1 else ()
 
     def _is_tied(self, rival: Probe, behind: float, ahead: float, full: float) -> bool:
-        if self._is_swept:
+        if self._count == len(self._order):
             return behind <= _TIE * full
         return ahead - behind >= _CLOSE * ahead and self._reverse(rival) >= _TIED
 
@@ -293,7 +288,8 @@ class AutoSearch:
 
     def _see_more(self) -> bool:
         """More pictures of the layers that may still be the best: made, or only screened, whichever promises more."""
-        alive = [self._best, *(each for each in self._rivals if self._count < _PICTURES or self._reverse(each) >= _OUT)]
+        every = self._count < _PICTURES or self._most < SURE
+        alive = [self._best, *(each for each in self._rivals if every or self._reverse(each) >= _OUT)]
         more = min(len(self._order) - self._count, 1 if self._count < _PICTURES else self._count, self._affordable(2 + len(alive)))
         if not self._whole and self._contest > _CLOSE_CALL and self._variates.helps and self._screen_more(alive):
             return True
@@ -331,11 +327,9 @@ class AutoSearch:
         self.groups += [half for half in halves if len(half.layers) > 1]
         self.singles += [half for half in halves if len(half.layers) == 1]
 
-    def _value(self, probe: Probe | None, place: Place) -> float:
-        """The effect of a probe, or the full change."""
+    def _value(self, probe: Probe, place: Place) -> float:
         pair, seed = place
-        effects = self._prober.effects([probe] if probe else [])
-        return float((effects.values[0] if probe else effects.full)[pair, self._prober.study.seeds.index(seed)])
+        return float(self._prober.effects([probe]).values[0, pair, self._prober.study.seeds.index(seed)])
 
     def _sweep(self) -> bool:
         """Falls back on all windows of all pictures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -51,11 +52,12 @@ class Budget:
         least = self.least(look)
         if least <= self.allowed:
             return True
-        share = least / self.sweep
-        advice = "leave the budget at 1" if share >= 1 else f"give a budget of {share:.2f} or more, or more prompts and seeds"
+        share = math.ceil(1000 * least / self.sweep) / 1000
+        advice = "leave it at 1" if share >= 1 else f"give {share:.3f} or more, or more prompts and seeds"
         warnings.warn(
             f"budget={self.share:.3g} allows the rows of {self.allowed:.1f} of all windows' {self.sweep:,.0f} images, and the smallest "
-            f"search takes those of {least:.1f}, a share of {share:.2f}; it goes on with that. To keep a budget, {advice}",
+            f"search takes those of {'' if look else 'at least '}{least:.1f}, a share of {share:.3f}; it goes on with that. To keep a "
+            f"budget, {advice}",
             UserWarning,
             stacklevel=2,
         )

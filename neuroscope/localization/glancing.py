@@ -67,9 +67,10 @@ class Glances:
 
     def begin(self) -> None:
         """Makes the next picture's unchanged run, so that the rows of a run are known; `at_whole` looks at it."""
-        (place, *_), before = self._unseen, self.rows
+        (place, *_), before, scored = self._unseen, self.rows, len(self._prober.measured.scores)
         self._followed = self._prober.follow([place], (_EARLY, _LATE) if len(self._over_frames) < _BOTH else (_EARLY,))
         self.run_rows, early = self.rows - before, self._followed[place][0]
+        self.own_rows += self.run_rows if len(self._prober.measured.scores) == scored else 0  # it was made before
         self._beginning = (early.step + 1) / early.steps
 
     def at_whole(self, *, late: bool = True) -> None:
