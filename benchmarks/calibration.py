@@ -184,7 +184,11 @@ def simulated(cases: int, seed: int = 0, splits: Sequence[Sequence[int]] = SPLIT
     for split in tqdm(splits, desc="splits"):
         for listing in LISTINGS:
             for number in range(cases):
-                blank, seeds, noise = int(rng.choice([0, 0, 0, 4])), int(rng.choice([1, 1, 2])), float(rng.choice([0.0, 0.03]))
+                blank, seeds, noise = (
+                    int(rng.choice([0, 0, 0, 4])),
+                    int(rng.choice([1, 1, 2, 8] if sum(split) < 12 else [1, 1, 2])),
+                    float(rng.choice([0.0, 0.03])),
+                )
                 case = Case.of(split, listing, rng, blank=blank, seeds=seeds, noise=noise)
                 kind = {"split": ":".join(map(str, split)), "listing": listing, "blank": blank, "seeds": seeds}
                 rows += [kind | searched(case, budget, number) for budget in BUDGETS]

@@ -128,9 +128,10 @@ def table() -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_of_answers_with_95_percent_at_least_as_many_are_right_at_every_budget():
-    found = calibration(simulated(8, seed=7))
+    found = calibration(simulated(12, seed=7))
     assert (found["95 % sure"] > 10).all()
     assert (found["of these right"] >= SURE).all()
+    assert not found["overrun without a warning"].any()
 
 
 class TestCalibration:

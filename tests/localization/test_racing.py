@@ -69,6 +69,17 @@ class TestOneLayer:
         assert str(found) in raced[0].verdict
 
 
+def test_its_contact_sheet_shows_the_prompts_that_were_drawn_first(graph, exhaustive):
+    """With the pictures that the sweep makes of these prompts and seeds."""
+    scores, every = (run(graph, method, keep_images=4, seeds=[7], num_inference_steps=1) for method in (Racing(seed=1), LocoGen()))
+    known = ~scores.effects.values[scores.effects.probes.index(scores.best)].isnan().any(dim=1)
+    drawn = {prompt for prompt, made in zip(scores.effects.prompts, known, strict=True) if made}
+    assert set(scores.images) == drawn
+    assert len(drawn) == FIRST
+    for prompt, row in scores.images.items():
+        assert np.array_equal(np.asarray(row[0]), np.asarray(every.images[prompt][0]))
+
+
 @pytest.fixture(scope="module")
 def close() -> HookGraph:
     """Two layers carry half each: which is ahead depends on the picture."""
