@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 import neuroscope as ns
 from benchmarks.layers import CONCEPTS
 from neuroscope.artifacts import write_beside
+from neuroscope.effects import Probe
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 
 #: Trained models, and how their pictures are measured.
@@ -153,8 +155,8 @@ def is_told_apart(exhaustive: ns.LayerScores, one: int, other: int) -> bool:
     effects = exhaustive.effects
     numbers = [[each.layers for each in effects.probes].index((layer,)) for layer in (other, one)]
     difference = effects.values[numbers[0]] - effects.values[numbers[1]]
-    low, high = replace(effects, probes=(effects.probes[0],), values=difference[None]).intervals()[0]
-    return bool(low > 0 or high < 0)
+    pair = replace(effects, probes=(Probe((one,)), Probe((other,))), values=torch.stack([difference, -difference]))
+    return any(pair.is_above_zero(probe) for probe in pair.probes)
 
 
 def redrawn(exhaustive: ns.LayerScores, draws: int = 1000) -> float:

@@ -25,6 +25,7 @@ class Confidence:
         of: how many an exhaustive sweep has.
         screened: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
             added nothing.
+        tied: the layers between which no difference was found, in order; none where one is ahead.
 
     Raises:
         InvalidInput: a probability outside 0 to 1, or a number that is negative or not whole.
@@ -35,10 +36,12 @@ class Confidence:
     pictures: int
     of: int
     screened: int = 0
+    tied: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         finite("the confidence's probability", self.probability, least=0, most=1)
-        object.__setattr__(self, "alone", tuple(whole("a layer", each, least=0) for each in self.alone))
+        for name in ("alone", "tied"):
+            object.__setattr__(self, name, tuple(whole("a layer", each, least=0) for each in getattr(self, name)))
         for name in ("pictures", "of", "screened"):
             whole(f"the confidence's {name}", getattr(self, name), least=0)
 
@@ -50,9 +53,23 @@ class Confidence:
 
 
 def chance_of_fewer(known: int, of: int) -> float:
-    """The chance that pictures drawn without looking are all of the smaller half: a bound where they all say the same."""
+    """The chance that images drawn at random are all of the smaller half: a bound where they all say the same."""
     half = (of - 1) // 2
     return float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])) if known <= half else 0.0
+
+
+def chance_of_tie(known: int, of: int) -> float:
+    """The chance that prompts drawn at random all say the same although just half of all do; 0 where no half is a number of them."""
+    half = of // 2
+    if of % 2 or known > half:
+        return 0.0
+    return min(1.0, 2 * float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])))
+
+
+def chance_of_none(known: int, of: int, share: float) -> float:
+    """The chance that images drawn at random all lack what this share of all images has, or the least number that is no less."""
+    having = max(1, int(np.ceil(round(share * of, 9))))
+    return float(scipy.stats.hypergeom.pmf(0, of, having, min(known, of)))
 
 
 def chance_of_reverse(differences: Float[np.ndarray, "picture"], of: int) -> float:

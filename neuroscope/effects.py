@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput
+from neuroscope.intervals import difference_interval, is_share, share_interval
 
 RESAMPLES = 1000
 
@@ -41,6 +42,8 @@ class Probe:
 POOLED = Probe((), "pooled")
 #: The change of what a net beside the denoiser, such as a ControlNet, reads of the prompt.
 CONTROL = Probe((), "control net")
+#: What carries the prompt beside the layers, and what it is called.
+BESIDE = {POOLED: "the pooled text", CONTROL: "the control net"}
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,27 @@ class Effects:
         return float(_score(self.full.numpy()[None], np.ones(self.full.shape))[0])
 
     def intervals(self, confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "probe 2"]:
-        """Bootstrap intervals of the probes' scores; prompts and seeds are drawn anew, each on its own (Owen, 2007)."""
+        """Intervals of the probes' scores.
+
+        Where every effect is a number of images (1, 0 or -1, as a reader's answers give), they are exact, of so many prompts as
+        there are, whatever the number of seeds; see `intervals.share_interval`. If no effect is negative, scores are shares of
+        the prompts, otherwise differences of two shares. All others are bootstrap intervals: prompts and seeds are drawn anew,
+        each on its own (Owen, 2007); effects that are all the same leave these without width.
+        """
         return self._intervals(self.values.numpy(), self._over(), confidence, seed)
 
     def full_interval(self) -> tuple[float, float]:
-        """A bootstrap interval of the mean full change, as in `intervals`."""
+        """An interval of the mean full change, as in `intervals`."""
         low, high = self._intervals(self.full.numpy()[None], np.ones(self.full.shape), 0.95, 0)[0]
         return float(low), float(high)
+
+    def is_moved(self) -> bool:
+        """Whether the full change moves the metric: the bootstrap interval of its mean lies above 0."""
+        return bool(self._resampled(self.full.numpy()[None], np.ones(self.full.shape), 0.95, 0)[0, 0] > 0)
+
+    def is_above_zero(self, probe: Probe) -> bool:
+        """Whether a probe has an effect: the bootstrap interval of its score lies above 0."""
+        return bool(self._resampled(self.values.numpy()[[self.probes.index(probe)]], self._over(), 0.95, 0)[0, 0] > 0)
 
     def of_layers(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """Each layer's score: the mean over the probes that hold it."""
@@ -115,17 +132,17 @@ class Effects:
         return np.stack([_score(each, np.ones((1, len(self.seeds)))) for each in by_prompt])
 
     def peak_interval(self, layers: Sequence[int]) -> tuple[float, float]:
-        """A bootstrap interval, as in `intervals`, of how much the strongest layer of each prompt exceeds the strongest opposite effect.
+        """A bootstrap interval of how much the strongest layer of each prompt exceeds the strongest opposite effect.
 
         Where effects are noise, they are as strong in either direction; in whatever layer a prompt has its own, this is above 0.
         """
         by_prompt = self.of_layers_by_prompt(layers)
         excess = (by_prompt.max(axis=1) + by_prompt.min(axis=1))[None, :, None]
-        low, high = self._intervals(excess, np.ones(excess.shape[1:]), 0.95, 0)[0]
+        low, high = self._resampled(excess, np.ones(excess.shape[1:]), 0.95, 0)[0]
         return float(low), float(high)
 
     def layer_intervals(self, layers: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "layer 2"]:
-        """Bootstrap intervals of the layers' scores, as in `intervals`."""
+        """Intervals of the layers' scores, as in `intervals`."""
         return self._intervals(self._by_layer(layers), self._over(), confidence, seed)
 
     def shares(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
@@ -133,7 +150,7 @@ class Effects:
         return _score(self._by_layer(layers), self.full.numpy())
 
     def share_of(self, probe: Probe, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-        """One probe's mean effect as a share of the full change, and its bootstrap interval as in `intervals`."""
+        """One probe's mean effect as a share of the full change, and its interval as in `intervals`."""
         values, full = self.values.numpy()[[self.probes.index(probe)]], self.full.numpy()
         low, high = self._intervals(values, full, confidence, seed)[0]
         return float(_score(values, full)[0]), float(low), float(high)
@@ -158,6 +175,18 @@ class Effects:
         return self.full.numpy() if self.relative else np.ones(self.full.shape)
 
     def _intervals(self, values: np.ndarray, over: np.ndarray, confidence: float, seed: int) -> np.ndarray:
+        if not self._is_count or not (is_share(over) and (values == 0)[:, over == 0].all()):
+            return self._resampled(values, over, confidence, seed)
+        signed = bool((self.values < 0).any() or (self.full < 0).any())
+        return np.array([_exact(each, over, signed, confidence) for each in values]).reshape(-1, 2)
+
+    @property
+    def _is_count(self) -> bool:
+        """Whether every known effect is an image more, an image less, or none."""
+        every = np.abs(np.concatenate([self.values.numpy().ravel(), self.full.numpy().ravel()]))
+        return is_share(every)
+
+    def _resampled(self, values: np.ndarray, over: np.ndarray, confidence: float, seed: int) -> np.ndarray:
         """To draw anew is to weight each prompt and each seed by how often it is drawn."""
         rng = np.random.default_rng(seed)
         prompts, seeds = (rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) for count in over.shape)
@@ -165,6 +194,21 @@ class Effects:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a probe of which the metric says nothing
             return np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
+
+
+def _exact(
+    effects: Float[np.ndarray, "prompt seed"], over: Float[np.ndarray, "prompt seed"], signed: bool, confidence: float
+) -> tuple[float, float]:
+    """The interval of a mean effect over the images that `over` counts; (0, 0) where none is known."""
+    known = ~np.isnan(effects) & (over == 1)
+    images = known.sum(axis=1)
+    of = int((images > 0).sum())
+    if not of:
+        return 0.0, 0.0
+    up, down = (
+        round(float((np.where(known, (sign * effects).clip(min=0), 0.0).sum(axis=1) / images.clip(min=1)).sum()), 9) for sign in (1, -1)
+    )
+    return difference_interval(up, down, of, confidence) if signed else share_interval(up, of, confidence)
 
 
 def _score(values: Float[np.ndarray, "probe prompt seed"], over: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "probe"]:

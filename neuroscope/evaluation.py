@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
@@ -21,6 +19,7 @@ from neuroscope._errors import InvalidInput
 from neuroscope.arguments import check_generation
 from neuroscope.foreign_hooks import only_watching
 from neuroscope.graph import HookGraph
+from neuroscope.intervals import is_share, mean_interval
 from neuroscope.interventions import Intervention, NeuronMask
 from neuroscope.keys import digest, key_of, metric_key, origin
 from neuroscope.ledger import Ledger
@@ -141,7 +140,11 @@ def _made(
 
 
 def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Means of an evaluation with bootstrap intervals over prompts (images of one prompt are not independent).
+    """Means of an evaluation with intervals over prompts (images of one prompt are not independent).
+
+    A metric whose scores in the table are all 0 or 1 gives shares of images, and their intervals are exact (Clopper and Pearson): 0 of
+    16 prompts leaves room for 0.21. Their number is that of the prompts, whatever the number of seeds. Other metrics have
+    bootstrap intervals, and none (NaN) where there is one prompt, or all prompts have the same mean.
 
     Returns:
         One row per intervention and metric, in the table's order: intervention, metric, mean, low, high, images.
@@ -150,9 +153,10 @@ def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     confidence = _checks.finite("confidence", confidence, above=0, most=1 - 1e-9)
     _checks.whole("seed", seed, least=0)
     rows = []
+    shares = {str(metric): is_share(scores.to_numpy(dtype=float)) for metric, scores in table.groupby("metric", sort=False)["score"]}
     for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
         by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
-        low, high = _bootstrap(by_prompt, confidence, seed)
+        low, high = mean_interval(by_prompt, shares[str(metric)], confidence, seed)
         mean = float(by_prompt.mean()) if len(by_prompt) else np.nan
         rows.append((name, metric, mean, low, high, int(group["score"].count())))
     return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
@@ -256,14 +260,3 @@ def _as_tuple(change: Any) -> tuple[Intervention, ...]:
     if isinstance(change, Neurons):
         raise InvalidInput(f"{change!r} say where, not what to change; write ns.NeuronMask(neurons)")
     return _checks.several("interventions", change, Intervention, 'ns.load("mask.safetensors")')
-
-
-def _bootstrap(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    if not len(values):
-        return np.nan, np.nan
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.min()), float(values.max())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = scipy.stats.bootstrap((values,), np.mean, confidence_level=confidence, method="percentile", rng=seed)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -71,7 +71,10 @@ class HookGraph:
         self.denoiser: Any = getattr(pipe, self.family.component)
         self._row_bytes: dict[tuple[int, int], int] = {}
         self._stage_shares: dict[tuple[int, ...], dict[str, float]] = {}
-        self.sites = find_sites(self.family, self.denoiser)
+        try:
+            self.sites = find_sites(self.family, self.denoiser)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{type(pipe).__name__} is not supported: {error}") from error
         self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from neuroscope._errors import InvalidInput
 from neuroscope.artifacts import Artifact, take
 from neuroscope.confidence import Confidence
 from neuroscope.cost import Cost
-from neuroscope.effects import POOLED, Effects, EffectsHeader, Probe
+from neuroscope.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Probe
 from neuroscope.fidelity import Fidelity, FidelityHeader
 from neuroscope.provenance import Provenance
 
@@ -41,6 +41,7 @@ class LayerScoresHeader:
     provenance: Provenance
     names: tuple[str, ...]
     columns: tuple[str, ...]
+    sheet_prompts: tuple[str, ...]
     effects: EffectsHeader | None
     cost: Cost | None
     fidelity: FidelityHeader | None
@@ -62,6 +63,7 @@ class LayerScores(Artifact):
         confidence: of a search that does not try everything, how sure it is of the best layer.
         columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
         sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
+        sheet_prompts: the prompts of its rows; by default the effects' first ones.
 
     Raises:
         InvalidInput: no layer, more or fewer scores or names than layers, a score that is not finite, or a sheet of other sizes.
@@ -80,6 +82,7 @@ class LayerScores(Artifact):
     sheet: UInt8[Tensor, "prompt column height width rgb"] | None = field(default=None, repr=False)
     fidelity: Fidelity | None = None
     confidence: Confidence | None = None
+    sheet_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(whole("a layer", each, least=0) for each in self.layers))
@@ -134,42 +137,58 @@ class LayerScores(Artifact):
         effects = self._measured("verdict")
         best = self.best
         low, high = effects.intervals()[effects.probes.index(best)]
-        pooled = self.pooled_share
-        share = f"{pooled[0]:.0%} [{pooled[1]:.0%}, {pooled[2]:.0%}] of the full change" if pooled else ""
-        if best == POOLED and low > 0:
-            sure = f"; {self.confidence}" if self.confidence else ""
-            return f"the pooled text carries {share}, more than any layer{sure}"
-        said = [self._said_of_layers(low, high), f"the pooled text carries {share}" if pooled else "", self.fidelity, self.confidence]
+        beside = [f"{name} carries {_said_share(share)}" for name, share in self._shares_beside.items()]
+        if not best.layers and effects.is_above_zero(best):
+            others = [each for each in beside if not each.startswith(BESIDE[best])]
+            strongest = f"{BESIDE[best]} carries {_said_share(effects.share_of(best))}, more than any layer"
+            said: list[object] = [strongest, *others, self.confidence]
+        else:
+            said = [self._said_of_layers(low, high), *beside, self.fidelity, self.confidence]
         return "; ".join(str(each) for each in said if each)
 
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
         effects = self._measured("verdict")
-        if not found or (low <= 0 and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
-            best = " and ".join(map(self.name, self.best.layers)) or "the pooled text"
+        if not found or (not effects.is_above_zero(self.best) and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
+            best = " and ".join(map(self.name, self.best.layers)) or BESIDE[self.best]
             return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
         of = f"{len(found)} prompts"
-        if len(counts) == 1:
-            return f"all {of} agree on {self._called(counts[0][0])}"
+        tied = self._said_of_tie()
         if counts[0][1] >= _AGREEING * len(found):
-            return f"{counts[0][1]} of {of} agree on {self._called(counts[0][0])}"
+            agreeing = f"all {of}" if len(counts) == 1 else f"{counts[0][1]} of {of}"
+            return tied or f"{agreeing} agree on {self._called(counts[0][0])}"
         places = ", ".join(f"{self._called(layer)} ({count})" for layer, count in counts[:4])
-        return f"the {of} disagree: {places}; the place depends on the prompt"
+        return f"{f'{tied}; ' if tied else ''}the {of} disagree: {places}; the place depends on the prompt"
+
+    def _said_of_tie(self) -> str:
+        """The layers between which a search found no difference, with their scores; nothing where there is one best."""
+        tied = self.confidence.tied if self.confidence else ()
+        scores = [f"{self.scores[self.layers.index(layer)]:.2f}" for layer in tied]
+        return f"{' and '.join(map(self.name, tied))} are statistically tied ({' and '.join(scores)})" if tied else ""
 
     @property
     def pooled_share(self) -> tuple[float, float, float] | None:
         """The share of the full change that the pooled text path carries, with its interval (low, high); None without such a path."""
-        if self.effects is None or POOLED not in self.effects.probes:
-            return None
-        return self.effects.share_of(POOLED)
+        return self._shares_beside.get(BESIDE[POOLED])
+
+    @property
+    def control_share(self) -> tuple[float, float, float] | None:
+        """The same for what nets beside the denoiser, such as a ControlNet, read of the prompt; None without such nets."""
+        return self._shares_beside.get(BESIDE[CONTROL])
+
+    @property
+    def _shares_beside(self) -> dict[str, tuple[float, float, float]]:
+        """By name, the shares of what no layer can carry."""
+        effects = self.effects
+        return {name: effects.share_of(probe) for probe, name in BESIDE.items() if probe in effects.probes} if effects else {}
 
     @property
     def images(self) -> dict[str, list[Image.Image]]:
         """The contact sheet for `plots.images(scores.images, scores.columns)`: by prompt, one picture a column."""
         if self.sheet is None or self.effects is None:
             return {}
-        prompts = self.effects.prompts[: len(self.sheet)]
+        prompts = self.sheet_prompts or self.effects.prompts[: len(self.sheet)]
         return {prompt: [Image.fromarray(each.numpy()) for each in row] for prompt, row in zip(prompts, self.sheet, strict=True)}
 
     def name(self, layer: int) -> str:
@@ -237,6 +256,7 @@ class LayerScores(Artifact):
             "provenance": asdict(self.provenance),
             "names": list(self.names),
             "columns": list(self.columns),
+            "sheet_prompts": list(self.sheet_prompts),
         }
         header |= {name: asdict(each) if each else None for name, each in (("cost", self.cost), ("confidence", self.confidence))}
         header |= {"effects": None, "fidelity": self.fidelity.to_header() if self.fidelity else None}
@@ -265,6 +285,7 @@ class LayerScores(Artifact):
             sheet=take(tensors, "sheet", torch.uint8) if "sheet" in tensors else None,
             fidelity=header.fidelity.restored() if header.fidelity else None,
             confidence=header.confidence,
+            sheet_prompts=header.sheet_prompts,
         )
 
     def _measured(self, what: str) -> Effects:
@@ -273,6 +294,10 @@ class LayerScores(Artifact):
                 f"{what} needs scores measured on generated pictures, as localize gives them, not {self.provenance.method!r}"
             )
         return self.effects
+
+
+def _said_share(share: tuple[float, float, float]) -> str:
+    return f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}] of the full change"
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> UInt8[Tensor, "prompt column height width rgb"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from neuroscope import _checks
 from neuroscope._errors import InvalidFile, InvalidInput
 from neuroscope._files import write_beside
 from neuroscope.graph import HookGraph
+from neuroscope.intervals import is_share, mean_interval
 from neuroscope.interventions import NeuronMask
 from neuroscope.layer_scores import LayerScores
 from neuroscope.scores import Neurons, NeuronScores
@@ -155,7 +156,7 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
 
 
 def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Effect and collateral against the number of neurons, with bands over prompts.
+    """Effect and collateral against the number of neurons, with 95 % intervals over prompts, those of shares exact: see `summarize`.
 
     `table` is a concatenation of evaluations with a column `neurons`, and, to draw controls, one named `control`.
     """
@@ -168,8 +169,8 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     look: dict[str, Any] = {"style": "control"} if "control" in table.columns else {}
     metrics = list(table["metric"].unique())
     look["sizes"] = dict(zip(metrics, np.linspace(2.4, 0.8, len(metrics)), strict=True))  # lines that coincide stay visible
-    ci = {"errorbar": ("ci", 95), "n_boot": 200, "seed": 0}
-    sns.lineplot(table, x="neurons", y="score", hue="metric", size="metric", ax=ax, marker="o", markersize=4, **look, **ci)
+    means, errorbar = _by_prompt(table)
+    sns.lineplot(means, x="neurons", y="score", hue="metric", size="metric", ax=ax, marker="o", markersize=4, errorbar=errorbar, **look)
     ax.set(xlabel="neurons in the mask", ylabel="share of images" if table["score"].between(0, 1).all() else "score")
     ax.set_ylim(-0.03, 1.03) if table["score"].between(0, 1).all() else None
     sns.move_legend(ax, "upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=_SMALL, title_fontsize=_SMALL)
@@ -204,6 +205,19 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     sns.despine(ax=ax, left=True)
     ax.tick_params(axis="y", length=0)
     return _finish(ax, f"{graph.model}: blue reads the prompt alone")
+
+
+def _by_prompt(table: pd.DataFrame) -> tuple[pd.DataFrame, Callable[[pd.Series], tuple[float, float]]]:
+    """Each prompt's mean scores, and what gives the interval of their mean; a table without prompts has one a row."""
+    keys = [name for name in ("neurons", "metric", "control", "prompt") if name in table.columns]
+    means = table.groupby(keys, sort=False)["score"].mean().reset_index() if "prompt" in keys else table.reset_index(drop=True)
+    share = {metric: is_share(scores.to_numpy(dtype=float)) for metric, scores in table.groupby("metric", sort=False)["score"]}
+
+    def interval(scores: pd.Series) -> tuple[float, float]:
+        known = scores.dropna()
+        return mean_interval(known.to_numpy(), share[means["metric"][known.index[0]]])
+
+    return means, interval
 
 
 def write(ax: Axes, path: str | Path) -> Path:

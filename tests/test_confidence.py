@@ -1,55 +1,51 @@
+import math
+
 import numpy as np
 import pytest
-import scipy.stats
 
-from neuroscope import Confidence
-from neuroscope.confidence import chance_of_fewer, chance_of_reverse
+from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_none, chance_of_tie
 
 
-@pytest.mark.parametrize("of", [1, 2, 7, 8, 32])
-def test_pictures_that_all_say_the_same_bound_what_most_say_as_drawing_without_putting_back_does(of):
-    """At most this many of all may say something else while fewer than half agree: the hypergeometric chance of drawing none of those."""
-    most = (of - 1) // 2
-    for known in range(of + 1):
-        assert chance_of_fewer(known, of) == pytest.approx(scipy.stats.hypergeom(of, most, known).pmf(known))
+def drawn_alike(known: int, of: int, group: int) -> float:
+    """The chance that so many drawn of all are of one group."""
+    return math.comb(group, known) / math.comb(of, known)
 
 
-def test_a_few_of_very_many_pictures_are_tested_by_students_t():
-    differences = np.random.default_rng(0).normal(0.3, 1.0, 9)
-    expected = scipy.stats.ttest_1samp(differences, 0.0, alternative="greater").pvalue
-    assert chance_of_reverse(differences, 10**9) == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize(("known", "of"), [(1, 3), (4, 11), (3, 8), (2, 2), (6, 11)])
+def test_a_smaller_half_is_less_than_half(known, of):
+    assert chance_of_fewer(known, of) == pytest.approx(drawn_alike(known, of, (of - 1) // 2))
 
 
-def test_all_pictures_leave_no_doubt():
-    assert chance_of_reverse(np.array([0.5, -0.4]), 2) == 0
-    assert chance_of_reverse(np.array([0.4, -0.5]), 2) == 1
+@pytest.mark.parametrize(("known", "of"), [(3, 6), (2, 4), (4, 6), (1, 2), (1, 4)])
+def test_either_of_two_equal_halves_may_be_drawn(known, of):
+    assert chance_of_tie(known, of) == pytest.approx(min(1.0, 2 * drawn_alike(known, of, of // 2)))
 
 
-def test_the_more_of_all_pictures_are_known_the_smaller_the_chance():
-    differences = np.array([0.1, 0.4, -0.1, 0.3])
-    chances = [chance_of_reverse(differences, of) for of in (4, 5, 8, 100)]
-    assert chances == sorted(chances)
-    assert chances[0] == 0 < chances[1]
+@pytest.mark.parametrize("known", [1, 3])
+def test_an_odd_number_has_no_equal_halves(known):
+    assert chance_of_tie(known, 7) == 0
 
 
-@pytest.mark.parametrize(("differences", "expected"), [([], 0.5), ([1.0], 0.5), ([0.0, 0.0], 0.5), ([0.2, 0.2], 0.0), ([-0.2, -0.2], 1.0)])
-def test_too_little_says_nothing_and_no_scatter_says_all(differences, expected):
-    assert chance_of_reverse(np.array(differences), 8) == expected
+@pytest.mark.parametrize(("known", "of", "having"), [(4, 32, 4), (4, 11, 2), (11, 11, 2), (2, 3, 1), (10, 10, 1)])
+def test_images_that_all_lack_it_are_drawn_from_the_others(known, of, having):
+    """A tenth of all, or the least number that is no less."""
+    assert chance_of_none(known, of, 0.1) == pytest.approx(drawn_alike(known, of, of - having))
 
 
-def test_chances_hold_on_average():
-    """Of populations whose mean is drawn around 0, as many are below 0 as the chances say, to within a few percent."""
-    rng = np.random.default_rng(1)
-    stated, wrong = [], []
-    for _ in range(4000):
-        every = rng.normal(rng.normal(0, 1.0), 1.0, 12)
-        stated.append(chance_of_reverse(every[:5], 12))
-        wrong.append(every.mean() < 0)
-    near = np.abs(np.array(stated) - 0.15) < 0.05
-    assert np.mean(np.array(wrong)[near]) == pytest.approx(0.15, abs=0.05)
+@pytest.mark.parametrize("tied", [(), (2, 12)])
+def test_through_plain_values_nothing_is_lost(tied):
+    found = Confidence(0.5, (2, 12), 4, 11, 3, tied)
+    plain = {"probability": 0.5, "alone": [2, 12], "pictures": 4, "of": 11, "screened": 3, "tied": list(tied)}
+    assert Confidence.from_header(plain) == found
 
 
-def test_it_says_what_it_is_about():
-    said = str(Confidence(0.962, (3, 12), 4, 32))
-    assert said == "96 % sure that all windows would say the same (2 layers alone, on 4 of 32 pictures)"
-    assert "(1 layer alone, on 1 of 2 pictures)" in str(Confidence(0.5, (3,), 1, 2))
+def test_files_from_before_ties_have_none():
+    plain = {"probability": 0.5, "alone": [2], "pictures": 4, "of": 11, "screened": 3}
+    assert Confidence.from_header(plain).tied == ()
+
+
+def test_draws_that_agree_are_as_rare_as_it_says():
+    """Four of eleven prompts from the smaller group of five: simulated."""
+    rng = np.random.default_rng(0)
+    alike = [set(rng.permutation(11)[:4]) <= set(range(5)) for _ in range(20000)]
+    assert np.mean(alike) == pytest.approx(chance_of_fewer(4, 11), abs=0.004)

@@ -5,6 +5,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from neuroscope import Cost, Effects, InvalidFile, InvalidInput, LayerScores, Probe, Provenance, load, save
+from neuroscope.confidence import Confidence
 from neuroscope.layer_scores import contact_sheet
 from tests.test_effects import effects_of
 
@@ -93,6 +94,18 @@ class TestVerdict:
         scores = of_prompts(best)
         assert scores.verdict == verdict
         assert repr(scores) == f"LayerScores('stipple' by LocoGen(), 4 layers: {verdict})"
+
+    @pytest.mark.parametrize("by_prompt", [True, False])
+    def test_a_tie_that_a_search_finds_names_both_layers_and_no_agreement(self, by_prompt):
+        """Half of the prompts each, or half of every prompt's effect."""
+        values = np.zeros((4, 6, 1))
+        values[1], values[3] = 0.5, 0.5
+        if by_prompt:
+            values[1, :, 0], values[3, :, 0] = np.repeat([[1, 0], [0, 1]], 3, axis=1)
+        verdict = scores_of(values, confidence=Confidence(1.0, (1, 3), 6, 6, tied=(1, 3))).verdict
+        assert verdict.startswith("layer 1 and layer 3 are statistically tied (0.50 and 0.50); ")
+        assert "agree on" not in verdict
+        assert ("the 6 prompts disagree: layer 1 (3), layer 3 (3)" in verdict) == by_prompt
 
     def test_components_have_their_names(self):
         assert scores_of([[[0.0]], [[1.0]]], names=("cross 0", "resnet 3")).verdict == "all 1 prompts agree on resnet 3"

@@ -40,7 +40,7 @@ class AttentionContribution(Localization[LayerScores]):
             last token), "last subject", "after", "eos" and "padding".
         steps: at how many steps, in the middle of as many equal parts of the schedule.
         probe: which run is looked at: "necessity" the one with the concept, "sufficiency" the one without it.
-        fidelity: how many layers' exact effects on the first picture the scores are compared with; 0 for none.
+        fidelity: how many layers' exact effects on one picture, drawn at random, the scores are compared with; 0 for none.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a prompt that holds none of the tokens.

@@ -14,7 +14,8 @@ from neuroscope.layer_scores import LayerScores
 from neuroscope.layout import Rows
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.auto import AutoSearch
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, split
+from neuroscope.localization.glancing import Glances
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, drawn, split
 from neuroscope.localization.study import Study
 
 
@@ -40,7 +41,9 @@ class LocoGen(Localization[LayerScores]):
             that it names and of all others together, until it is sure which layer the windows of one would name; see
             `LayerScores.confidence`.
         budget: with search="auto", the share of the rows of all windows that it may take. With 1 it goes on until it is sure, if
-            need be with all windows; with less it stops there, and says how sure it is.
+            need be with all windows; with less it stops there, and says how sure it is. A search takes a few images at least; where
+            that is more, it warns before it spends it.
+        seed: with search="auto", of the random order in which prompts and seeds are taken.
         roles: change "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         rows: "conditional" (the rows that carry the prompt) or "all".
@@ -56,6 +59,7 @@ class LocoGen(Localization[LayerScores]):
     enough: float = 0.5
     search: Literal["windows", "sets", "auto"] = "windows"
     budget: float = 1.0
+    seed: int = 0
     roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
     rows: Rows = "conditional"
@@ -77,6 +81,9 @@ class LocoGen(Localization[LayerScores]):
             raise InvalidInput(f"budget={self.budget} is no share of the exhaustive sweep's rows; give more than 0 and at most 1")
         if self.budget != 1 and self.search != "auto":
             raise InvalidInput(f"search={self.search!r} has no budget; leave it out, or give search='auto'")
+        _checks.whole("seed", self.seed, least=0)
+        if self.seed and self.search != "auto":
+            raise InvalidInput(f"search={self.search!r} draws nothing at random; leave seed out, or give search='auto'")
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
         check_schedule_part(self.steps)
@@ -89,9 +96,9 @@ class LocoGen(Localization[LayerScores]):
         if self.window != "grow" and self.window > len(layers):
             raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
         with metered(study.graph.denoiser) as meter:
-            prober = Prober(study, self._swapping)
             if self.search == "auto":
-                return self._auto(prober, AutoSearch(prober, meter, self.budget), meter)
+                return self._auto(study, meter)
+            prober = Prober(study, self._swapping)
             method, probes, effects = self._sets(prober) if self.search == "sets" else self._windows(prober)
         study.warn_of_no_change(effects)
         return LayerScores.of(effects, provenance=study.provenance(method), cost=meter.cost, **prober.measured.sheet(study, probes))
@@ -100,7 +107,10 @@ class LocoGen(Localization[LayerScores]):
     def _swapping(self) -> Swapping:
         return Swapping(**{field.name: getattr(self, field.name) for field in fields(Swapping)})
 
-    def _auto(self, prober: Prober, search: AutoSearch, meter: Meter) -> LayerScores:
+    def _auto(self, study: Study, meter: Meter) -> LayerScores:
+        order = drawn(study, self.seed)
+        prober = Prober(replace(study, shown=tuple(order[: len(study.pairs)])), self._swapping)
+        search = AutoSearch(prober, Glances(prober, meter, order), self.budget)
         confidence = search.run()
         effects = search.effects()
         prober.study.warn_of_no_change(effects)

@@ -147,9 +147,14 @@ def keeping(graph: HookGraph, steps: Steps, kept: list[tuple[Frame, ...]], _rows
     kept.extend(zip(*found, strict=True))
 
 
-def spread(study: Study) -> list[Place]:
-    """All pictures of a study, every prompt's first seed before any second one."""
-    return sorted(study.places, key=lambda place: study.seeds.index(place[1]))
+def drawn(study: Study, seed: int) -> list[Place]:
+    """All images of a study in a random order, every prompt's first before any second one.
+
+    What is found on the first images is then found on a random sample of all, however prompts and seeds are listed.
+    """
+    rng = np.random.default_rng(seed)
+    seeds = [[study.seeds[number] for number in rng.permutation(len(study.seeds))] for _ in study.pairs]
+    return [(int(pair), seeds[pair][turn]) for turn in range(len(study.seeds)) for pair in rng.permutation(len(study.pairs))]
 
 
 def split(layers: Sequence[int], parts: int) -> list[tuple[int, ...]]:

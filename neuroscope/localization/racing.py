@@ -10,12 +10,12 @@ import torch
 
 from neuroscope import _checks
 from neuroscope._errors import InvalidInput
-from neuroscope.confidence import LIKELY, Confidence, chance_of_fewer, chance_of_reverse
+from neuroscope.confidence import LIKELY, Confidence, chance_of_fewer, chance_of_reverse, chance_of_tie
 from neuroscope.cost import metered
 from neuroscope.effects import Effects, Probe
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, spread
+from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, drawn
 from neuroscope.localization.study import Study
 
 
@@ -23,9 +23,9 @@ from neuroscope.localization.study import Study
 class Racing(Localization[LayerScores]):
     """Hoeffding races (Maron and Moore 1994) over layers, with Student's t for the bounds.
 
-    All layers start. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all pictures with a chance below
-    `out`, shared among them. The first race is of runs with few steps; its finalists race again with all steps. A layer that matters in
-    whole runs alone can lose the first race, so the confidence is at most 90 %.
+    All layers start, on pictures in a random order. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all
+    pictures with a chance below `out`, shared among them. The first race is of runs with few steps; its finalists race again with all
+    steps. A layer that matters in whole runs alone can lose the first race, so the confidence is at most 90 %.
 
     Attributes:
         out: the chance of dropping a layer that should win.
@@ -33,6 +33,7 @@ class Racing(Localization[LayerScores]):
         finalists: how many layers may enter the second race; the first goes on until no more are left, or its pictures end.
         roles: swap "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        seed: of the random order in which prompts and seeds are taken.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a schedule that is given step by step.
@@ -43,10 +44,12 @@ class Racing(Localization[LayerScores]):
     finalists: int = 3
     roles: str | tuple[str, ...] = ROLES
     probe: Direction = "necessity"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
+        _checks.whole("seed", self.seed, least=0)
         if not 0 < self.out < 1:
             raise InvalidInput(f"out={self.out} is no chance; give more than 0 and less than 1, such as 0.05")
         if not 0 < self.short <= 1:
@@ -59,12 +62,14 @@ class Racing(Localization[LayerScores]):
         layers = [Probe((layer,)) for layer in study.graph.sites.layers]
         swapping = Swapping(roles=self.roles, probe=self.probe)
         with metered(study.graph.denoiser) as meter:
+            order = drawn(study, self.seed)
+            study = replace(study, shown=tuple(order[: len(study.pairs)]))
             heat, final = Prober(self._shortened(study), swapping), Prober(study, swapping)
             running, _ = self._race(heat, layers, self.finalists)
             strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
             _, count = self._race(final, strongest, 1)
             sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else LIKELY)
-            final.measure(final.beside, spread(study)[:count])
+            final.measure(final.beside, order[:count])
         effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
         study.warn_of_no_change(effects)
         alone = tuple(sorted(each.layers[0] for each in strongest))
@@ -81,7 +86,7 @@ class Racing(Localization[LayerScores]):
 
     def _race(self, prober: Prober, layers: list[Probe], wanted: int) -> tuple[list[Probe], int]:
         """The layers that are left, at most `wanted` unless the pictures end; and on how many pictures they ran."""
-        order, count, running = spread(prober.study), 2, list(layers)
+        order, count, running = drawn(prober.study, self.seed), 2, list(layers)
         while True:
             effects = prober.measure(running, order[:count])
             means = effects.means()
@@ -100,10 +105,12 @@ class Racing(Localization[LayerScores]):
 
     def _sure(self, prober: Prober, layers: list[Probe], count: int) -> float:
         """How sure both races are of the winner, if short runs say what whole ones do."""
-        effects, of = prober.effects(layers), len(prober.study.places)
+        effects, order = prober.effects(layers), drawn(prober.study, self.seed)
+        of, prompts = len(order), len({pair for pair, _ in order[:count]})
         best = int(np.argmax(effects.means()))
         chances = [self._reverse(effects, best, rival, of) for rival in range(len(layers)) if rival != best]
-        return max(0.0, 1 - max(chance_of_fewer(count, of), 2 * self.out + sum(chances)))
+        misled = max(chance_of_fewer(count, of), chance_of_tie(prompts, len(prober.study.pairs)))
+        return max(0.0, 1 - max(misled, 2 * self.out + sum(chances)))
 
 
 def _joined(heat: Effects, final: Effects) -> Effects:

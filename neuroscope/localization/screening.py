@@ -20,7 +20,7 @@ from neuroscope.fidelity import Fidelity
 from neuroscope.forcing import Forcing, Frame
 from neuroscope.layer_scores import LayerScores
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import Prober, Swapping
+from neuroscope.localization.probing import Prober, Swapping, drawn
 from neuroscope.localization.study import Place, Study
 
 #: What a screen says of one frame: a number for each layer, from the frame, what the other prompt says, and both prompts.
@@ -60,11 +60,11 @@ def screened(study: Study, method: Localization, swapping: Swapping, look: Look,
     check_fits(study, method, len(study.graph.sites.layers), "layers")
     with metered(study.graph.denoiser) as meter:
         prober, forcing = Prober(replace(study, keep_images=0), swapping), Forcing(study.graph)
-        whole = 1 if fidelity else 0  # exact effects need the first picture
-        parts = ((study.places[:whole], False), (study.places[whole:], True))
+        whole = drawn(study, 0)[: 1 if fidelity else 0]  # of which exact effects are made
+        parts = ((whole, False), ([place for place in study.places if place not in whole], True))
         followed = [prober.follow(places, steps, cut=cut) for places, cut in parts if places]
         effects = view(prober, forcing, look, {place: frames for each in followed for place, frames in each.items()})
-        checked = _checked(prober, effects, fidelity) if fidelity else None
+        checked = _checked(prober, effects, whole, fidelity) if fidelity else None
         cost = meter.cost + Cost(rows=forcing.rows)
     return LayerScores.of(effects, provenance=study.provenance(method), cost=cost, fidelity=checked)
 
@@ -95,8 +95,8 @@ def share(predicted: Float[Tensor, "change channel height width"], source: Tenso
     return ((moved * way).sum(dim=1) / length).cpu().numpy()
 
 
-def _checked(prober: Prober, effects: Effects, count: int) -> Fidelity:
-    """The rank correlation with exact effects on the first picture: of half of the layers from the strongest quarter, others at random."""
+def _checked(prober: Prober, effects: Effects, places: Sequence[Place], count: int) -> Fidelity:
+    """The rank correlation with exact effects on a picture: of half of the layers from the strongest quarter, others at random."""
     layers = np.array(prober.study.graph.sites.layers)
     estimates = effects.of_layers(layers.tolist())
     order, rng = np.argsort(-estimates, kind="stable"), np.random.default_rng(0)
@@ -106,7 +106,7 @@ def _checked(prober: Prober, effects: Effects, count: int) -> Fidelity:
     weak = rng.choice(np.setdiff1d(order, strong), count - len(strong), replace=False)
     sample = np.sort(np.concatenate([strong, weak]))
     probes = [Probe((int(layers[number]),)) for number in sample]
-    exact = prober.measure(probes, prober.study.places[:1]).means()
+    exact = prober.measure(probes, places).means()
     return Fidelity.between(estimates[sample], exact, "layers, half of them from the strongest quarter")
 
 

@@ -76,6 +76,7 @@ class Study:
     Attributes:
         name: the concept's.
         origin: a hash of all that scores depend on beside the method and the case.
+        shown: the images that the contact sheet shows, if these are others than the first prompts' with the first seed.
     """
 
     graph: HookGraph
@@ -89,6 +90,7 @@ class Study:
     origin: str
     keep_images: int
     quiet: bool
+    shown: tuple[Place, ...] = ()
 
     def provenance(self, method: object) -> Provenance:
         """Where this study's results come from."""
@@ -115,7 +117,13 @@ class Study:
 
     def keeps(self, case: Case) -> bool:
         """Whether the contact sheet shows this run."""
-        return case.pair < self.keep_images and case.seed == self.seeds[0]
+        return (case.pair, case.seed) in self.sheet_places
+
+    @property
+    def sheet_places(self) -> tuple[Place, ...]:
+        """The images of the contact sheet, one a row."""
+        count = min(self.keep_images, len(self.pairs))
+        return self.shown[:count] or tuple((pair, self.seeds[0]) for pair in range(count))
 
     def measure(self, sweep: Sweep, groups: Sequence[Group], method: object, earlier: Measured | None = None) -> Measured:
         """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
@@ -182,7 +190,7 @@ class Study:
 
     def warn_of_no_change(self, effects: Effects) -> None:
         """Warns where the goal is not told apart from the base, so that scores mean nothing."""
-        if effects.full_interval()[0] <= 0:
+        if not effects.is_moved():
             warnings.warn(
                 f"the full change hardly moves {self.metric!r} ({effects.full_mean():.3f} on average), so no layer can be "
                 "found by it; choose another metric, other prompts or more seeds",
@@ -238,10 +246,12 @@ class Measured:
     def sheet(self, study: Study, probes: Sequence[Probe]) -> dict[str, Any]:
         """The contact sheet's fields of `LayerScores`: one row a prompt, one column a run."""
         columns: tuple[Probe | str, ...] = ("base", *probes, "goal")
-        count = min(study.keep_images, len(study.pairs))
-        every = ([self.pictures.get(Case(column, pair, study.seeds[0])) for column in columns] for pair in range(count))
+        every = ([self.pictures.get(Case(column, *place)) for column in columns] for place in study.sheet_places)
         rows = [[picture for picture in row if picture] for row in itertools.takewhile(all, every)]
-        return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows)} if rows else {}
+        if not rows:
+            return {}
+        prompts = tuple(study.pairs[pair].present for pair, _ in study.sheet_places[: len(rows)])
+        return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows), "sheet_prompts": prompts}
 
     def _table(self, study: Study, probes: Sequence[Probe | str]) -> np.ndarray:
         """[probe, prompt, seed]."""

@@ -34,7 +34,7 @@ class TeacherForced(Localization[LayerScores]):
         steps: at how many steps, in the middle of as many equal parts of the schedule.
         roles: swap "key" and "value", or one of them.
         probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
-        fidelity: how many layers' exact effects on the first picture the scores are compared with; 0 for none.
+        fidelity: how many layers' exact effects on one picture, drawn at random, the scores are compared with; 0 for none.
 
     Raises:
         InvalidInput: a value that is not allowed.

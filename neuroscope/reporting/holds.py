@@ -37,6 +37,6 @@ def others(run: Run) -> Section:
 def _part(name: str, table: pd.DataFrame) -> Part:
     prompts = list(dict.fromkeys(table["prompt"]))
     counts = f"{counted(len(prompts), 'prompt')}, {counted(table['seed'].nunique(), 'seed')}"
-    text = f"Means over {counts}, with 95 % intervals over prompts: images of one prompt are not independent."
+    text = f"Means over {counts}, with 95 % intervals over prompts: images of one prompt are not independent. Those of shares are exact."
     summary = tabled(summarize(table), "Scores by metric", by="metric")
     return Part("Evaluation", name, text=text, facts=[Fact("prompts", prompts)], tables=[summary])
