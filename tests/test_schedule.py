@@ -15,10 +15,12 @@ STEPS = 6
 RUNGE_KUTTA = 4
 
 
+NEEDS_TORCHSDE = "DPMSolverSDEScheduler"
+
+
 def compatible() -> dict[str, tuple[type, dict]]:
-    found = {
-        each.__name__: (each, {}) for each in DDIMScheduler().compatibles if each.__name__ != "DPMSolverSDEScheduler"
-    }  # needs torchsde
+    every = sorted(DDIMScheduler().compatibles, key=lambda each: each.__name__)
+    found: dict[str, tuple[type, dict]] = {each.__name__: (each, {}) for each in every if each.__name__ != NEEDS_TORCHSDE}
     karras = {
         f"{name} Karras": (kind, {"use_karras_sigmas": True})
         for name, (kind, _) in found.items()
