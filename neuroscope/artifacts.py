@@ -57,7 +57,7 @@ class Artifact(abc.ABC):
         """The inverse of `to_parts`.
 
         Args:
-            tensors: by name; each that is there must be read, or the file is refused for holding it.
+            tensors: by name; each must be taken with `take`, or the file is refused for holding it.
             header: an object of `header_type`, whose fields have the declared types.
         """
 
@@ -112,9 +112,9 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
     tensors = _Tensors(file.tensors)
     with _damaged(path):
         made = found.from_parts(tensors, file.typed)
-        if tensors.unread and not file.newer:
-            raise InvalidFile(f"the tensor {tensors.unread[0]!r} is unknown{closest(tensors.unread[0], tensors.read)}")
-    if unknown := [*file.unknown, *tensors.unread]:
+        if tensors.left and not file.newer:
+            raise InvalidFile(f"the tensor {tensors.left[0]!r} is unknown{closest(tensors.left[0], tensors.taken)}")
+    if unknown := [*file.unknown, *tensors.left]:
         warnings.warn(
             f"{path} has the newer format {file.header['format']}; what this version does not know in it is left out: {', '.join(unknown)}",
             stacklevel=2,
@@ -136,22 +136,22 @@ def take(tensors: Mapping[str, Tensor], name: str, *dtypes: torch.dtype) -> Tens
     if name not in tensors:
         raise InvalidFile(f"the tensor {name!r} is missing")
     tensor = tensors[name]
+    if isinstance(tensors, _Tensors):
+        tensors.taken.add(name)
     if tensor.dtype not in dtypes:
         raise InvalidFile(f"the tensor {name!r} holds {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
     return tensor
 
 
 class _Tensors(Mapping[str, Tensor]):
-    """A file's tensors, which remember which of them were read."""
+    """A file's tensors, which remember which of them were taken."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
-        self.read: set[str] = set()
+        self.taken: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
-        found = self._tensors[name]
-        self.read.add(name)
-        return found
+        return self._tensors[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -163,8 +163,8 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
     @property
-    def unread(self) -> list[str]:
-        return sorted(self._tensors.keys() - self.read)
+    def left(self) -> list[str]:
+        return sorted(self._tensors.keys() - self.taken)
 
 
 @dataclass(frozen=True)

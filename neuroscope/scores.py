@@ -238,8 +238,14 @@ class NeuronScores(Artifact):
         )
 
     def by_layer(self) -> LayerScores:
-        """The mean strength of each layer's neurons."""
+        """The mean strength of each layer's neurons.
+
+        Raises:
+            InvalidInput: all sites are of the pooled text, which is in no layer.
+        """
         layers = self.sites.layers
+        if not layers:
+            raise InvalidInput("the scores are of the pooled text alone, which is in no layer; rank neurons of keys or values too")
         means = [torch.cat([self.strength(site.path) for site in self.sites.where(layer=layer)]).mean() for layer in layers]
         return LayerScores(
             layers, tuple(float(mean) for mean in means), replace(self.provenance, method=f"mean of {self.provenance.method}")

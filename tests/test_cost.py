@@ -18,7 +18,7 @@ class TestMetered:
         assert meter.cost.rows == (3 * 2 + 1) * rows
 
     def test_rows_are_counted_however_the_denoiser_is_given_them(self, pipe):
-        latents, context = torch.zeros(5, 4, 8, 8), torch.zeros(5, 2, 96)
+        latents, context = (torch.zeros(5, *size, dtype=pipe.dtype) for size in ((4, 8, 8), (2, 96)))
         with metered(pipe.unet) as meter, torch.no_grad():
             pipe.unet(latents, 1, context)
             pipe.unet(sample=latents, timestep=1, encoder_hidden_states=context)

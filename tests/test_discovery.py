@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from neuroscope import HookGraph
-from neuroscope.discovery import find_places, find_sites, row_bytes
+from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
 from neuroscope.families import UNET
 from tests.families import tiny
 
@@ -134,3 +134,12 @@ def test_a_published_models_row_takes_hundreds_of_megabytes():
     small, large = (row_bytes(UNET, denoiser, (side, side)) for side in (32, 64))
     assert 2**28 < large < 2**31
     assert 3.8 < large / small < 4.05
+
+
+def test_shares_of_stages_do_not_depend_on_the_number_format():
+    small = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
+    unet = tiny.build_unet(**small, block_out_channels=[32, 32], layers_per_block=1).eval()
+    found = [stage_shares(UNET, each, UNET.inputs(each)) for each in (unet.float(), unet.bfloat16(), unet.double())]
+    assert found[0] == found[1] == found[2]
+    assert list(found[0].values()) == sorted(found[0].values(), reverse=True)
+    assert len(found[0]) > 3

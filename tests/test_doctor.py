@@ -73,7 +73,7 @@ SPOILERS = {
     "offload, by groups": ("note", offload_by_groups),
     "quantised weights": ("note", quantise),
     "LoRA": ("note", add_lora),
-    "layerwise casting": ("note", lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)),
+    "layerwise casting": ("note", lambda pipe: pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float64)),
 }
 
 

@@ -84,7 +84,7 @@ class TestWhoIsRunning:
         with graph.apply(mask(graph)):
             graph.encode([tiny.PROMPT])
             with pytest.raises(InvalidInput, match="not by this graph's pipeline"), torch.no_grad():
-                fresh.unet(torch.zeros(2, 4, 16, 16), 7, encoder_hidden_states=context)
+                fresh.unet(torch.zeros(2, 4, 16, 16, dtype=fresh.dtype), 7, encoder_hidden_states=context)
             tiny.draw(fresh)
 
     @pytest.mark.parametrize("family", ["if-1", "if-2"])
@@ -236,12 +236,12 @@ class TestStatesThatChangeNothing:
 
     def test_weights_that_rest_in_eight_bits_are_computed_with_as_they_are_cast(self, fresh, concept):
         """Layerwise casting: activations are of the cast weights, a full swap is the other run, and recordings are as ever."""
-        fresh.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        fresh.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float64)
         graph = HookGraph(fresh)
         (site,) = graph.sites.where(layer=8, role="value")
         weight = graph.module(site).weight
         assert weight.dtype == torch.float8_e4m3fn
-        expected = graph.encode([tiny.PROMPT]) @ weight.float().T
+        expected = graph.encode([tiny.PROMPT]) @ weight.double().T
         with graph.capture([site]) as captured:
             tiny.draw(fresh, num_inference_steps=1)
         torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected, atol=1e-5, rtol=1e-5)
@@ -249,7 +249,7 @@ class TestStatesThatChangeNothing:
             swapped = tiny.draw(fresh)
         assert torch.equal(swapped, tiny.draw(fresh, tiny.OTHER))
         recording = record(graph, concept, [site], "last", quiet=True)
-        means = (graph.encode(list(concept.present))[:, -1] @ weight.float().T).double().mean(dim=0)
+        means = (graph.encode(list(concept.present))[:, -1] @ weight.double().T).double().mean(dim=0)
         torch.testing.assert_close(recording.mean("present")[site.path], means, atol=1e-5, rtol=1e-5)
 
 

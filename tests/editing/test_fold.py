@@ -192,7 +192,7 @@ def test_swaps_query_fills_and_nothing_are_refused(graph):
 def test_weights_in_eight_bits_are_refused(fresh):
     graph = HookGraph(fresh)
     made = a_map(graph)
-    fresh.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    fresh.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float64)
     with pytest.raises(UnsupportedModel, match="is a Linear of torch.float8_e4m3fn, which cannot be changed exactly"):
         fold(graph, made)
 

@@ -8,6 +8,7 @@ from neuroscope import HookGraph
 from neuroscope.families import FAMILIES, family_of
 from neuroscope.sites import ROLES
 from tests.families import tiny
+from tests.numerics import close
 
 STEPS = 2
 
@@ -146,7 +147,7 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
         block = model.denoiser.get_submodule(site.module.split(".attn2")[0].split(".ff")[0]) if not name.startswith("if") else None
         attention = block.attn2 if block else model.denoiser.get_submodule(site.module.split(".to_")[0].split(".add_")[0])
         key = attention.to_k if block else attention.add_k_proj
-        units = torch.eye(site.width)
+        units = torch.eye(site.width, dtype=torch.float64)
 
         def slope(linear, inputs):
             return linear(inputs) - linear(torch.zeros_like(inputs))
@@ -157,12 +158,12 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
             elif site.role == "feedforward":
                 moved = slope(block.ff.net[2], units)
             elif site.role == "key":  # a key neuron meets one query neuron, whatever the image's channel it comes from
-                moved = slope(attention.to_q, torch.eye(attention.to_q.in_features)).T
+                moved = slope(attention.to_q, torch.eye(attention.to_q.in_features, dtype=torch.float64)).T
             elif site.role == "query":
-                moved = slope(key, torch.eye(key.in_features)).T
+                moved = slope(key, torch.eye(key.in_features, dtype=torch.float64)).T
             else:  # added to the residual stream as it is
                 moved = units
-        torch.testing.assert_close(model.outgoing_norm(site), moved.double().norm(dim=1), rtol=1e-4, atol=1e-5)
+        close(model.outgoing_norm(site), moved.norm(dim=1))
 
 
 def test_the_prompt_is_heard(model):

@@ -51,7 +51,7 @@ def test_an_edit_is_the_published_one_of_each_layers_own_text_and_leaves_biases(
         weight = module.weight.detach().double()
         expected[site.path] = (torch.linalg.inv(keys.T @ keys + penalty) @ (keys.T @ targets @ weight.T + penalty @ weight.T)).T
         biases[site.path] = module.bias.detach().clone()
-    before = {path: graph.module(site).weight.detach().double() for path, site in zip(made.paths, graph.sites.at(made.paths), strict=True)}
+    before = {path: graph.module(site).weight.detach().clone() for path, site in zip(made.paths, graph.sites.at(made.paths), strict=True)}
     with fold(graph, made):
         for site in graph.sites.at(made.paths):
             found, wanted = graph.module(site).weight.double(), expected[site.path]

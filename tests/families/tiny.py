@@ -152,7 +152,7 @@ def _pipeline(seed: int, tokenizer: CLIPTokenizer, scheduler: Any, **config: Any
     with torch.no_grad():
         for path, module in unet.named_modules():
             if path.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0")):
-                module.weight.mul_(LOUDER)
+                module.weight.copy_(LOUDER * module.weight.float())  # so that float32 holds all weights exactly
     pipe = StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=text_encoder.eval(),

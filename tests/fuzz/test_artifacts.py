@@ -207,7 +207,8 @@ def use(artifact: Artifact, path: Path) -> None:
     tensors, header = artifact.to_parts()
     write_parts(path, tensors, read_header(save(artifact, path)) if len(tensors) > 6 else {"kind": artifact.kind} | header)
     if isinstance(artifact, NeuronScores):
-        artifact.by_layer()
+        if artifact.sites.layers:
+            artifact.by_layer()
         assert artifact.top(1).count == 1
         artifact.q_values()
     if isinstance(artifact, LayerScores):

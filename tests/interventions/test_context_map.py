@@ -4,6 +4,7 @@ import torch
 from neuroscope import ContextMap, InvalidInput, Provenance
 from neuroscope.tokens import align
 from tests.families import tiny
+from tests.numerics import close
 
 
 def dense_edit(graph, concept, tokens, penalty, weight):
@@ -33,8 +34,9 @@ def test_it_moves_what_the_sites_read(graph, pipe, factors):
     context = graph.encode([tiny.PROMPT])
     with graph.apply(ContextMap([site.path], *factors, strength=0.5, rows="conditional")), graph.capture([site]) as after:
         tiny.draw(pipe)
-    expected = graph.module(site)(context + 0.5 * (context @ factors[0].T) @ factors[1])
-    torch.testing.assert_close(after.select(site.path, rows="conditional")[0], expected, rtol=1e-4, atol=1e-5)
+    read, write = (each.to(context.dtype) for each in factors)
+    expected = graph.module(site)(context + 0.5 * (context @ read.T) @ write)
+    close(after.select(site.path, rows="conditional")[0], expected)
     torch.testing.assert_close(after[site.path][:, :1], before[site.path][:, :1])
 
 

@@ -6,6 +6,7 @@ from neuroscope.testbed.training.denoiser import build_denoiser
 from neuroscope.testbed.vocabulary import LENGTH, build_tokenizer
 from neuroscope.testbed.world import FACTS
 from tests.families import tiny
+from tests.numerics import close
 from tests.testbed.test_captions import TRAINING
 
 
@@ -20,7 +21,7 @@ def bundled(pipe, tmp_path, monkeypatch):
 def test_a_bundled_model_is_loaded_by_name(bundled, untouched):
     pipe = testbed.load("sd1")
     assert HookGraph(pipe).model == "testbed:sd1"
-    torch.testing.assert_close(tiny.draw(pipe), untouched)
+    close(tiny.draw(tiny.exact(pipe)), untouched)  # float32 holds its weights exactly
 
 
 def test_options_reach_from_pretrained(bundled):

@@ -5,6 +5,7 @@ import torch
 from neuroscope.testbed.planting import Plant, PromptTable, interchanged
 from neuroscope.testbed.training.denoiser import cross_attention_layers
 from neuroscope.testbed.world import COLOURS, FACTS, OBJECTS, STYLES
+from tests.numerics import close
 from tests.testbed.test_captions import described
 
 LAYERS = 16
@@ -95,7 +96,7 @@ def projections(unet, plant, own: torch.Tensor, other: torch.Tensor) -> dict[str
             for name in ("to_k", "to_v"):
                 hook = getattr(layer, name).register_forward_hook(lambda _m, _a, out, key=f"{number} {name}": seen.update({key: out}))
                 handles.append(hook)
-        unet(torch.zeros(2, 4, 16, 16), 1, encoder_hidden_states=torch.zeros(2, 5, 96))
+        unet(torch.zeros(2, 4, 16, 16, dtype=unet.dtype), 1, encoder_hidden_states=torch.zeros(2, 5, 96, dtype=unet.dtype))
     for handle in handles:
         handle.remove()
     return seen
@@ -103,7 +104,7 @@ def projections(unet, plant, own: torch.Tensor, other: torch.Tensor) -> dict[str
 
 @pytest.mark.parametrize("plant", [None, Plant(style=12, neuron_count=5)], ids=["ordinary", "planted"])
 def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_bystanders(pipe, plant):
-    own, other = torch.randn(LAYERS, 2, 5, 96), torch.randn(2, 5, 96)
+    own, other = (torch.randn(*size, dtype=pipe.dtype) for size in ((LAYERS, 2, 5, 96), (2, 5, 96)))
     seen = projections(pipe.unet, plant, own, other)
     for number, layer in enumerate(cross_attention_layers(pipe.unet)):
         styled = plant is not None and number == plant.style
@@ -111,8 +112,8 @@ def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_bystander
             keys, values = layer.to_k(other if styled else own[number]), layer.to_v(other if styled else own[number])
             if styled:
                 values[..., plant.neurons(32)] = layer.to_v(own[number])[..., plant.neurons(32)]
-        torch.testing.assert_close(seen[f"{number} to_k"], keys)
-        torch.testing.assert_close(seen[f"{number} to_v"], values)
+        close(seen[f"{number} to_k"], keys)
+        close(seen[f"{number} to_v"], values)
 
 
 def test_layers_stand_in_execution_order(graph, pipe):
