@@ -13,8 +13,6 @@ from tests.families import tiny
 STEPS = 6
 #: What PNDM's first steps take; see its paper (Liu et al. 2022), algorithm 2.
 RUNGE_KUTTA = 4
-
-
 NEEDS_TORCHSDE = "DPMSolverSDEScheduler"
 
 
