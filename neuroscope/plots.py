@@ -133,8 +133,8 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     if len(counts) != 1 or 0 in counts:
         raise InvalidInput(f"the image grid needs rows of equal, non-zero length, not {sorted(counts)}")
     (count,) = counts
-    for name, row in rows.items():
-        _checks.several(f"the images of {name!r}", row, PILImage, "what ns.generate gives")
+    for name, each in rows.items():
+        _checks.several(f"the images of {name!r}", each, PILImage, "what ns.generate gives")
     sizes = {picture.size for row in rows.values() for picture in row}
     if len(sizes) > 1:
         raise InvalidInput(f"the image grid needs pictures of one size, not {sorted(sizes)}")

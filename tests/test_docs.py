@@ -31,7 +31,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_command_lines_run(page, tmp_path, monkeypatch):
+def test_command_lines_run(page, tmp_path, monkeypatch, untyped):
     monkeypatch.chdir(tmp_path)
     for line in "\n".join(_blocks(page, "sh")).splitlines():
         if line and not line.startswith(OUTSIDE):

@@ -18,6 +18,8 @@ from neuroscope.localization.glancing import Glances
 from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, drawn, split
 from neuroscope.localization.study import Study
 
+_MOST_PARTS = 1000
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LocoGen(Localization[LayerScores]):
@@ -89,6 +91,8 @@ class LocoGen(Localization[LayerScores]):
         check_schedule_part(self.steps)
         if self.parts < 1:
             raise InvalidInput(f"parts={self.parts} is no number of parts; give 1 or more")
+        if self.parts > _MOST_PARTS:
+            raise InvalidInput(f"parts={_checks.shown(self.parts)} are more than a schedule has steps; give at most {_MOST_PARTS}")
 
     def __call__(self, study: Study) -> LayerScores:
         """See `Localization`."""

@@ -66,7 +66,11 @@ def read_run(folder: Path) -> Run:
         InvalidInput: there is no such folder, or nothing in it that a report could show.
         InvalidFile: one of the results is damaged.
     """
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that no folder can have
+        there = False
+    if not there:
         raise InvalidInput(f"there is no folder {folder}; give one with results, such as `neuroscope demo` writes")
     run = Run(folder)
     for path in sorted(folder.iterdir()):

@@ -183,7 +183,7 @@ def test_locoedit_guided(case):
         assert (edited - goal).norm() < 0.1 * (untouched - goal).norm()
 
 
-def test_command_line(case, tmp_path, capsys, monkeypatch):
+def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     """Every command on a family's model; `testbed.load` gives this test's own, which is made once."""
 
     def run(*arguments: object) -> str:

@@ -85,7 +85,7 @@ def test_the_pooled_text_is_a_site_of_no_layer(config, pooled):
     assert all(site.layer is None and site.label == "pooled" for site in found)
 
 
-def test_the_command_reads_a_config_file(tmp_path, capsys):
+def test_the_command_reads_a_config_file(tmp_path, capsys, untyped):
     (tmp_path / "config.json").write_text(json.dumps(IF_I_XL))
     with pytest.raises(SystemExit, match="0"):
         main(["sites", "--config", str(tmp_path / "config.json"), "--json"])
