@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from diffusers import PNDMScheduler
 
@@ -185,11 +186,12 @@ class TestPlants:
 
     @pytest.mark.parametrize("metric", [LatentShare(), ImageShare(), Corner()], ids=repr)
     def test_where_nothing_passes_no_layer_is_found(self, blocked, metric):
-        """Rounding errors alone are left, of which every layer would have a share."""
+        """Rounding errors alone are left, of which every layer would have a share; scores that are all 0 may be images of two prompts."""
         message = r"the full change hardly moves .* \(-?0.000 on average\), so no layer can be found by it; choose another metric"
         with pytest.warns(UserWarning, match=message):
             scores = run(blocked, LocoGen(), STIPPLE[:2], metric)
-        assert scores.verdict == "no layer stands out; the best, layer 0, has 0.00 [0.00, 0.00]"
+        high = scipy.stats.binomtest(0, 2).proportion_ci().high if isinstance(metric, Corner) else 0.0
+        assert scores.verdict == f"no layer stands out; the best, layer 0, has 0.00 [0.00, {high:.2f}]"
         assert scores.scores == (0.0,) * LAYERS
 
 
