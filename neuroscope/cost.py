@@ -30,7 +30,7 @@ class Cost:
         InvalidInput: a number that is negative or not finite.
     """
 
-    rows: float = 0
+    rows: int | float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
 

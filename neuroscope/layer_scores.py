@@ -66,7 +66,8 @@ class LayerScores(Artifact):
         sheet_prompts: the prompts of its rows; by default the effects' first ones.
 
     Raises:
-        InvalidInput: no layer, more or fewer scores or names than layers, a score that is not finite, or a sheet of other sizes.
+        InvalidInput: no layer, more or fewer scores or names than layers, a score that is not finite, effects of other
+            layers, or a sheet of other sizes.
     """
 
     kind: ClassVar[str] = "layer-scores"
@@ -92,11 +93,17 @@ class LayerScores(Artifact):
         if len(self.scores) != len(self.layers) or len(self.names) not in (0, len(self.layers)):
             counts = f"{len(self.scores)} scores and {len(self.names)} names"
             raise InvalidInput(f"{len(self.layers)} layers have {counts}; give one score for each, and one name or none at all")
+        if self.effects and (differing := set(self.layers).symmetric_difference(*self._probed())):
+            raise InvalidInput(f"scores and effects differ in layer {min(differing)}; give both of the same layers")
         if self.sheet is not None and not self._fits(self.sheet):
             raise InvalidInput(
                 f"the contact sheet has shape {tuple(self.sheet.shape)} for {len(self.columns)} columns; "
                 "give uint8 [prompt, column, height, width, 3], of no more prompts than the effects"
             )
+
+    def _probed(self) -> list[set[int]]:
+        """The layers that the effects' probes hold."""
+        return [{layer for probe in self.effects.probes for layer in probe.layers}] if self.effects else []
 
     def _fits(self, sheet: Tensor) -> bool:
         prompts = len(self.effects.prompts) if self.effects else len(sheet)

@@ -120,6 +120,14 @@ WRONG = {
     "p-values of 2": (lambda: scores(p_values={site.path: 2 + double(site.width) for site in SITES}), "a p-value is outside 0 to 1"),
     "more scores than layers": (lambda: LayerScores((0,), (1.0, 2.0)), "1 layers have 2 scores and 0 names"),
     "more names than layers": (lambda: LayerScores((0,), (1.0,), names=("a", "b")), "1 layers have 1 scores and 2 names"),
+    "a layer without effects": (
+        lambda: LayerScores((0, 3), (1.0, 2.0), effects=Effects(*EFFECTS, double(1, 1, 1), double(1, 1))),
+        "scores and effects differ in layer 3",
+    ),
+    "effects without a layer": (
+        lambda: LayerScores((0,), (1.0,), effects=Effects((Probe((0, 3)),), *EFFECTS[1:], double(1, 1, 1), double(1, 1))),
+        "scores and effects differ in layer 3",
+    ),
     "no layer": (lambda: LayerScores((), ()), "there are scores of no layer"),
     "no observation": (lambda: Moments(0, double(3), double(3)), "the number of observations=0 is not allowed"),
     "negative squares": (lambda: Moments(2, double(3), -double(3)), "a sum of squared deviations is negative"),
