@@ -78,7 +78,15 @@ def effects(pipe: Any, output: Any = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_after_any_change_a_ledger_gives_what_is_made_without_it(tmp_path, change):
+def test_after_any_change_the_fingerprint_is_another(change):
+    pipe = adapted()
+    before = HookGraph(pipe).fingerprint()
+    change(pipe)
+    assert HookGraph(pipe).fingerprint() != before
+
+
+@pytest.mark.parametrize("change", [CHANGES[name] for name in ("a LoRA's scale", "flipped rows", "FreeU")])
+def test_after_a_change_a_ledger_gives_what_is_made_without_it(tmp_path, change):
     pipe = adapted()
     first = table(pipe, tmp_path / "table.jsonl")
     before = effects(pipe, tmp_path / "layers.jsonl")
