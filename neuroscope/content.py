@@ -29,6 +29,14 @@ Otherwise = Callable[["Walk", str, Any], bytes]
 _LIBRARIES = {"accelerate", "diffusers", "neuroscope", "numpy", "optimum", "peft", "PIL", "scipy", "tokenizers", "torch", "transformers"}
 _LIBRARIES |= {"beartype", "jaxtyping"}
 _LIBRARIES |= set(sys.stdlib_module_names) - {"__main__"}
+#: Values that are written out rather than hashed, by their exact types: models hold tens of thousands of them.
+_LITERALS: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda _value: b"=None",
+    bool: lambda value: b"=True" if value else b"=False",
+    int: lambda value: b"=%x" % value if value >= 0 else b"=-%x" % -value,
+    float: lambda value: b"=" + value.hex().encode(),
+    str: lambda value: b"'" + value.encode("utf-8", "surrogatepass"),
+}
 _BY_TEXT = (torch.dtype, torch.device, torch.layout, torch.memory_format, PurePath, range, slice)
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType, functools.partial)
 
@@ -45,7 +53,7 @@ def content(name: str, value: Any, otherwise: Otherwise | None = None) -> str:
         InvalidInput: a part of the value has no stable form.
     """
     try:
-        return Walk(otherwise or refuse).of(name, value).hex()
+        return framed(Walk(otherwise or refuse).of(name, value)).hex()
     except RecursionError as error:
         raise InvalidInput(f"{name} is nested too deeply for a ledger; leave out `output` (--resume), or give it less deep") from error
 
@@ -90,6 +98,8 @@ class Walk:
 
     def of(self, where: str, value: Any) -> bytes:
         """The hash of a value, which a refusal names by where it stands."""
+        if (literal := _LITERALS.get(type(value))) is not None:
+            return literal(value)
         if (scalar := _scalar(value)) is not None:
             return scalar
         if not self.enter(value):
@@ -124,8 +134,7 @@ class Walk:
         if isinstance(value, torch.Generator):
             return framed("generator", str(value.device), value.get_state().numpy().tobytes())
         if isinstance(value, Mapping):
-            pairs = [framed(self.of(where, key), self.of(f"{where}[{key!r:.80}]", each)) for key, each in value.items()]
-            return framed("mapping", *sorted(pairs))
+            return framed("mapping", *sorted(self._pairs(where, value)))
         if isinstance(value, set | frozenset):
             return framed("set", *sorted(self.each(where, value)))
         if isinstance(value, list | tuple | np.ndarray):
@@ -135,6 +144,12 @@ class Walk:
             return framed("dataclass", class_content(self, type(value)), *parts)
         return self._otherwise(self, where, value)
 
+    def _pairs(self, where: str, values: Mapping[Any, Any]) -> Iterator[bytes]:
+        for key, each in values.items():
+            named = self.of(where, key)
+            literal = _LITERALS.get(type(each))
+            yield b"%d %b%b" % (len(named), named, literal(each) if literal else self.of(f"{where}[{key!r:.80}]", each))
+
     def _image(self, where: str, image: Image) -> bytes:
         palette = self.of(where, [image.getpalette(), image.info.get("transparency")]) if image.mode in ("P", "PA") else b""
         return framed("image", image.mode, str(image.size), image.tobytes(), palette)
@@ -143,8 +158,6 @@ class Walk:
 def _scalar(value: Any) -> bytes | None:
     """The hash of a number, a text or a name; None for anything else."""
     kind = qualified_name(type(value))
-    if value is None or isinstance(value, bool):
-        return framed("constant", repr(value))
     if isinstance(value, enum.Enum):
         return framed("enum", kind, value.name)
     if isinstance(value, np.generic):
@@ -205,12 +218,18 @@ def is_of_library(thing: Any) -> bool:
 def class_content(walk: Walk, kind: type) -> bytes:
     """The hash of a class: its name and, unless a library's, the code of its methods and its own values."""
     found = [qualified_name(kind)]
-    for each in inspect.getmro(kind):
-        if not is_of_library(each) and walk.enter(each):
+    for each in _written_by_users(kind):
+        if walk.enter(each):
             members = sorted(vars(each).items())
             found += [f"{name} {_member(walk, f'{kind.__qualname__}.{name}', value).hex()}" for name, value in members]
             walk.leave()
     return framed("class", *found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _written_by_users(kind: type) -> tuple[type, ...]:
+    """A class and its bases, without those of libraries."""
+    return tuple(each for each in inspect.getmro(kind) if not is_of_library(each))
 
 
 def _member(walk: Walk, where: str, value: Any) -> bytes:
@@ -223,7 +242,7 @@ def _member(walk: Walk, where: str, value: Any) -> bytes:
         value = value.func
     if isinstance(value, FUNCTIONS):
         return function_content(walk, where, value)
-    return scalar if (scalar := _scalar(value)) is not None else framed(type(value).__qualname__)
+    return walk.of(where, value) if type(value) in _LITERALS or _scalar(value) is not None else framed(type(value).__qualname__)
 
 
 def function_content(walk: Walk, where: str, function: Any) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.conditions import Conditions
 from neuroscope.families import uncompiled
@@ -77,18 +78,22 @@ class LocalAttention:
 def visit(forcing: Forcing, frame: Frame, look: Callable[[LocalAttention], Any]) -> list[Any]:
     """What `look` sees of every layer's attention, in the layers' order, in one call of the denoiser on a frame.
 
-    What it computes again is counted as one row for all layers together, which is more than it takes.
+    What it computes again is counted as the share of a row's floating-point operations that it takes.
     """
-    graph, found = forcing.graph, []
+    graph, again = forcing.graph, 0
+    found: list[Any] = []
     denoiser = uncompiled(graph.denoiser)
 
     def see(layer: int | None, module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+        nonlocal again
+        before = counter.get_total_flops()
         found.append(look(LocalAttention(graph, layer, module, args, kwargs)))
+        again += counter.get_total_flops() - before
 
-    with ExitStack() as stack:
+    with FlopCounterMode(display=False) as counter, ExitStack() as stack:
         for site in graph.sites.where(role="key"):
             attention = denoiser.get_submodule(site.module.rpartition(".")[0])
             stack.callback(attention.register_forward_hook(Hook(partial(see, site.layer)), with_kwargs=True).remove)
         graph.denoiser(**frame.inputs)
-    forcing.rows += 1
+    forcing.rows += again / (counter.get_total_flops() - again)
     return found
