@@ -172,7 +172,8 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
 
 def _twin(denoiser: Any) -> Any:
     inner = uncompiled(denoiser)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of initial weights, which are never made
         return type(inner).from_config(inner.config).eval()
 
 
