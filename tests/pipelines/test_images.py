@@ -52,7 +52,7 @@ def test_every_row_is_the_pipelines_own_call(name):
 def test_records_do_not_depend_on_the_batch_size(name):
     graph = graph_of(name)
     site = middle(graph, "heads")
-    concept = Concept("none", present=list(PROMPTS), absent=[f"{text} here" for text in PROMPTS])
+    concept = Concept("none", present=list(PROMPTS), absent=[f"not {prompt}" for prompt in PROMPTS])
     options = shared_options(name, True) | {"output_type": PIPELINES[name].arguments()["output_type"]}
     together, single = (record(graph, concept, [site], batch_size=size, quiet=True, **options) for size in (2, 1))
     torch.testing.assert_close(together.mean("present")[site.path], single.mean("present")[site.path], rtol=1e-3, atol=1e-4)
