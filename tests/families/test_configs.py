@@ -76,7 +76,7 @@ def test_no_wrong_value_of_a_setting_ends_in_a_bare_error(name, value):
 
 @pytest.mark.parametrize("given", [5, None, ["unet/config.json"]], ids=repr)
 def test_what_is_neither_a_file_nor_settings_is_refused(untyped, given):
-    with pytest.raises(InvalidInput, match=f"config is a {type(given).__name__}, which does not fit; give one such as unet/config.json"):
+    with pytest.raises(InvalidInput, match="config is .*, which .*; give "):
         sites_from_config(given)
 
 
