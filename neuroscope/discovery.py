@@ -231,7 +231,8 @@ def _on_meta(given: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _twin(denoiser: Any) -> Any:
     inner = uncompiled(denoiser)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of initial weights, which are never made
         return type(inner).from_config(inner.config).eval()
 
 

@@ -215,11 +215,8 @@ class TestOptionsOfThePipeline:
         ("option", "value", "instead"),
         [
             ("num_inference_steps", 3, "leave it out, or record sites that need denoising as well"),
-            ("nonsense", 3, "leave it out"),
             ("guidance_scale", 3.0, "leave it out"),
             ("negative_prompt", "a star", "leave it out"),
-            ("image", torch.zeros(1, 3, 32, 32), "leave it out"),
-            ("prompt_2", "a star", "leave it out"),
             ("cross_attention_kwargs", {"scale": 0.5}, r"set the scale of a LoRA with pipe.set_adapters\(name, scale\)"),
         ],
     )
@@ -228,6 +225,11 @@ class TestOptionsOfThePipeline:
         message = f"{option} would not be followed at {site.path}, which depends on the prompt alone and is .* without a run; {instead}"
         with pytest.raises(InvalidInput, match=message):
             record(graph, concept, [site], quiet=True, **{option: value})
+
+    @pytest.mark.parametrize(("option", "value"), [("nonsense", 3), ("image", torch.zeros(1, 3, 32, 32)), ("prompt_2", "a star")])
+    def test_that_it_does_not_have(self, graph, concept, option, value):
+        with pytest.raises(InvalidInput, match=option):
+            record(graph, concept, graph.sites.where(layer=0, role="key"), quiet=True, **{option: value})
 
     def test_the_scale_of_a_lora_beside_sites_that_need_a_run(self, graph, concept, pipe):
         with tiny.counted(pipe.unet) as calls, pytest.raises(InvalidInput, match="cross_attention_kwargs would not be followed at"):
