@@ -7,7 +7,7 @@ from accelerate import cpu_offload
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
 from tests.families import tiny
 
-CLOSE = 2e-4  # latents are of size 1; float32 weights are rounded once more than hooks' sums
+CLOSE = 2e-4  # latents are of size 1, and files and maps hold float32 factors
 
 
 def mask(graph, role, **options):
