@@ -6,8 +6,9 @@ from accelerate import cpu_offload
 
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
 from tests.families import tiny
+from tests.numerics import rounding
 
-CLOSE = 2e-4  # latents are of size 1, and files and maps hold float32 factors
+CLOSE = rounding(torch.float32, terms=100)  # latents are of size 1, and maps and files hold their factors in float32
 
 
 def mask(graph, role, **options):
