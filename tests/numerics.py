@@ -29,7 +29,7 @@ def close(actual, expected, *, terms: int = NETWORK, scale: float | None = None,
         scale: the size of what was summed; by default the largest of `expected`.
         dtype: what both were computed in; by default the narrower of theirs.
     """
-    mine, other = (each if isinstance(each, Tensor) else torch.as_tensor(np.asarray(each)) for each in (actual, expected))
+    mine, other = (each.detach() if isinstance(each, Tensor) else torch.as_tensor(np.asarray(each)) for each in (actual, expected))
     dtype = dtype or max(mine.dtype, other.dtype, key=lambda each: torch.finfo(each).eps)
     scale = float(other.abs().max()) if scale is None else scale
     torch.testing.assert_close(mine.double(), other.double(), rtol=0, atol=rounding(dtype, terms=terms, scale=scale))

@@ -6,6 +6,7 @@ from diffusers import HeunDiscreteScheduler
 from neuroscope import Concept, HookGraph, InvalidInput, NonFiniteActivation, Site, SiteNeverRan, UnknownSite, record
 from neuroscope.recording import ARMS
 from tests.families import tiny
+from tests.numerics import NETWORK, close, rounding
 
 STEPS = 3
 
@@ -85,7 +86,7 @@ class TestDenoised:
         for arm in ARMS:
             for path in image_side.paths:
                 assert_moments(recording.moments[arm][path], observations[arm][path])
-                torch.testing.assert_close(recording.samples[arm][path], observations[arm][path].mean(dim=1), rtol=1e-4, atol=1e-5)
+                close(recording.samples[arm][path], observations[arm][path].mean(dim=1), terms=1)
                 torch.testing.assert_close(recording.mean(arm)[path], recording.moments[arm][path].mean.mean(dim=0))
 
     def test_without_guidance_all_rows_are_the_prompts(self, graph, pipe, pairs, image_side):
@@ -156,7 +157,7 @@ def test_repeated_prompts_count_as_often_as_they_are_given(graph):
     star, ring = once.samples["present"][site.path]
     assert twice.count("present") == 3
     torch.testing.assert_close(twice.mean("present")[site.path].float(), (2 * star + ring) / 3)
-    assert float(twice.moments["absent"][site.path].variance.max()) == 0
+    assert float(twice.moments["absent"][site.path].variance.max()) < rounding(terms=NETWORK) ** 2  # of values of size 1
 
 
 def test_outgoing_norms_are_kept_for_every_site(graph, recording):

@@ -10,9 +10,10 @@ from accelerate import cpu_offload
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
 from neuroscope.parameters import write_parameter
 from tests.families import tiny
+from tests.numerics import rounding
 
 folding = importlib.import_module("neuroscope.editing.fold")  # the package's `fold` is the function
-CLOSE = 2e-4  # latents are of size 1; float32 weights are rounded once more than hooks' sums
+CLOSE = rounding(torch.float32, terms=100)  # latents are of size 1, and maps and files hold their factors in float32
 
 
 def mask(graph, role, **options):
