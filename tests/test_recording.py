@@ -102,9 +102,9 @@ class TestDenoised:
         recording = record(graph, pairs, sites, by_step=True, quiet=True, num_inference_steps=STEPS)
         with graph.capture(sites) as captured:
             tiny.draw(graph.pipe, pairs.present, num_inference_steps=STEPS)
-        rows = captured.select(sites[0].path, rows="conditional").mean(dim=2)  # [call, prompt, neuron]: steps 0, 1, 1, 2, 2
+        rows = captured.select(sites[0].path, rows="conditional").mean(dim=2)  # [call, prompt, neuron]: steps 0, 0, 1, 1, 2
         assert len(rows) == 2 * STEPS - 1
-        by_step = torch.stack([rows[:1].mean(dim=0), rows[1:3].mean(dim=0), rows[3:5].mean(dim=0)], dim=1)
+        by_step = torch.stack([rows[:2].mean(dim=0), rows[2:4].mean(dim=0), rows[4:5].mean(dim=0)], dim=1)
         assert_moments(recording.moments["present"][sites[0].path], by_step)
 
     def test_text_and_image_sides_are_recorded_together(self, graph, pairs):
