@@ -122,6 +122,9 @@ def _check_number(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, int | float) or (isinstance(value, Real) and not isinstance(value, bool)):
         for each in value if isinstance(value, list | tuple) else (value,):
             _checks.finite(name, each, **_RANGES.get(name, {}))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_number(name, each, None)
 
 
 def _most_steps(pipe: Any) -> float:

@@ -98,8 +98,11 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
         kind: the class that is expected; by default any.
 
     Raises:
+        InvalidInput: `kind` is no class of results.
         InvalidFile: there is no such file, it is damaged, not neuroscope's, of an older or a newer format, or of another kind.
     """
+    if not isinstance(kind, type) or not issubclass(kind, Artifact):
+        raise InvalidInput(f"kind={kind!r} is no class of results; give one such as ns.NeuronMask, or leave it out")
     file = _read(_path(path))
     found = file.kind
     if found is None:

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuroscope import _checks
 from neuroscope._errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
+from neuroscope.artifacts import Artifact
 from neuroscope.block import block
 from neuroscope.calls import Bind, Call, Clock, Moment
 from neuroscope.captured import Captured
@@ -167,8 +169,12 @@ class HookGraph:
 
         Warns of prompts that are longer than the encoders read, naming the lost words.
         """
+        prompts = list(_checks.strings("prompts", prompts))
         if not prompts:
             raise InvalidInput("there is no prompt to encode; give at least one")
+        _checks.whole("batch_size", batch_size)
+        if clip_skip is not None:
+            _checks.whole("clip_skip", clip_skip, least=0)
         warn_of_lost_words(self.tokenizer, prompts)
         batches = (list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size))
         return Conditions.of([self._encode(batch, clip_skip) for batch in batches])
@@ -325,7 +331,7 @@ class HookGraph:
             UnknownSite: the model has no such site.
             SiteNeverRan: on leaving, a site had not run.
         """
-        captured = Captured(self.sites if sites is None else self.sites.at(site.path for site in sites))
+        captured = Captured(self.sites if sites is None else self._chosen(sites))
         with self.observe(captured.sites, captured.keep):
             yield captured
 
@@ -343,7 +349,7 @@ class HookGraph:
         ran: Counter[str] = Counter()
         with ExitStack() as stack:
             clock = self._start_clock(stack)
-            for site in sites:
+            for site in self._chosen(sites):
                 self._hook(stack, site, clock, ran, watch)
             yield self
         self._expect_runs(set(sites.paths), ran, clock)
@@ -383,9 +389,15 @@ class HookGraph:
         stack.callback(self.denoiser.register_forward_pre_hook(Hook(clock.tick), with_kwargs=True).remove)
         return clock
 
+    def _chosen(self, sites: Iterable[Site]) -> Sites:
+        """The model's own sites that are meant, in execution order."""
+        given = _checks.several("sites", sites, Site, "graph.sites.where(layer=8)")
+        return self.sites.at(site.path for site in given)
+
     @contextmanager
     def _changed(self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None) -> Iterator[None]:
         for each, _ in changes:
+            _check_intervention(each)
             each.check(self)
         ran: Counter[str] = Counter()
         acted: set[int] = set()
@@ -470,3 +482,12 @@ class HookGraph:
 
     def _pattern(self, site: Site) -> SitePattern:
         return next(pattern for pattern in self.family.patterns if pattern.role == site.role)
+
+
+def _check_intervention(change: Any) -> None:
+    """Raises InvalidInput for what is no intervention, such as a list of them or neurons."""
+    if isinstance(change, list | tuple):
+        raise InvalidInput("interventions are given one by one; write graph.apply(*interventions)")
+    _checks.instance("an intervention", change, Artifact, 'ns.NeuronMask(scores.top(50)), or ns.load("mask.safetensors")')
+    if not hasattr(change, "on_output"):
+        raise InvalidInput(f"{change!r} is no intervention; make one of it, such as ns.NeuronMask(scores.top(50))")

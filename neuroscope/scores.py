@@ -121,6 +121,7 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         return cls({path: chosen.tolist() for path, chosen in indices.items()}, header.widths, header.provenance)
 
     def _combined(self, other: Neurons, combine: Any) -> Neurons:
+        instance("the other operand", other, Neurons, "scores.top(50)")
         differing = [path for path in self.keys() & other.keys() if self.widths[path] != other.widths[path]]
         if differing:
             path = sorted(differing)[0]

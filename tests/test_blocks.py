@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from neuroscope import HookGraph, Intervention, InvalidInput
+from neuroscope import ContextSwap, HookGraph, Intervention, InvalidInput, Neurons
 from tests.families import tiny
 
 METHODS = ("encode_prompt", "maybe_free_model_hooks", "__deepcopy__")
@@ -206,3 +206,49 @@ class TestWhatInterventionsReturn:
         with pytest.raises(InvalidInput, match=message), graph.apply(Returning((site.path,), answer)):
             tiny.draw(pipe)
         assert tiny.hooks(pipe) == []
+
+
+@pytest.mark.usefixtures("untyped")
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("x", "an intervention is the string 'x', not an object; write ns.NeuronMask"),
+            ([1], r"interventions are given one by one; write graph.apply\(\*interventions\)"),
+            (Returning, r"an intervention is the class Returning, not an object of it; write Returning\(.*\), with parentheses"),
+            (3, "an intervention is a int, which does not fit"),
+            (Neurons({"a": [0]}, {"a": 1}), "is no intervention; make one of it, such as ns.NeuronMask"),
+        ],
+        ids=["string", "list", "class", "number", "neurons"],
+    )
+    def test_what_is_no_intervention_is_refused(self, graph, pipe, given, message):
+        for make in (lambda: graph.apply(given), lambda: graph.apply_each([[given]])):
+            with pytest.raises(InvalidInput, match=message), make():
+                raise AssertionError("the block was entered")
+        assert tiny.hooks(pipe) == []
+
+    @pytest.mark.parametrize("sites", ["x", 8, [8], [None]])
+    def test_what_is_no_site_is_refused(self, graph, sites):
+        for make in (lambda: graph.capture(sites), lambda: graph.observe(sites, print)):
+            with pytest.raises(InvalidInput, match=r"sites.*such as graph.sites.where|write graph.sites.where"), make():
+                raise AssertionError("the block was entered")
+        with pytest.raises(InvalidInput, match="sites"):
+            ContextSwap.of(graph, sites, "a red circle")
+
+    @pytest.mark.parametrize(
+        ("prompts", "options", "message"),
+        [
+            ("a red circle", {}, r"prompts are a list of strings, not the one string 'a red circle'; write \['a red circle'\]"),
+            ([1], {}, "prompts are a list of strings, and 1 is none"),
+            ([], {}, "there is no prompt to encode; give at least one"),
+            (["a"], {"batch_size": 0}, "batch_size=0 is not allowed; give 1 or more"),
+            (["a"], {"clip_skip": "1"}, "clip_skip='1' is no whole number"),
+        ],
+    )
+    def test_what_is_no_list_of_prompts_is_refused(self, graph, prompts, options, message):
+        with pytest.raises(InvalidInput, match=message):
+            graph.encode(prompts, **options)
+
+    def test_an_option_that_a_swap_does_not_have_is_refused_with_a_near_one(self, graph):
+        with pytest.raises(InvalidInput, match="option 'strenght' is unknown; .*did you mean 'strength'"):
+            ContextSwap.of(graph, graph.sites.where(layer=8, role="key"), "a star", strenght=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,6 +11,7 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroscope import _checks
 from neuroscope._checks import finite, finite_tensor, instance, strings
 from neuroscope._errors import InvalidInput, UnknownSite, choose
 from neuroscope.artifacts import FLOATS, take
@@ -97,9 +98,23 @@ class ContextSwap(Intervention):
 
     @classmethod
     def of(cls, graph: HookGraph, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:
-        """A swap to prompts, encoded by the model's own text encoder; further options are the class's fields."""
+        """A swap to prompts, encoded by the model's own text encoder.
+
+        Args:
+            graph: the model.
+            sites: which sites read the prompts, one or several.
+            prompts: one for all images, or one for each.
+            **options: further fields of the class.
+
+        Raises:
+            InvalidInput: no site, no prompt, or an option that the class does not have.
+        """
+        given = _checks.several("sites", sites, Site, "graph.sites.where(layer=8, text_only=True)")
+        free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "provenance")]
+        for name in options:
+            choose("option", name, free)
         conditions = graph.conditions([prompts] if isinstance(prompts, str) else prompts)
-        paths = [site.path for site in sites]
+        paths = [site.path for site in given]
         provenance = Provenance(graph.family.name, graph.model)
         return cls(paths, conditions.context, provenance=provenance, pooled=conditions.pooled, **options)
 
