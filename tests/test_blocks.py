@@ -194,7 +194,7 @@ class TestWhatInterventionsReturn:
         [
             (None, "Returning returned NoneType at unet.*; return a tensor there, or what it was given where it changes nothing"),
             (2.0, "Returning returned float at unet"),
-            (lambda activation: activation[:, :-1], r"Returning returned \[2, 23, 32\] of torch.float32 instead of \[2, 24, 32\]"),
+            (lambda activation: activation[:, :-1], r"Returning returned \[2, 23, 32\] of torch.float64 instead of \[2, 24, 32\]"),
             (
                 lambda activation: activation.double(),
                 "of torch.float64 instead of .* of torch.float32 at .*; return a tensor like the given",
