@@ -196,8 +196,8 @@ class TestWhatInterventionsReturn:
             (2.0, "Returning returned float at unet"),
             (lambda activation: activation[:, :-1], r"Returning returned \[2, 23, 32\] of torch.float64 instead of \[2, 24, 32\]"),
             (
-                lambda activation: activation.double(),
-                "of torch.float64 instead of .* of torch.float32 at .*; return a tensor like the given",
+                lambda activation: activation.float(),
+                "of torch.float32 instead of .* of torch.float64 at .*; return a tensor like the given",
             ),
         ],
     )
