@@ -91,7 +91,7 @@ def excess(
         quiet: show no progress bar.
 
     Raises:
-        InvalidInput: a recording without samples, scores that are infinite or that depend on the weights (for "rotated"), no
+        InvalidInput: a recording without samples, scores that depend on the weights (for "rotated"), no
             heads, or a number that is not allowed.
     """
     choose("null", null, ("rotated", "permuted"))
@@ -157,13 +157,7 @@ def _weighs(recording: Recording, method: Attribution) -> bool:
 
 
 def _strengths(scores: NeuronScores) -> Float[Tensor, "neuron"]:
-    found = torch.cat([scores.strength(path) for path in scores.sites.paths])
-    if not found.isfinite().all():
-        count = int((~found.isfinite()).sum())
-        raise InvalidInput(
-            f"{count} neurons have infinite scores, whose share says nothing; rank by another method, such as MeanDifference()"
-        )
-    return found
+    return torch.cat([scores.strength(path) for path in scores.sites.paths])
 
 
 def _share(strengths: Float[Tensor, "neuron"], top: int) -> float:

@@ -81,10 +81,8 @@ class Effects:
 
     def __post_init__(self) -> None:
         sizes = (len(self.probes), len(self.prompts), len(self.seeds))
-        if 0 in sizes:
-            raise InvalidInput(
-                f"effects of {sizes[0]} probes on {sizes[1]} prompts and {sizes[2]} seeds are none; give at least one of each"
-            )
+        if 0 in sizes[1:]:
+            raise InvalidInput(f"effects on {sizes[1]} prompts and {sizes[2]} seeds are none; give at least one of each")
         for name, values, wanted in (("effects", self.values, sizes), ("full changes", self.full, sizes[1:])):
             if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
                 raise InvalidInput(f"the {name} have shape {tuple(getattr(values, 'shape', ()))}; give {wanted}")

@@ -130,13 +130,13 @@ def _jobs(
 def _made(
     sweep: Sweep, jobs: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]], wanted: Collection[str]
 ) -> Iterator[tuple[list[_Job], Sequence[Any]]]:
-    """The images of the batches that hold a wanted one, each batch cut from all jobs and made whole, so that it rounds as ever."""
+    """The wanted images, in batches that are cut from all jobs, so that a run that goes on after a batch rounds as one never stopped."""
     size = sweep.batch_size
     for batch in (list(jobs[first : first + size]) for first in range(0, len(jobs), size)):
-        if any(job.key in wanted for job in batch):
-            rest = iter(batch)
-            for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in batch]):
-                yield list(itertools.islice(rest, len(rows))), images
+        todo = [job for job in batch if job.key in wanted]
+        rest = iter(todo)
+        for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in todo]):
+            yield list(itertools.islice(rest, len(rows))), images
 
 
 def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:

@@ -42,6 +42,8 @@ class Change(NamedTuple):
 
     def _rows(self, count: int, call: Call, device: torch.device) -> Tensor | None:
         """The tensor's rows of the chosen images, in all parts of a guided batch; None for all."""
+        if self.images is None and self.batch is None:
+            return None
         layout = call.layout or PLAIN
         images = layout.images(count)
         if self.batch not in (None, images):

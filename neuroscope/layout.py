@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope._errors import InvalidInput
@@ -83,16 +82,16 @@ PLAIN = BatchLayout(("conditional",))
 
 
 def observe_layout(
-    context: Float[Tensor, "row token channel"],
-    conditional: Float[Tensor, "image token channel"],
-    unconditional: Float[Tensor, "image token channel"] | None,
+    context: Tensor,
+    conditional: Tensor,
+    unconditional: Tensor | None,
     expected: Sequence[Part],
 ) -> BatchLayout:
     """The layout of a batch, by what its rows are given.
 
     Args:
-        context: what the denoiser is given.
-        conditional: what the pipeline encoded of the prompts.
+        context: [row, token, channel], what the denoiser is given.
+        conditional: [image, token, channel], what the pipeline encoded of the prompts.
         unconditional: what it encoded of the negative prompts, if it did.
         expected: the order that the pipeline has; it decides where prompt and negative prompt encode alike.
     """

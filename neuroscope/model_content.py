@@ -37,6 +37,9 @@ _MACHINERY |= {f"_forward{kind}_hooks_with_kwargs" for kind in ("", "_pre")} | {
 _MACHINERY |= {"_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_hf_hook", "_old_forward", "forward", "_diffusers_hook"}
 _MACHINERY |= {"gradient_checkpointing", "_gradient_checkpointing_func", "name_or_path", "_is_hf_initialized", "_require_grads_hook"}
 _MACHINERY |= {"_output_capturing_hooks_installed"}  # transformers notes it in the first run
+_MACHINERY |= {"_internal_dict"}  # diffusers' config, which is read as such
+#: What saving a model writes into its config: where it comes from, and what its weights say better.
+_ORIGIN = {"name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 #: What a scheduler's noise levels come from.
 _CURVES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod")
 #: The settings of a tokenizer that change what it makes of text.
@@ -101,6 +104,7 @@ def _described(walk: Walk, where: str, module: nn.Module) -> bytes:
     registry = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
     hooked = {name: [type(hook), getattr(hook, "config", None)] for name, hook in registry.items()}
     plain = {name: value for name, value in vars(module).items() if name not in _MACHINERY}
+    plain |= {"config": _settings(module)} if isinstance(module, ConfigMixin) else {}
     return framed(class_content(walk, type(module)), walk.of(where, plain), walk.of(where, hooked))
 
 
@@ -164,9 +168,7 @@ def _settings(config: Any) -> dict[str, Any]:
     """A config's settings, without where it came from."""
     config = getattr(config, "config", config)
     values: Mapping[str, Any] = config.to_dict() if hasattr(config, "to_dict") else config
-    return {
-        name: value for name, value in values.items() if not name.startswith("_") and name not in ("name_or_path", "transformers_version")
-    }
+    return {name: value for name, value in values.items() if not name.startswith("_") and name not in _ORIGIN}
 
 
 def _levels(scheduler: Any) -> dict[str, Any]:

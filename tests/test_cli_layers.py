@@ -95,7 +95,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
         (["localize", "--style", "stipple", "--clip", "a", "--read", "b", "-o", "x"], "give one of --clip and --read, not both"),
         (["localize", "--style", "stipple", "--share", "pixel", "-o", "x"], "share 'pixel' is unknown; choose one of latent, image"),
-        (["localize", "--style", "stipple", "--seeds", "0", "-o", "x"], "there are no seeds to localize with; give at least one"),
+        (["localize", "--style", "stipple", "--seeds", "0", "-o", "x"], "--seeds=0 is not allowed; give 1 to 100000"),
         (["edit", "--style", "stipple", "--layer", "16", "-o", "x"], "layer 16 is unknown; these sites have layers 0 to 15"),
         (["edit", "--style", "stipple", "--layer", "1", "--token", "pad", "-o", "x"], "token 'pad' is unknown; .* did you mean 'padding'?"),
         (["export", "nothing.safetensors", "-o", "lora"], "there is no file nothing.safetensors"),

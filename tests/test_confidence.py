@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from neuroscope.confidence import Confidence, chance_of_fewer, chance_of_none, chance_of_tie
+from neuroscope.confidence import chance_of_fewer, chance_of_none, chance_of_tie
 
 
 def drawn_alike(known: int, of: int, group: int) -> float:
@@ -30,18 +30,6 @@ def test_an_odd_number_has_no_equal_halves(known):
 def test_images_that_all_lack_it_are_drawn_from_the_others(known, of, having):
     """A tenth of all, or the least number that is no less."""
     assert chance_of_none(known, of, 0.1) == pytest.approx(drawn_alike(known, of, of - having))
-
-
-@pytest.mark.parametrize("tied", [(), (2, 12)])
-def test_through_plain_values_nothing_is_lost(tied):
-    found = Confidence(0.5, (2, 12), 4, 11, 3, tied)
-    plain = {"probability": 0.5, "alone": [2, 12], "pictures": 4, "of": 11, "screened": 3, "tied": list(tied)}
-    assert Confidence.from_header(plain) == found
-
-
-def test_files_from_before_ties_have_none():
-    plain = {"probability": 0.5, "alone": [2], "pictures": 4, "of": 11, "screened": 3}
-    assert Confidence.from_header(plain).tied == ()
 
 
 def test_draws_that_agree_are_as_rare_as_it_says():

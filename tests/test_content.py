@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from PIL import Image
 
-from neuroscope import InvalidInput
+from neuroscope import HookGraph, InvalidInput
 from neuroscope.content import content
 from neuroscope.model_content import scorer
 
@@ -228,3 +228,9 @@ class TestMetrics:
             for held in (lambda: None, file, [file], (each for each in [1])):
                 with pytest.raises(InvalidInput, match="the metric 'scorer'.* holds a .*, whose content has no stable form"):
                     content("the metric 'scorer'", Scorer(held=held), scorer)
+
+
+def test_saving_a_pipeline_changes_nothing_of_its_content(fresh, tmp_path):
+    before = HookGraph(fresh).fingerprint()
+    fresh.save_pretrained(tmp_path)
+    assert HookGraph(fresh).fingerprint() == before

@@ -139,9 +139,3 @@ def test_a_site_without_heads_is_refused(graph):
 def test_what_cannot_be_compared_is_refused(untyped, change, options, message):
     with pytest.raises(InvalidInput, match=message):
         against(replace(observations(0), **change), **({"null": "rotated"} | options))
-
-
-def test_infinite_scores_are_refused():
-    still = recording_of({"unet.a": torch.ones(4, 6).double()}, {"unet.a": torch.zeros(4, 6).double()})
-    with pytest.raises(InvalidInput, match="6 neurons have infinite scores, whose share says nothing; rank by another method, such as"):
-        against(still, "permuted")

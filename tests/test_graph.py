@@ -169,7 +169,7 @@ class TestSteps:
 
     def test_outside_a_schedule_there_are_no_steps(self, graph):
         (site,) = graph.sites.where(layer=8, role="value")
-        call = Call(site, step=None, steps=None, layout=PLAIN, project=torch.clone, read=torch.clone)
+        call = Call(site, step=None, steps=None, layout=None, project=torch.clone, read=torch.clone)
         assert call.within((0.0, 1.0))
         with pytest.raises(InvalidInput, match=r"steps=\(0.0, 0.5\) needs a pipeline's schedule, but the denoiser was called on its own"):
             call.within((0.0, 0.5))

@@ -147,8 +147,9 @@ def test_a_denoiser_that_leaves_its_schedule_has_no_steps(fresh):
             self.encode_prompt("", "cpu", 1, False)
             context = self.encode_prompt(args[0], "cpu", 1, False)[0]
             for timestep in (self.scheduler.timesteps[0], self.scheduler.timesteps[0]):
-                noise = self.unet(torch.zeros(1, 4, 16, 16), timestep, encoder_hidden_states=context).sample
-                self.scheduler.step(noise, timestep, torch.zeros(1, 4, 16, 16))
+                latents = torch.zeros(1, 4, 16, 16, dtype=self.dtype)
+                noise = self.unet(latents, timestep, encoder_hidden_states=context).sample
+                self.scheduler.step(noise, timestep, latents)
 
     pipe = Back(**fresh.components, requires_safety_checker=False)
     graph = HookGraph(pipe)

@@ -302,7 +302,7 @@ class TestMemory:
 
         handles = [each.register_forward_hook(add) for each in unet.modules() if not any(each.children())]
         with torch.no_grad():
-            unet(torch.zeros(1, 4, 8, 16), 1, encoder_hidden_states=torch.zeros(1, 2, 96))
+            unet(torch.zeros(1, 4, 8, 16), 1, encoder_hidden_states=torch.zeros(1, 7, 96))
         for handle in handles:
             handle.remove()
         assert graph.row_bytes(32, 64) == total

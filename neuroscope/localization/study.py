@@ -128,9 +128,8 @@ class Study:
     def measure(self, sweep: Sweep, groups: Sequence[Group], method: object, earlier: Measured | None = None) -> Measured:
         """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
 
-        Runs that were measured earlier are made again only where a picture of them is needed. Batches are cut before the ledger is
-        asked, and one is made whole or, where the ledger holds all its scores, not at all: so a run that goes on rounds as one that
-        was never stopped.
+        Runs that were measured earlier, or whose score the ledger holds, are made again only where an image of them is needed. Batches
+        are cut before the ledger is asked, and keep their own: so a run that goes on after a batch rounds as one that was never stopped.
         """
         measured = earlier or Measured()
         named = method_key(method, state)
@@ -139,9 +138,11 @@ class Study:
         for case, key in keys.items():
             if case not in measured.scores and (known := self.ledger.known(key, [self.metric.name])) is not None:
                 measured.scores[case] = known[self.metric.name]
-        todo = [batch for batch in batches if any(self._is_needed(case, batch, measured) for case in batch.cases)]
-        resting = {case: batch for batch in batches if batch not in todo for case in batch.cases if isinstance(case.probe, str)}
-        measured.resting.update(resting)
+        wanted = [_Batch(batch.group, tuple(case for case in batch.cases if self._is_needed(case, batch, measured))) for batch in batches]
+        todo = [batch for batch in wanted if batch.cases]
+        made = {case for batch in todo for case in batch.cases}
+        ends = [(case, batch) for batch in batches for case in batch.cases if isinstance(case.probe, str)]
+        measured.resting.update({case: batch for case, batch in ends if case not in made})
         with tqdm(total=sum(len(batch.cases) for batch in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
             for batch in todo:
                 for each in (*self._ends_of(batch, measured), batch):

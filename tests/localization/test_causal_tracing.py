@@ -221,7 +221,7 @@ class TestNoise:
         Corruption(graph, name, 2.5).encode(PROMPT, seed=7).context[0]
         handle.remove()
         clean, corrupted = (each[0] for each in seen)
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7))
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(7)).to(clean)
         ids = torch.tensor(graph.pipe.tokenizer(PROMPT, padding="max_length").input_ids)
         spread = embedding.weight[ids[torch.from_numpy(subject)]].std().item()
         assert int(subject.sum()) == len(graph.pipe.tokenizer(name).input_ids) - 2
@@ -256,9 +256,9 @@ class TestNoise:
 class TestRefusals:
     @pytest.mark.parametrize("component", ["cross", "text"])
     def test_a_prompt_without_the_name_is_refused_before_any_picture(self, graph, component):
-        message = f"the prompt {STIPPLE[0][1]!r} does not hold 'stipple', so nothing in it can be corrupted; reword it"
+        message = f"the prompt {STIPPLE[1][1]!r} does not hold 'stipple', so nothing in it can be corrupted; reword it"
         with tiny.counted(graph.denoiser) as calls, pytest.raises(InvalidInput, match=message):
-            run(graph, CausalTracing(component=component), pairs=[STIPPLE[0], STIPPLE[0][::-1]])
+            run(graph, CausalTracing(component=component), pairs=[STIPPLE[0], STIPPLE[1][::-1]])
         assert calls == []
 
     @pytest.mark.parametrize(

@@ -72,12 +72,17 @@ class TestEveryLayer:
         close([output - text for output, text in found], [each.said(slice(tokens, None)) + each.bias for each in layers])
 
 
-def test_a_visit_sees_the_layers_in_their_order_and_counts_a_row_for_them_all(model, frame):
-    forcing = Forcing(model)
-    with tiny.counted(model.denoiser) as calls:
-        seen = visit(forcing, frame, lambda attention: attention.layer)
-    assert tuple(seen) == model.sites.layers
-    assert (calls, forcing.rows) == ([1], 1)
+def test_a_visit_sees_the_layers_in_their_order_and_counts_what_is_computed_again(model, frame):
+    forcing, rows = Forcing(model), []
+    for look in (lambda attention: None, lambda attention: attention.output, lambda attention: (attention.output, attention.output)):
+        with tiny.counted(model.denoiser) as calls:
+            seen = visit(forcing, frame, lambda attention, look=look: (look(attention), attention.layer)[1])
+        assert tuple(seen) == model.sites.layers
+        assert calls == [1]
+        rows.append(forcing.rows)
+    assert rows[0] == 0
+    assert 0 < rows[1] < 1
+    assert rows[2] - rows[1] == pytest.approx(2 * rows[1])
 
 
 def test_no_hook_is_left_by_a_visit_nor_by_a_look_that_fails(model, frame):
