@@ -104,6 +104,7 @@ def _described(walk: Walk, where: str, module: nn.Module) -> bytes:
     registry = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
     hooked = {name: [type(hook), getattr(hook, "config", None)] for name, hook in registry.items()}
     plain = {name: value for name, value in vars(module).items() if name not in _MACHINERY}
+    plain |= {name: _settings(value) for name, value in plain.items() if isinstance(value, PreTrainedConfig)}
     plain |= {"config": _settings(module)} if isinstance(module, ConfigMixin) else {}
     return framed(class_content(walk, type(module)), walk.of(where, plain), walk.of(where, hooked))
 

@@ -99,7 +99,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["edit", "--style", "stipple", "--layer", "16", "-o", "x"], "layer 16 is unknown; these sites have layers 0 to 15"),
         (["edit", "--style", "stipple", "--layer", "1", "--token", "pad", "-o", "x"], "token 'pad' is unknown; .* did you mean 'padding'?"),
         (["export", "nothing.safetensors", "-o", "lora"], "there is no file nothing.safetensors"),
-        (["generate", "--prompt", "a", "--image", "small.png"], "small.png is no picture that can be read: .*; give a PNG or JPEG file"),
+        (["generate", "--prompt", "a", "--image", "small.png"], "small.png is no image that can be read: .*; give a PNG or JPEG file"),
         (["report", "nowhere"], "there is no folder nowhere; give one with results"),
         (["report", "."], "holds no results to report"),
     ],

@@ -138,8 +138,7 @@ class Study:
         for case, key in keys.items():
             if case not in measured.scores and (known := self.ledger.known(key, [self.metric.name])) is not None:
                 measured.scores[case] = known[self.metric.name]
-        wanted = [_Batch(batch.group, tuple(case for case in batch.cases if self._is_needed(case, batch, measured))) for batch in batches]
-        todo = [batch for batch in wanted if batch.cases]
+        todo = [wanted for batch in batches if (wanted := self._wanted(batch, measured)).cases]
         made = {case for batch in todo for case in batch.cases}
         ends = [(case, batch) for batch in batches for case in batch.cases if isinstance(case.probe, str)]
         measured.resting.update({case: batch for case, batch in ends if case not in made})
@@ -161,6 +160,12 @@ class Study:
         for part in (ends, [case for case in cases if case not in ends]):
             yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
 
+    def _wanted(self, batch: _Batch, measured: Measured) -> _Batch:
+        """What of a batch is to be made: of one that holds what shares are measured against, all or nothing."""
+        cases = tuple(case for case in batch.cases if self._is_needed(case, batch, measured))
+        ends = isinstance(self.metric, Share) and any(isinstance(case.probe, str) for case in batch.cases)
+        return batch if cases and ends else _Batch(batch.group, cases)
+
     def _is_wanted(self, case: Case, measured: Measured) -> bool:
         """Whether a case's picture is still to be made for the contact sheet."""
         return self.keeps(case) and case not in measured.pictures
@@ -172,7 +177,7 @@ class Study:
         """The batches whose scores were known, but which shares of this one are measured against; each is made once."""
         if not isinstance(self.metric, Share):
             return []
-        ends = [case._replace(probe=end) for case in batch.cases if not isinstance(case.probe, str) for end in ("base", "goal")]
+        ends = [case._replace(probe=end) for case in batch.cases for end in ("base", "goal") if case.probe not in ("base", end)]
         missing = [end for end in dict.fromkeys(ends) if end.probe not in measured.ends.get((end.pair, end.seed), {})]
         return list(dict.fromkeys(measured.resting[end] for end in missing if end in measured.resting))
 

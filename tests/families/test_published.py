@@ -106,7 +106,7 @@ def test_the_command_reads_a_config_file(tmp_path, capsys, untyped):
     [
         ("{", "is not JSON"),
         ("[]", "holds no settings"),
-        ('{"_class_name": "Nothing"}', "the config is of a Nothing, which is no model of diffusers"),
+        ('{"_class_name": "Nothing"}', "the config is of a 'Nothing', which is no model of diffusers"),
     ],
 )
 def test_files_that_are_no_config_are_refused(tmp_path, text, message):

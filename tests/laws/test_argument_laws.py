@@ -474,7 +474,7 @@ def test_record_sets_some_options_itself(option, verbs, untyped):
         (
             "save",
             {"artifact": []},
-            "artifact is a list, which does not fit; give one such as a mask, scores or a recording",
+            "what is saved is a list, which does not fit; give one such as neuroscope.NeuronMask",
         ),
     ],
 )
