@@ -1,5 +1,6 @@
 """What the command line refuses: nonsense, contradictions, what would be ignored, and outputs that are inputs; and how it ends."""
 
+import contextlib
 import functools
 import json
 import os
@@ -308,10 +309,12 @@ def test_a_full_standard_output_is_one_line(capfd, monkeypatch, untyped):
 def test_a_closed_standard_output_is_quiet(capfd, monkeypatch, untyped):
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        with pytest.raises(SystemExit) as stopped:
-            main(["testbed", "list"])
+    closed = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", closed)
+    with pytest.raises(SystemExit) as stopped:
+        main(["testbed", "list"])
+    with contextlib.suppress(BrokenPipeError):  # of what was not written
+        closed.close()
     assert stopped.value.code == 1
     assert capfd.readouterr().err == ""
 
