@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import sys
@@ -18,6 +19,8 @@ from neuroscope._errors import NeuroscopeError
 from neuroscope.cli import concepts, editing, generation, inspection, localization, reporting, showcase
 from neuroscope.sweep import out_of_memory
 
+#: Why standard output could not be written.
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 #: What typer raises for a command line that it cannot read; typer keeps this base to itself.
 _Unreadable: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
@@ -95,11 +98,13 @@ def _closed_output(error: OSError) -> int:
     try:
         sys.stdout.flush()
     except OSError as found:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
-        if not isinstance(found, BrokenPipeError):
-            _complain(f"standard output cannot be written: {found.strerror}")
-        return 1
-    raise error
+        error = found
+    if error.filename is not None or error.errno not in _UNWRITABLE:  # files of results have errors of their own
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+    if not isinstance(error, BrokenPipeError):
+        _complain(f"standard output cannot be written: {error.strerror}")
+    return 1
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *_where: object) -> None:
