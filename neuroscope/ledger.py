@@ -69,6 +69,11 @@ class Ledger:
             os.close(self._file)
             self._file = None
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rows are written to a file."""
+        return self._path is not None
+
     def known(self, key: str, names: Collection[str]) -> Scores | None:
         """A row's scores, if the ledger holds one for just these metrics."""
         found = self.rows.get(key)

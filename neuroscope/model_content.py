@@ -38,6 +38,7 @@ _MACHINERY |= {"_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_hf
 _MACHINERY |= {"gradient_checkpointing", "_gradient_checkpointing_func", "name_or_path", "_is_hf_initialized", "_require_grads_hook"}
 _MACHINERY |= {"_output_capturing_hooks_installed"}  # transformers notes it in the first run
 _MACHINERY |= {"_internal_dict"}  # diffusers' config, which is read as such
+_MACHINERY |= {"_is_torch_compile"}  # a note that it was wrapped once
 #: What saving a model writes into its config: where it comes from, and what its weights say better.
 _ORIGIN = {"name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 #: What a scheduler's noise levels come from.

@@ -81,7 +81,7 @@ def test_every_scheduler_counts_its_own_steps(pipe, name):
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "EDMEulerScheduler"])  # which takes no image
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_run_that_begins_later_counts_what_it_makes(pipe, name, strength):
     parts = {each: part for each, part in pipe.components.items() if each != "image_encoder"}
     changed = StableDiffusionImg2ImgPipeline(**parts | {"scheduler": scheduler_of(name)}, requires_safety_checker=False)
@@ -102,7 +102,7 @@ def sdxl():
     return base, changed
 
 
-@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("kind", [pytest.param("EulerDiscreteScheduler", marks=pytest.mark.slow), "HeunDiscreteScheduler"])
 def test_the_two_halves_of_a_shared_schedule_count_apart(sdxl, kind):
     counts = []
     for pipe, options in zip(sdxl, ({"denoising_end": 0.5}, {"denoising_start": 0.5, "image": torch.zeros(1, 4, 8, 8)}), strict=True):

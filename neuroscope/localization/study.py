@@ -152,11 +152,12 @@ class Study:
     def _cut(self, sweep: Sweep, group: Group, measured: Measured) -> Iterator[_Batch]:
         """The batches of a group's cases that were not measured before.
 
-        What shares are measured against has batches of its own, where that takes no row more: it alone may be made again.
+        Where a ledger is kept, what shares are measured against has batches of its own: it alone may be made again.
         """
         cases = [case for case in group.rows if group.always or case not in measured.scores or self._is_wanted(case, measured)]
         size = max(1, sweep.batch_size - len(group.lead))
-        ends = [case for case in cases if isinstance(case.probe, str)] if isinstance(self.metric, Share) and not group.lead else []
+        apart = isinstance(self.metric, Share) and not group.lead and self.ledger.is_kept
+        ends = [case for case in cases if isinstance(case.probe, str)] if apart else []
         for part in (ends, [case for case in cases if case not in ends]):
             yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
 
