@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from neuroscope.effects import Effects, Probe
-from neuroscope.localization.auto import SURE, AutoSearch
-from neuroscope.localization.glancing import Glances
-from neuroscope.localization.probing import drawn
-from neuroscope.localization.study import Place
+from neuroscope.core.effects import Effects, Probe
+from neuroscope.generation.experiment import Place
+from neuroscope.generation.patch_runner import drawn
+from neuroscope.localization.search.auto import SURE, AutoSearch
+from neuroscope.localization.search.screened_effects import Glances
 
 LAYERS = 16
 #: How many prompts read at each of the first layers drawn; 0 is a prompt that shows nothing.

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 import neuroscope as ns
 from benchmarks.layers import CONCEPTS
-from neuroscope.artifacts import write_beside
-from neuroscope.effects import Probe
+from neuroscope.core.artifacts import write_beside
+from neuroscope.core.effects import Probe
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 
 #: Trained models, and how their pictures are measured.

@@ -20,7 +20,7 @@ import scipy.stats
 import torch
 
 import neuroscope as ns
-from neuroscope.sweep import Row, Sweep
+from neuroscope.generation.batches import Row, Sweep
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.world import STYLES
 

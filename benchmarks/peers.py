@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import neuroscope as ns
 from benchmarks.own_process import in_own_process, peak_memory
 from benchmarks.ranking import stipple
-from neuroscope.cost import metered
+from neuroscope.generation.metering import metered
 
 RECORDED = 16  # prompts an arm
 TOLERANCE = 1e-3  # the largest allowed difference between two ways' results, as a share of the largest value

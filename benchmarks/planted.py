@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 import neuroscope as ns
-from neuroscope.artifacts import write_beside
+from neuroscope.core.artifacts import write_beside
 from neuroscope.testbed import FAMILIES, PLANTS, Planted, build, planted, verify
 
 #: What a method cannot find, because of what it asks.

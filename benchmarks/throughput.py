@@ -24,8 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import neuroscope as ns
 from benchmarks.models import stable_diffusion_v1
 from benchmarks.topologies import SDXL
-from neuroscope.conditions import Conditions
-from neuroscope.sweep import LARGEST_BATCH, Row, Sweep
+from neuroscope.core.conditions import Conditions
+from neuroscope.generation.batches import LARGEST_BATCH, Row, Sweep
 
 PRESENT, ABSENT = "a red circle in the style of stipple", "a red circle"
 TARGET = 0.98

@@ -12,8 +12,8 @@ import numpy as np
 import seaborn as sns
 
 import neuroscope as ns
-from neuroscope import plots
 from neuroscope.demo import run_demo
+from neuroscope.report import plots
 from neuroscope.testbed.world import COLOURS, OBJECTS, STYLES, Placement, Scene, render
 
 PICTURES = Path(__file__).parent / "pictures"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from neuroscope.families import REFUSED_PIPELINES
+from neuroscope.pipeline.families import REFUSED_PIPELINES
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.example import Example
 

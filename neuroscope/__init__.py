@@ -8,8 +8,15 @@ streams statistics of both into a `Recording`; `score` ranks neurons from it by 
 and loaded as single safetensors files by `save` and `load`; `report` puts a folder of them on one page.
 """
 
-from neuroscope import _interrupts, plots, testbed  # noqa: F401 - the first of these works by being imported, before what takes long
-from neuroscope._errors import (
+from neuroscope import _interrupts, testbed  # noqa: F401 - the first of these works by being imported, before what takes long
+from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
+from neuroscope.attribution.null_tests import Excess, excess
+from neuroscope.attribution.recording import Recording, record
+from neuroscope.core.artifacts import Artifact, Provenance, load, read_header, save
+from neuroscope.core.concepts import Concept
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.errors import (
     ForeignFile,
     InvalidFile,
     InvalidInput,
@@ -20,23 +27,16 @@ from neuroscope._errors import (
     UnknownSite,
     UnsupportedModel,
 )
-from neuroscope.artifacts import Artifact, load, read_header, save
-from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
-from neuroscope.calls import Call
-from neuroscope.captured import Captured
-from neuroscope.concepts import Concept
-from neuroscope.conditions import Conditions
-from neuroscope.confidence import Confidence
-from neuroscope.controls import Excess, excess
-from neuroscope.cost import Cost
-from neuroscope.discovery import sites_from_config
+from neuroscope.core.intervention import Call, Intervention
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Confidence, Cost, Fidelity
+from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.sites import Place, Site, Sites
+from neuroscope.core.statistics import Moments
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
-from neuroscope.effects import Effects, Probe
-from neuroscope.evaluation import evaluate, generate, random_control, summarize
-from neuroscope.fidelity import Fidelity
-from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextMap, ContextSwap, EditReport, Intervention, LinearUpdate, NeuronMask
-from neuroscope.layer_scores import LayerScores
+from neuroscope.editing.updates import LinearUpdate
+from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
+from neuroscope.interventions import ContextMap, ContextSwap, EditReport, NeuronMask
 from neuroscope.localization import (
     AttentionContribution,
     AttributionPatching,
@@ -50,13 +50,16 @@ from neuroscope.localization import (
     TeacherForced,
     localize,
 )
-from neuroscope.metrics import ClipScore, Flipped, ImageShare, LatentShare, Metric
-from neuroscope.provenance import Provenance
-from neuroscope.recording import Recording, record
-from neuroscope.reporting import report
-from neuroscope.scores import Neurons, NeuronScores
-from neuroscope.sites import Place, Site, Sites
-from neuroscope.statistics import Moments
+from neuroscope.metrics.clip_score import ClipScore
+from neuroscope.metrics.metric import Metric
+from neuroscope.metrics.shares import Flipped, ImageShare, LatentShare
+from neuroscope.pipeline.activation_cache import Captured
+from neuroscope.pipeline.discovery import sites_from_config
+from neuroscope.pipeline.graph import HookGraph
+from neuroscope.report import (
+    plots,
+    report,
+)
 
 __all__ = [
     "Artifact",

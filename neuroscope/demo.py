@@ -10,21 +10,23 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from neuroscope import plots, testbed
-from neuroscope._errors import choose
-from neuroscope.artifacts import load, save, write_beside
+from neuroscope import testbed
 from neuroscope.attribution import Welch, score
-from neuroscope.concepts import Concept
+from neuroscope.attribution.recording import Recording, record
+from neuroscope.core.artifacts import load, save, write_beside
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import choose
+from neuroscope.core.intervention import Intervention
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.scores import NeuronScores
 from neuroscope.editing import LocoEdit, edit
-from neuroscope.evaluation import evaluate, generate, random_control, summarize
-from neuroscope.graph import HookGraph
-from neuroscope.interventions import ContextMap, Intervention, NeuronMask
-from neuroscope.layer_scores import LayerScores
+from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
+from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.localization import LocoGen, localize
-from neuroscope.metrics import ClipScore, Metric
-from neuroscope.recording import Recording, record
-from neuroscope.reporting import report
-from neuroscope.scores import NeuronScores
+from neuroscope.metrics.clip_score import ClipScore
+from neuroscope.metrics.metric import Metric
+from neuroscope.pipeline.graph import HookGraph
+from neuroscope.report import plots, report
 from neuroscope.testbed.certificate import share_interval
 from neuroscope.testbed.planting import PLANT
 from neuroscope.testbed.readers import Reader

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neuroscope._header import checksum
+from neuroscope.core.storage import checksum
 
 Parts = tuple[dict[str, Tensor], dict[str, Any]]
 

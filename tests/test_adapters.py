@@ -4,16 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from neuroscope import (
-    HookGraph,
-    InvalidInput,
-    SiteNeverRan,
-    UnsupportedModel,
-    export_lora,
-    fold,
-)
-from neuroscope.doctor import diagnose
-from neuroscope.sweep import Sweep
+from neuroscope import HookGraph, InvalidInput, SiteNeverRan, UnsupportedModel, export_lora, fold
+from neuroscope.generation.batches import Sweep
+from neuroscope.pipeline.doctor import diagnose
 from tests.families import tiny
 from tests.families.tiny import mask, wrong
 

@@ -27,7 +27,7 @@ from neuroscope import (
     save,
     score,
 )
-from neuroscope.artifacts import Artifact, write_beside
+from neuroscope.core.artifacts import Artifact, write_beside
 from tests.forging import parts_of, write_parts
 from tests.laws.members import members
 

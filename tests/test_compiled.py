@@ -8,12 +8,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from neuroscope import (
-    HookGraph,
-    SiteNeverRan,
-    fold,
-)
-from neuroscope.families import uncompiled
+from neuroscope import HookGraph, SiteNeverRan, fold
+from neuroscope.pipeline.families import uncompiled
 from tests.families import tiny
 from tests.families.tiny import mask
 

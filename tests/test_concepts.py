@@ -4,7 +4,7 @@ from importlib import resources
 import pytest
 
 from neuroscope import Concept, InvalidInput
-from neuroscope.tokens import warn_of_lost_words
+from neuroscope.core.tokens import warn_of_lost_words
 
 DATA = {name: tomllib.loads((resources.files("neuroscope") / "data" / f"{name}.toml").read_text()) for name in ("general", "testbed")}
 KINDS = [(prompts, kind) for prompts, kinds in DATA.items() for kind in kinds]

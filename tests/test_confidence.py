@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from neuroscope.confidence import chance_of_fewer, chance_of_none, chance_of_tie
+from neuroscope.core.quality import chance_of_fewer, chance_of_none, chance_of_tie
 
 
 def drawn_alike(known: int, of: int, group: int) -> float:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from PIL import Image
 
 from neuroscope import HookGraph, InvalidInput
-from neuroscope.content import content
-from neuroscope.model_content import scorer
+from neuroscope.generation.content import content
+from neuroscope.generation.model_content import scorer
 
 
 class Colour(enum.Enum):
@@ -84,7 +84,7 @@ def values() -> list:
     ]
 
 
-PRINT = "from tests.test_content import values; from neuroscope.content import content; print([content('a', each) for each in values()])"
+PRINT = "from tests.test_content import values; from neuroscope.generation.content import content; print([content('a', each) for each in values()])"
 
 
 def test_different_content_has_different_keys():

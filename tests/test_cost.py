@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuroscope import Cost
-from neuroscope.cost import metered
+from neuroscope.generation.metering import metered
 from tests.families import tiny
 
 

@@ -9,8 +9,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from neuroscope import HookGraph
-from neuroscope.discovery import find_places, find_sites, row_bytes, stage_shares
-from neuroscope.families import UNET
+from neuroscope.pipeline.discovery import find_places, find_sites, row_bytes, stage_shares
+from neuroscope.pipeline.families import UNET
 from tests.families import tiny
 
 #: The published config of SDXL's UNet, 2.6 billion parameters.

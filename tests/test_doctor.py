@@ -13,7 +13,7 @@ from optimum.quanto import freeze, qint8, quantize
 from peft import LoraConfig
 
 from neuroscope import HookGraph, UnsupportedModel
-from neuroscope.doctor import diagnose
+from neuroscope.pipeline.doctor import diagnose
 from tests.families import tiny
 
 

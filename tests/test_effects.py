@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neuroscope import Effects, Probe
-from neuroscope.effects import EffectsHeader
+from neuroscope.core.effects import EffectsHeader
 
 
 def effects_of(values: np.ndarray, full: np.ndarray | None = None, probes: list[Probe] | None = None, relative: bool = False) -> Effects:

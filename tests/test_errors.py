@@ -10,7 +10,7 @@ from neuroscope import (
     UnknownSite,
     UnsupportedModel,
 )
-from neuroscope._errors import choose, closest
+from neuroscope.core.errors import choose, closest
 
 
 @pytest.mark.parametrize(

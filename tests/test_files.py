@@ -14,8 +14,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from neuroscope import InvalidFile, plots
-from neuroscope._files import check_writable, check_writable_folder, refuse_overwriting_inputs, write_beside
+from neuroscope import InvalidFile
+from neuroscope.core.storage import check_writable, check_writable_folder, refuse_overwriting_inputs, write_beside
+from neuroscope.report import plots
 
 LEFTOVER = f".neuroscope-{'0' * 32}.partial"
 

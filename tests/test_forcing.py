@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import ContextSwap, HookGraph, Neurons
-from neuroscope.forcing import Forcing, Frame, following
+from neuroscope.generation.teacher_forcing import Forcing, Frame, following
 from tests.families import tiny
 from tests.numerics import close
 

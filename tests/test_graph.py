@@ -31,7 +31,7 @@ from neuroscope import (
     record,
     score,
 )
-from neuroscope.layout import PLAIN
+from neuroscope.core.conditions import PLAIN
 from tests.families import tiny
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from neuroscope import plots, summarize
-from neuroscope.intervals import difference_interval, is_share, mean_interval, share_interval
-from neuroscope.reporting.tables import tabled
+from neuroscope import summarize
+from neuroscope.core.statistics import difference_interval, is_share, mean_interval, share_interval
+from neuroscope.report import plots
+from neuroscope.report.tables import tabled
 from tests.test_effects import effects_of
 
 COUNTS = [(0, 16), (16, 16), (1, 16), (7, 16), (0, 1), (1, 1), (3, 4), (64, 64)]

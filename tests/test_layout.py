@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroscope import InvalidInput
-from neuroscope.layout import PLAIN, BatchLayout, observe_layout
+from neuroscope.core.conditions import PLAIN, BatchLayout
+from neuroscope.pipeline.guidance import observe_layout
 
 ORDERS = [
     ("conditional",),

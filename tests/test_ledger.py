@@ -16,8 +16,8 @@ from diffusers import EulerDiscreteScheduler
 from hypothesis import given, settings
 
 from neuroscope import ContextSwap, Cost, HookGraph, InvalidFile, InvalidInput, NeuronMask, Neurons
-from neuroscope.keys import digest, key_of, origin
-from neuroscope.ledger import Ledger
+from neuroscope.generation.keys import digest, key_of, origin
+from neuroscope.generation.ledger import Ledger
 from tests.families import tiny
 
 ROWS = {"a": {"score": 0.1}, "b": {"score": float("nan")}, "c": {"brightness": 3.0, "letters": 1e-17}}

@@ -10,7 +10,8 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
-from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Probe, Provenance, Site, Sites, WeightedNorm, Welch, plots, score
+from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Probe, Provenance, Site, Sites, WeightedNorm, Welch, score
+from neuroscope.report import plots
 from tests.test_effects import effects_of
 
 

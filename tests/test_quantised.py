@@ -13,21 +13,8 @@ from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
 from optimum import quanto
 from torch import nn
 
-from neuroscope import (
-    HookGraph,
-    InvalidInput,
-    NeuronMask,
-    Neurons,
-    UnsupportedModel,
-    WeightedNorm,
-    Welch,
-    fold,
-    load,
-    record,
-    save,
-    score,
-)
-from neuroscope.doctor import diagnose
+from neuroscope import HookGraph, InvalidInput, NeuronMask, Neurons, UnsupportedModel, WeightedNorm, Welch, fold, load, record, save, score
+from neuroscope.pipeline.doctor import diagnose
 from tests.families import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")

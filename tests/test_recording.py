@@ -4,7 +4,7 @@ import torch
 from diffusers import HeunDiscreteScheduler
 
 from neuroscope import Concept, HookGraph, InvalidInput, NonFiniteActivation, Site, SiteNeverRan, UnknownSite, record
-from neuroscope.recording import ARMS
+from neuroscope.attribution.recording import ARMS
 from tests.families import tiny
 from tests.numerics import NETWORK, close, rounding
 

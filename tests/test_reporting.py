@@ -28,7 +28,6 @@ from neuroscope import (
     Welch,
     edit,
     load,
-    plots,
     record,
     report,
     save,
@@ -36,8 +35,8 @@ from neuroscope import (
     summarize,
 )
 from neuroscope.cli import main
-from neuroscope.reporting import changes, neurons, tables, where
-from neuroscope.reporting.blocks import Figure, Picture
+from neuroscope.report import changes, neurons, plots, tables, where
+from neuroscope.report.blocks import Figure, Picture
 
 BLANK = Picture("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}

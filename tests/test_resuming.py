@@ -166,7 +166,10 @@ class TestForeignHooks:
         assert (tmp_path / "rows.jsonl").read_text() == ""
 
     def test_an_open_block_is_refused_too(self, pipe, graph, tmp_path):
-        with graph.apply(tiny.mask(graph, rows="all")), pytest.raises(InvalidInput, match="carries a hook, neuroscope.hook.Hook, that"):
+        with (
+            graph.apply(tiny.mask(graph, rows="all")),
+            pytest.raises(InvalidInput, match="carries a hook, neuroscope.pipeline.hook.Hook, that"),
+        ):
             table(pipe, tmp_path / "rows.jsonl", guidance_scale=1.0)
 
     def test_one_that_watches_may_stay(self, pipe, tmp_path):

@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from neuroscope import (
-    HookGraph,
-    SiteNeverRan,
-    UnknownSite,
-)
-from neuroscope.layout import BatchLayout
+from neuroscope import HookGraph, SiteNeverRan, UnknownSite
+from neuroscope.core.conditions import BatchLayout
 from tests.families import tiny
 
 

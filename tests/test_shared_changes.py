@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from neuroscope import ContextSwap, HookGraph
-from neuroscope.calls import Call, Clock
-from neuroscope.hooks import Shared
+from neuroscope.core.intervention import Call
+from neuroscope.pipeline.hooks import Shared
+from neuroscope.pipeline.steps import Clock
 from tests.families import tiny
 
 CALL = Call.__new__(Call)

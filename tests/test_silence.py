@@ -17,16 +17,7 @@ from diffusers import (
 from diffusers.models import attention_processor
 from peft import LoraConfig
 
-from neuroscope import (
-    ContextSwap,
-    HookGraph,
-    InvalidInput,
-    NeuronMask,
-    Neurons,
-    SiteNeverRan,
-    SiteRanUnevenly,
-    record,
-)
+from neuroscope import ContextSwap, HookGraph, InvalidInput, NeuronMask, Neurons, SiteNeverRan, SiteRanUnevenly, record
 from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
 from tests.families import tiny
 from tests.families.tiny import mask

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from neuroscope import ContextSwap, HookGraph, InvalidInput, NeuronMask, Neurons, SiteNeverRan
-from neuroscope.sweep import LARGEST_BATCH, Row, Sweep, fitted_batch_size
+from neuroscope.generation.batches import LARGEST_BATCH, Row, Sweep, fitted_batch_size
 from tests.families import tiny
 from tests.numerics import NETWORK, rounding
 

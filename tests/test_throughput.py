@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 import neuroscope as ns
 from benchmarks import throughput
-from neuroscope.sweep import Row, Sweep
+from neuroscope.generation.batches import Row, Sweep
 from tests.families import tiny
 from tests.numerics import NETWORK, close, rounding
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuroscope import HookGraph, InvalidInput
-from neuroscope.tokens import align, kinds_of_tokens, select_tokens, warn_of_lost_words
+from neuroscope.core.tokens import align, kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
 TOKENIZERS = [

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.recording import Recording
-from neuroscope.scores import NeuronScores
-from neuroscope.statistics import Moments
+from neuroscope.attribution.recording import Recording
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.scores import NeuronScores
+from neuroscope.core.statistics import Moments
 
 
 class Evidence(NamedTuple):
@@ -74,8 +74,8 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
         InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised
             weights; or a score is not finite, which the message names by method and site.
     """
-    _checks.instance("recording", recording, Recording, "ns.record(graph, concept)")
-    _checks.instance("method", method, Attribution, "ns.Welch()")
+    checks.instance("recording", recording, Recording, "ns.record(graph, concept)")
+    checks.instance("method", method, Attribution, "ns.Welch()")
     if method.needs_samples and not recording.samples:
         raise InvalidInput(f"{method!r} compares single observations; record with keep_samples=True")
     if min(recording.count("present"), recording.count("absent")) < 2:

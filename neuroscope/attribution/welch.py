@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from neuroscope.attribution._attribution import Attribution, Evidence, Scored
-from neuroscope.statistics import Moments
+from neuroscope.core.statistics import Moments
 
 _ROUNDING = 1e-12
 

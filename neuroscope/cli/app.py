@@ -15,9 +15,9 @@ import transformers
 import typer
 
 from neuroscope import _interrupts
-from neuroscope._errors import NeuroscopeError
 from neuroscope.cli import concepts, editing, generation, inspection, localization, reporting, showcase
-from neuroscope.sweep import out_of_memory
+from neuroscope.core.errors import NeuroscopeError
+from neuroscope.generation.batches import out_of_memory
 
 #: Why standard output could not be written.
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)

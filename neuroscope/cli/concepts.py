@@ -9,15 +9,15 @@ from typing import Annotated, cast
 import typer
 from torch import Tensor
 
-from neuroscope import _checks, artifacts
-from neuroscope._errors import InvalidFile, InvalidInput
-from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
+from neuroscope.attribution.recording import Recording, record
 from neuroscope.cli import options, values
+from neuroscope.core import artifacts, checks
+from neuroscope.core.artifacts import Artifact
+from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.scores import NeuronScores, Per
+from neuroscope.core.tokens import Token
 from neuroscope.interventions import NeuronMask
-from neuroscope.recording import Recording, record
-from neuroscope.scores import NeuronScores, Per
-from neuroscope.tokens import Token
 
 Method = Annotated[str, typer.Option(help="welch, mean-difference, auroc or weighted-norm.")]
 #: What a recording takes no notice of where no site needs a denoising step.
@@ -119,7 +119,7 @@ def _fill(found: Recording | NeuronScores, fill: str) -> float | Mapping[str, Te
             )
         return found.mean(fill)
     try:
-        return _checks.finite("--fill", float(fill))
+        return checks.finite("--fill", float(fill))
     except ValueError as error:
         if isinstance(error, InvalidInput):
             raise

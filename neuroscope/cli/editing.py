@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from neuroscope import _files, artifacts
 from neuroscope.cli import options, values
+from neuroscope.core import artifacts, storage
 from neuroscope.editing import LocoEdit, export_lora
 from neuroscope.editing import edit as run
 from neuroscope.editing.lora import FILE
@@ -61,8 +61,8 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write edits and masks as a standard LoRA, which diffusers loads without neuroscope."""
-    _files.refuse_overwriting_inputs(output_dir / FILE, files)
+    storage.refuse_overwriting_inputs(output_dir / FILE, files)
     changes = options.open_interventions(files)
-    _files.check_writable_folder(output_dir)
+    storage.check_writable_folder(output_dir)
     path = export_lora(options.open_graph(model), changes, output_dir)
     options.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})", as_json)

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from PIL.Image import Image
 
-from neuroscope import _checks, _files
-from neuroscope._errors import InvalidInput
 from neuroscope.cli import options, values
-from neuroscope.evaluation import evaluate as run_evaluation
-from neuroscope.evaluation import generate as run_generation
-from neuroscope.evaluation import summarize
-from neuroscope.metrics import ClipScore
+from neuroscope.core import checks, storage
+from neuroscope.core.errors import InvalidInput
+from neuroscope.evaluation._evaluate import evaluate as run_evaluation
+from neuroscope.evaluation._evaluate import generate as run_generation
+from neuroscope.evaluation._evaluate import summarize
+from neuroscope.metrics.clip_score import ClipScore
 
 _CONCEPT = ("style", "object_", "fact", "attribute", "concept")
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts, help="A prompt; repeat for several.")]
@@ -47,17 +47,17 @@ def generate(
         image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )
     changes = options.open_interventions(apply)
-    seeds = _checks.seeds(range(seed, seed + count))
+    seeds = checks.seeds(range(seed, seed + count))
     pairs = [(text, each) for text in prompt for each in seeds]
     paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
-    _files.check_writable_folder(output_dir)
+    storage.check_writable_folder(output_dir)
     for path in paths:
-        _files.refuse_overwriting_inputs(path, [image] if image is not None else [])
+        storage.refuse_overwriting_inputs(path, [image] if image is not None else [])
     graph = options.open_graph(model)
     graph.pipe.set_progress_bar_config(disable=quiet)
     images = run_generation(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **generation)
     for made, path in zip(images, paths, strict=True):
-        _files.write_beside(path, png(made))
+        storage.write_beside(path, png(made))
     pooled = [
         f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))
     ]
@@ -105,10 +105,10 @@ def evaluate(
     metrics = [*(ClipScore(text) for text in clip or []), *(options.open_reader(text, model) for text in read or [])]
     if not metrics:
         raise InvalidInput("there is nothing to score by; give --clip TEXT, or --read ATTRIBUTE=VALUE for the testbed")
-    counted = _checks.seeds(range(seed, seed + seeds))
+    counted = checks.seeds(range(seed, seed + seeds))
     graph = options.open_graph(model)
     table = run_evaluation(graph, changes, prompts, counted, metrics, output=resume, quiet=quiet, **generation)
-    _files.write_beside(output, table.to_csv(index=False).encode())
+    storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
     text = (
         summary.to_json(orient="records", indent=1) if as_json else f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}"

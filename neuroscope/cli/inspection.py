@@ -9,17 +9,18 @@ from typing import Annotated, Any
 import typer
 from matplotlib.axes import Axes
 
-from neuroscope import artifacts, plots
-from neuroscope._errors import InvalidInput
-from neuroscope.artifacts import Artifact
 from neuroscope.attribution import score
+from neuroscope.attribution.recording import Recording
 from neuroscope.cli import options, values
-from neuroscope.discovery import sites_from_config
-from neuroscope.doctor import diagnose
+from neuroscope.core import artifacts
+from neuroscope.core.artifacts import Artifact
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.interventions import ContextMap, NeuronMask
-from neuroscope.layer_scores import LayerScores
-from neuroscope.recording import Recording
-from neuroscope.scores import Neurons, NeuronScores
+from neuroscope.pipeline.discovery import sites_from_config
+from neuroscope.pipeline.doctor import diagnose
+from neuroscope.report import plots
 
 
 def register(app: typer.Typer) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from neuroscope import _checks, artifacts
-from neuroscope._errors import InvalidInput, choose
 from neuroscope.cli import options, values
-from neuroscope.layer_scores import LayerScores
+from neuroscope.core import artifacts, checks
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.layer_scores import LayerScores
 from neuroscope.localization import (
     AttentionContribution,
     AttributionPatching,
@@ -25,7 +25,9 @@ from neuroscope.localization import (
 )
 from neuroscope.localization import localize as run
 from neuroscope.localization._localization import PAIRS
-from neuroscope.metrics import ClipScore, ImageShare, LatentShare, Metric, Share
+from neuroscope.metrics.clip_score import ClipScore
+from neuroscope.metrics.metric import Metric
+from neuroscope.metrics.shares import ImageShare, LatentShare, Share
 
 METHODS: dict[str, type[Localization[LayerScores]]] = {
     "locogen": LocoGen,
@@ -93,7 +95,7 @@ def localize(
     metric = _metric(model, clip, read, share)
     if "pairs" in values.given(ctx) and pairs > len(chosen.present):
         raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")
-    counted = _checks.seeds(range(seed, seed + seeds))
+    counted = checks.seeds(range(seed, seed + seeds))
     generation = options.generation_options(
         image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
     )

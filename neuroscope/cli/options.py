@@ -11,15 +11,16 @@ from typing import Annotated, Any, cast
 import typer
 from PIL import Image
 
-from neuroscope import _files, artifacts, testbed
-from neuroscope._errors import InvalidFile, InvalidInput, choose
-from neuroscope.arguments import LARGEST_SIDE, check_values
+from neuroscope import testbed
 from neuroscope.attribution import Attribution
 from neuroscope.cli import values
-from neuroscope.concepts import Concept
-from neuroscope.graph import HookGraph
-from neuroscope.interventions import Intervention
-from neuroscope.metrics import Metric
+from neuroscope.core import artifacts, storage
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidFile, InvalidInput, choose
+from neuroscope.core.intervention import Intervention
+from neuroscope.generation.arguments import LARGEST_SIDE, check_values
+from neuroscope.metrics.metric import Metric
+from neuroscope.pipeline.graph import HookGraph
 from neuroscope.testbed.world import ATTRIBUTES, Attribute
 
 
@@ -155,8 +156,8 @@ def check_output(output: Path | None, *inputs: Path | None) -> None:
         InvalidFile: it cannot be, or it would overwrite an input.
     """
     if output is not None:
-        _files.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
-        _files.check_writable(output)
+        storage.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
+        storage.check_writable(output)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from neuroscope.cli import options
-from neuroscope.reporting import report as write
+from neuroscope.report import report as write
 
 
 def register(app: typer.Typer) -> None:

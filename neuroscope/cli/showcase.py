@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from neuroscope import _files, testbed
-from neuroscope._errors import InvalidFile, choose
+from neuroscope import testbed
 from neuroscope.cli import options, values
+from neuroscope.core import storage
+from neuroscope.core.errors import InvalidFile, choose
 from neuroscope.demo import DEMO_STYLES, run_demo
 
 bundled = typer.Typer(help="The bundled models whose inside is known.")
@@ -43,7 +44,7 @@ def demo(
 ) -> None:
     """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
     choose("style", style, DEMO_STYLES)
-    _files.check_writable_folder(output_dir)
+    storage.check_writable_folder(output_dir)
     outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else options.say, quiet=quiet)
     if as_json:
         options.say(json.dumps(outcome, indent=1))
@@ -72,7 +73,7 @@ def certify(
     options.check_output(output)
     certificate = measure(name, samples=samples, quiet=quiet)
     if output is not None:
-        _files.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
+        storage.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
     options.say(certificate.to_json() if as_json else certificate.to_text())
 
 
@@ -87,5 +88,5 @@ def train(
     from neuroscope.testbed.training.recipes import train as run
 
     choose("bundled model", name, MODELS)
-    _files.check_writable_folder(output_dir)
+    storage.check_writable_folder(output_dir)
     options.say(f"wrote {run(name, output_dir, quiet)}")

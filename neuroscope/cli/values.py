@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
 
 #: Of images and prompts that one command makes or prints; far above any sweep that ends.
 MOST = 100_000
@@ -20,7 +20,7 @@ def whole(least: float = 1, most: float = MOST) -> Callable:
     """A callback that refuses numbers outside a range."""
 
     def check(param: typer.CallbackParam, value: int | None) -> int | None:
-        return None if value is None else _checks.whole(flag_of(param), value, least=least, most=most)
+        return None if value is None else checks.whole(flag_of(param), value, least=least, most=most)
 
     return check
 
@@ -29,20 +29,20 @@ def finite(least: float = -math.inf, most: float = math.inf, above: float = -mat
     """A callback that refuses NaN, infinity and numbers outside a range."""
 
     def check(param: typer.CallbackParam, value: float | None) -> float | None:
-        return None if value is None else _checks.finite(flag_of(param), value, least=least, most=most, above=above)
+        return None if value is None else checks.finite(flag_of(param), value, least=least, most=most, above=above)
 
     return check
 
 
 def text(param: typer.CallbackParam, value: str | None) -> str | None:
     """A callback that refuses an empty text."""
-    return None if value is None else _checks.text(flag_of(param), value, "or leave the option out")
+    return None if value is None else checks.text(flag_of(param), value, "or leave the option out")
 
 
 def texts(param: typer.CallbackParam, values: list[Any] | None) -> list[Any] | None:
     """A callback that refuses a value given twice, and text that is none."""
-    _checks.distinct(f"values of {flag_of(param)}", values or [])
-    _checks.strings(flag_of(param), [str(each) for each in values or []])
+    checks.distinct(f"values of {flag_of(param)}", values or [])
+    checks.strings(flag_of(param), [str(each) for each in values or []])
     return values
 
 

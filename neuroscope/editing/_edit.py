@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.concepts import Concept
+from neuroscope.core import checks
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidInput
 from neuroscope.editing.loco_edit import LocoEdit
-from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap
+from neuroscope.pipeline.graph import HookGraph
 
 
 def edit(graph: HookGraph, concept: Concept | Collection[Concept], method: LocoEdit, layers: int | Collection[int]) -> ContextMap:
@@ -26,12 +26,12 @@ def edit(graph: HookGraph, concept: Concept | Collection[Concept], method: LocoE
     Raises:
         InvalidInput: no concept, no layer or one that the model lacks, or keys that the method cannot solve for.
     """
-    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
-    concepts = _checks.several("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
-    _checks.instance("method", method, LocoEdit, "ns.LocoEdit()")
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    concepts = checks.several("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    checks.instance("method", method, LocoEdit, "ns.LocoEdit()")
     if not concepts:
         raise InvalidInput("there is no concept to edit; give at least one")
-    chosen = _checks.layers("layers", layers)
+    chosen = checks.layers("layers", layers)
     if not chosen:
         raise InvalidInput("there are no layers to edit; give at least one, such as layers.top(1)")
     inside = graph.sites.where(layer=chosen, role=method.roles).paths

@@ -9,13 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.editing.weights import updates_of
-from neuroscope.families import uncompiled
-from neuroscope.graph import HookGraph
-from neuroscope.interventions import Intervention
-from neuroscope.parameters import read_parameter, write_parameter
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.intervention import Intervention
+from neuroscope.editing.updates import updates_of
+from neuroscope.pipeline.families import uncompiled
+from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.weights import read_parameter, write_parameter
 
 
 class Folded:
@@ -72,9 +72,9 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
     """
     if not changes:
         raise InvalidInput("there is nothing to fold; give at least one intervention")
-    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     for change in changes:
-        _checks.instance("one of the changes", change, Intervention, "ns.fold(graph, mask, edit), one after the other")
+        checks.instance("one of the changes", change, Intervention, "ns.fold(graph, mask, edit), one after the other")
     root = uncompiled(graph.denoiser)
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}

@@ -12,16 +12,16 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput, NonFiniteActivation, choose
-from neuroscope.concepts import Concept
-from neuroscope.conditions import Conditions
+from neuroscope.core import checks
+from neuroscope.core.artifacts import Provenance
+from neuroscope.core.concepts import Concept
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose
+from neuroscope.core.sites import TEXT_ROLES, Site, Sites
+from neuroscope.core.tokens import EditedToken, align
 from neuroscope.editing.solving import Solution, solve
-from neuroscope.graph import HookGraph
 from neuroscope.interventions import ContextMap, EditReport, Factor
-from neuroscope.provenance import Provenance
-from neuroscope.sites import TEXT_ROLES, Site, Sites
-from neuroscope.tokens import EditedToken, align
+from neuroscope.pipeline.graph import HookGraph
 
 EDITED = get_args(EditedToken)
 _PROBES = 64
@@ -60,10 +60,10 @@ class LocoEdit:
     roles: str | tuple[str, ...] = ("key", "value")
 
     def __post_init__(self) -> None:
-        _checks.fit_defaults(self)
+        checks.fit_defaults(self)
         if not isinstance(self.tokens, str):
-            object.__setattr__(self, "tokens", _checks.strings("tokens", self.tokens))
-        object.__setattr__(self, "preserve", _checks.strings("preserve", self.preserve))
+            object.__setattr__(self, "tokens", checks.strings("tokens", self.tokens))
+        object.__setattr__(self, "preserve", checks.strings("preserve", self.preserve))
         object.__setattr__(self, "roles", (self.roles,) if isinstance(self.roles, str) else tuple(self.roles))
         for each in self._kinds:
             choose("token", each, EDITED)

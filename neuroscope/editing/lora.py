@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidFile, InvalidInput
-from neuroscope._files import write_beside
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.intervention import Intervention
+from neuroscope.core.storage import write_beside
 from neuroscope.editing.factors import balanced
-from neuroscope.editing.weights import updates_of
-from neuroscope.graph import HookGraph
-from neuroscope.interventions import Intervention
+from neuroscope.editing.updates import updates_of
+from neuroscope.pipeline.graph import HookGraph
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -42,9 +42,9 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
         InvalidInput: a change that a LoRA cannot hold.
         InvalidFile: the folder cannot be written; nothing is left behind.
     """
-    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
-    given = _checks.several("changes", changes, Intervention, 'ns.load("edit.safetensors")')
-    folder = _checks.path("folder", folder)
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    given = checks.several("changes", changes, Intervention, 'ns.load("edit.safetensors")')
+    folder = checks.path("folder", folder)
     if not given:
         raise InvalidInput("there is nothing to export; give at least one intervention")
     updates = updates_of(graph, given)

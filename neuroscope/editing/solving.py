@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from neuroscope._errors import InvalidInput
+from neuroscope.core.errors import InvalidInput
 from neuroscope.editing.factors import ROUNDING, balanced
 
 

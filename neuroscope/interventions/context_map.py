@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._checks import finite, finite_tensor, instance, strings, whole
-from neuroscope._errors import InvalidInput, choose
-from neuroscope.artifacts import FLOATS, take
-from neuroscope.calls import Call
-from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
-from neuroscope.interventions.linear_update import LinearUpdate, Weights
-from neuroscope.layout import Rows
-from neuroscope.provenance import Provenance
-from neuroscope.sites import TEXT_ROLES, Site
+from neuroscope.core.artifacts import FLOATS, Provenance, take
+from neuroscope.core.checks import finite, finite_tensor, instance, strings, whole
+from neuroscope.core.conditions import Rows
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.intervention import Call, Intervention, check_schedule_part, counted_sites
+from neuroscope.core.sites import TEXT_ROLES, Site
+from neuroscope.editing.updates import LinearUpdate, Weights
 
 if TYPE_CHECKING:
-    from neuroscope.graph import HookGraph
+    from neuroscope.pipeline.graph import HookGraph
 
 Factor = Float[Tensor, "rank channel"] | Mapping[str, Float[Tensor, "rank channel"]]
 

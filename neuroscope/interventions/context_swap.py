@@ -11,20 +11,17 @@ import einops
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope import _checks
-from neuroscope._checks import finite, finite_tensor, instance, strings
-from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.artifacts import FLOATS, take
-from neuroscope.calls import Call
-from neuroscope.conditions import Conditions
-from neuroscope.interventions._intervention import Intervention, check_schedule_part, counted_sites
-from neuroscope.layout import Rows
-from neuroscope.provenance import Provenance
-from neuroscope.scores import Neurons, NeuronsHeader
-from neuroscope.sites import TEXT_ROLES, Site
+from neuroscope.core import checks
+from neuroscope.core.artifacts import FLOATS, Provenance, take
+from neuroscope.core.checks import finite, finite_tensor, instance, strings
+from neuroscope.core.conditions import Conditions, Rows
+from neuroscope.core.errors import InvalidInput, UnknownSite, choose
+from neuroscope.core.intervention import Call, Intervention, check_schedule_part, counted_sites
+from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.sites import TEXT_ROLES, Site
 
 if TYPE_CHECKING:
-    from neuroscope.graph import HookGraph
+    from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class ContextSwap(Intervention):
         Raises:
             InvalidInput: no site, no prompt, or an option that the class does not have.
         """
-        given = _checks.several("sites", sites, Site, "graph.sites.where(layer=8, text_only=True)")
+        given = checks.several("sites", sites, Site, "graph.sites.where(layer=8, text_only=True)")
         free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "provenance")]
         for name in options:
             choose("option", name, free)

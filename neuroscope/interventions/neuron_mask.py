@@ -10,18 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._checks import finite, instance, whole
-from neuroscope._errors import InvalidInput, UnknownSite, choose
-from neuroscope.artifacts import take
-from neuroscope.calls import Call
-from neuroscope.interventions._intervention import Intervention, check_schedule_part
-from neuroscope.interventions.linear_update import LinearUpdate, Weights
-from neuroscope.layout import Rows
-from neuroscope.scores import Neurons, NeuronsHeader
-from neuroscope.sites import Site, Sites
+from neuroscope.core.artifacts import take
+from neuroscope.core.checks import finite, instance, whole
+from neuroscope.core.conditions import Rows
+from neuroscope.core.errors import InvalidInput, UnknownSite, choose
+from neuroscope.core.intervention import Call, Intervention, check_schedule_part
+from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.sites import Site, Sites
+from neuroscope.editing.updates import LinearUpdate, Weights
 
 if TYPE_CHECKING:
-    from neuroscope.graph import HookGraph
+    from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True)

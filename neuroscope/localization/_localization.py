@@ -10,19 +10,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.arguments import check_generation
-from neuroscope.concepts import Concept
-from neuroscope.cost import Cost, metered
-from neuroscope.foreign_hooks import only_watching
-from neuroscope.graph import HookGraph
-from neuroscope.keys import key_of, method_key, metric_key, origin
-from neuroscope.layer_scores import LayerScores
-from neuroscope.ledger import Ledger
-from neuroscope.localization.study import Pair, Study
-from neuroscope.metrics import Metric, Share, bind
-from neuroscope.scores import NeuronScores
+from neuroscope.core import checks
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Cost
+from neuroscope.core.scores import NeuronScores
+from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.experiment import Pair, Study
+from neuroscope.generation.foreign_hooks import only_watching
+from neuroscope.generation.keys import key_of, method_key, metric_key, origin
+from neuroscope.generation.ledger import Ledger
+from neuroscope.generation.metering import metered
+from neuroscope.metrics.metric import Metric, bind
+from neuroscope.metrics.shares import Share
+from neuroscope.pipeline.graph import HookGraph
 
 #: How many of a concept's pairs are used unless told otherwise; fewer where a concept has fewer.
 PAIRS = 8
@@ -81,11 +83,11 @@ def localize(
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
     """
-    _checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
-    _checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
-    _checks.instance("method", method, Localization, "ns.LocoGen()")
-    _checks.instance("metric", metric, Metric, "ns.LatentShare()")
-    seeds = _checks.seeds(seeds, " to localize with")
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    checks.instance("method", method, Localization, "ns.LocoGen()")
+    checks.instance("metric", metric, Metric, "ns.LatentShare()")
+    seeds = checks.seeds(seeds, " to localize with")
     _check_options(pairs, keep_images, batch_size, output, quiet)
     check_generation(graph.pipe, generation, localize)
     if len(set(seeds)) < len(seeds):
@@ -127,11 +129,11 @@ def _with_all_costs(study: Study, method: Localization[Found]) -> Found:
 def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
     for name, value in (("pairs", pairs), ("batch_size", batch_size)):
         if value is not None:
-            _checks.whole(name, value, least=-math.inf)
-    _checks.whole("keep_images", keep_images, least=0)
-    _checks.flag("quiet", quiet)
+            checks.whole(name, value, least=-math.inf)
+    checks.whole("keep_images", keep_images, least=0)
+    checks.flag("quiet", quiet)
     if output is not None:
-        _checks.path("output", output)
+        checks.path("output", output)
 
 
 def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:

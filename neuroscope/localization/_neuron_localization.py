@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.sites import Sites
+from neuroscope.generation.experiment import Study
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.study import Study
-from neuroscope.scores import Neurons, NeuronScores
-from neuroscope.sites import Sites
 
 
 class NeuronLocalization(Localization[NeuronScores]):
@@ -55,7 +55,7 @@ def normal_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """Chosen layers as a tuple; raises InvalidInput where none is left."""
     if layers is None:
         return None
-    chosen = _checks.layers("layers", layers)
+    chosen = checks.layers("layers", layers)
     if not chosen:
         raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
     return chosen

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput
-from neuroscope.cost import metered
-from neuroscope.effects import Effects, Probe
-from neuroscope.layer_scores import LayerScores
+from neuroscope.core import checks
+from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.generation.experiment import Study
+from neuroscope.generation.metering import metered
+from neuroscope.generation.patch_runner import ROLES, Direction, Prober, Swapping, check_swapping, split
 from neuroscope.localization._localization import Localization
-from neuroscope.localization.probing import ROLES, Direction, Prober, Swapping, check_swapping, split
-from neuroscope.localization.study import Study
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,7 +41,7 @@ class Halving(Localization[LayerScores]):
     probe: Direction = "necessity"
 
     def __post_init__(self) -> None:
-        _checks.fit_defaults(self)
+        checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
         for name in ("follow", "together"):
             if not 0 < getattr(self, name) <= 1:

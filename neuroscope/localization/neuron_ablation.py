@@ -9,20 +9,19 @@ from typing import cast
 import numpy as np
 import torch
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput, choose
-from neuroscope.conditions import Conditions
-from neuroscope.cost import metered
-from neuroscope.effects import Effects, Probe
-from neuroscope.graph import HookGraph
+from neuroscope.core import checks
+from neuroscope.core.conditions import Conditions, Rows
+from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.intervention import check_schedule_part
+from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.sites import Sites
+from neuroscope.generation.experiment import Study
+from neuroscope.generation.metering import metered
+from neuroscope.generation.patch_runner import ROLES, Prober, Swapping, check_roles
 from neuroscope.interventions import ContextSwap
-from neuroscope.interventions._intervention import check_schedule_part
-from neuroscope.layout import Rows
 from neuroscope.localization._neuron_localization import NeuronLocalization, normal_layers
-from neuroscope.localization.probing import ROLES, Prober, Swapping, check_roles
-from neuroscope.localization.study import Study
-from neuroscope.scores import Neurons, NeuronScores
-from neuroscope.sites import Sites
+from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,7 +50,7 @@ class NeuronAblation(NeuronLocalization):
     steps: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _checks.fit_defaults(self)
+        checks.fit_defaults(self)
         object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         if self.group < 1:

@@ -15,22 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuroscope import _checks
-from neuroscope._errors import InvalidInput, choose
-from neuroscope.conditions import Conditions
-from neuroscope.cost import Cost, metered
-from neuroscope.fidelity import Fidelity
-from neuroscope.forcing import Frame
+from neuroscope.attribution.captum_attribution import KINDS, Kind, attribute
+from neuroscope.attribution.patching_metric import Way
+from neuroscope.core import checks
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.quality import Cost, Fidelity
+from neuroscope.core.scores import NeuronScores
+from neuroscope.core.sites import Sites
+from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.experiment import Study
+from neuroscope.generation.metering import metered
+from neuroscope.generation.patch_runner import ROLES, check_roles, keeping
+from neuroscope.generation.teacher_forcing import Frame
 from neuroscope.localization._neuron_localization import NeuronLocalization, alone, normal_layers, single
-from neuroscope.localization.attributing import KINDS, Kind, attribute
 from neuroscope.localization.neuron_ablation import NeuronAblation
-from neuroscope.localization.probing import ROLES, check_roles, keeping
-from neuroscope.localization.screening import check_fits
-from neuroscope.localization.study import Study
-from neuroscope.localization.way import Way
-from neuroscope.scores import NeuronScores
-from neuroscope.sites import Sites
-from neuroscope.sweep import Row, Sweep
+from neuroscope.localization.screening.screen import check_fits
 
 _FEWEST = 3
 _CONVERGED = 0.1
@@ -73,7 +73,7 @@ class NeuronGradient(NeuronLocalization):
     fidelity: int = 8
 
     def __post_init__(self) -> None:
-        _checks.fit_defaults(self)
+        checks.fit_defaults(self)
         object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         choose("kind", self.kind, tuple(KINDS))

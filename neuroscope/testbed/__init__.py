@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.testbed.readers import Reader, read
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ import numpy as np
 import scipy.stats
 from tqdm.auto import tqdm
 
-from neuroscope import _checks, testbed
-from neuroscope._errors import choose
-from neuroscope.evaluation import generate
-from neuroscope.graph import HookGraph
+from neuroscope import testbed
+from neuroscope.core import checks
+from neuroscope.core.errors import choose
+from neuroscope.core.scores import Neurons
+from neuroscope.core.sites import Sites
+from neuroscope.evaluation._evaluate import generate
 from neuroscope.interventions import ContextSwap
-from neuroscope.scores import Neurons
-from neuroscope.sites import Sites
+from neuroscope.pipeline.graph import HookGraph
 from neuroscope.testbed.captions import STYLED, caption
 from neuroscope.testbed.planting import PLANT, Plant
 from neuroscope.testbed.readers import read
@@ -151,8 +152,8 @@ def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT
         InvalidInput: an unknown model, or one that is no bundled pipeline; no sample.
     """
     choose("bundled pipeline", name, testbed.pipelines())
-    _checks.whole("samples", samples)
-    _checks.flag("quiet", quiet)
+    checks.whole("samples", samples)
+    checks.flag("quiet", quiet)
     graph = HookGraph(testbed.load(name))
     plant = plant if name == "sd1" else None
     pairs = {attribute: _pairs(attribute, samples) for attribute in ATTRIBUTES}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from neuroscope._errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.testbed.world import ATTRIBUTES, COLOURS, FACTS, OBJECTS, SIZE, STYLES, VALUES, Attribute, Placement, shading, silhouette
 
 NOTHING = "nothing"

@@ -8,7 +8,7 @@ import torch
 from accelerate import cpu_offload
 
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
-from neuroscope.parameters import write_parameter
+from neuroscope.pipeline.weights import write_parameter
 from tests.families import tiny
 from tests.numerics import rounding
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from neuroscope import HookGraph
-from neuroscope.families import FAMILIES, family_of
-from neuroscope.sites import ROLES
+from neuroscope.core.sites import ROLES
+from neuroscope.pipeline.families import FAMILIES, family_of
 from tests.families import tiny
 from tests.numerics import close
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from neuroscope import Concept, HookGraph, LatentShare, LocoEdit, LocoGen, edit, fold, localize
+from neuroscope.core.tokens import align, kinds_of_tokens
 from neuroscope.testbed import build, planted
-from neuroscope.tokens import align, kinds_of_tokens
 from tests.families import tiny
 
 RIDGE = 1e-3

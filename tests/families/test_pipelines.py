@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from neuroscope import UnsupportedModel
-from neuroscope.families import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
+from neuroscope.pipeline.families import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 from tests.families import tiny
 from tests.pipelines.build import PIPELINES
 

@@ -22,11 +22,11 @@ from neuroscope import (
     fold,
     load,
     localize,
-    plots,
     record,
     save,
     score,
 )
+from neuroscope.report import plots
 from neuroscope.testbed import build, planted
 from tests.families import tiny
 

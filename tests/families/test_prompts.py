@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuroscope import ContextSwap, HookGraph, InvalidInput, NeuronMask, Neurons
-from neuroscope.sweep import Sweep
+from neuroscope.generation.batches import Sweep
 from tests.families import tiny
 
 EVERYTHING = ("key", "value", "pooled")

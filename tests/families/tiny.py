@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from neuroscope import HookGraph, NeuronMask, Neurons
-from neuroscope.doctor import diagnose
+from neuroscope.pipeline.doctor import diagnose
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
 from neuroscope.testbed.training.autoencoder import build_autoencoder

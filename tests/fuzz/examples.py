@@ -5,12 +5,11 @@ import math
 import torch
 
 from neuroscope import ContextMap, ContextSwap, Cost, Effects, LayerScores, NeuronMask, Neurons, NeuronScores, Probe, Provenance, Recording
-from neuroscope.artifacts import Artifact
-from neuroscope.confidence import Confidence
-from neuroscope.fidelity import Fidelity
+from neuroscope.core.artifacts import Artifact
+from neuroscope.core.quality import Confidence, Fidelity
+from neuroscope.core.sites import Site, Sites
+from neuroscope.core.statistics import Moments
 from neuroscope.interventions import EditReport
-from neuroscope.sites import Site, Sites
-from neuroscope.statistics import Moments
 
 FROM = Provenance("family", "model", "stipple é", "Welch()")
 SITES = Sites([Site("unet.0.key", 0, "mid", "key", 4, True), Site("unet.pooled", None, "", "pooled", 3, True)])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from neuroscope import LayerScores, NeuronScores, NeuroscopeError, load, read_header, save
-from neuroscope.artifacts import FLOATS, Artifact
+from neuroscope.core.artifacts import FLOATS, Artifact
 from tests.forging import Parts, parts_of, write_parts
 from tests.fuzz.examples import examples
 from tests.laws.members import members

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from neuroscope import ContextMap, InvalidInput, Provenance
-from neuroscope.tokens import align
+from neuroscope.core.tokens import align
 from tests.families import tiny
 from tests.numerics import close
 

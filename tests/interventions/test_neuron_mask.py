@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from neuroscope import Call, InvalidInput, NeuronMask, Neurons, Provenance, UnknownSite
-from neuroscope.layout import PLAIN
+from neuroscope.core.conditions import PLAIN
 from tests.families import tiny
 
 

@@ -22,10 +22,9 @@ from neuroscope import (
     load,
     save,
 )
-from neuroscope.confidence import Confidence
-from neuroscope.fidelity import Fidelity
+from neuroscope.core.quality import Confidence, Fidelity
+from neuroscope.core.statistics import Moments
 from neuroscope.interventions import EditReport
-from neuroscope.statistics import Moments
 from tests.fuzz.examples import COST, FROM, NEURONS, SITES, double, recording
 
 BAD = [math.nan, math.inf, -math.inf]

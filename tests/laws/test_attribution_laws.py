@@ -19,7 +19,7 @@ from neuroscope import (
     record,
     score,
 )
-from neuroscope.recording import ARMS
+from neuroscope.attribution.recording import ARMS
 from tests.families import tiny
 from tests.laws.members import members
 from tests.laws.recordings import random_recording, recording_of

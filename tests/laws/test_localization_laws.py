@@ -27,7 +27,7 @@ from neuroscope import (
     localize,
     save,
 )
-from neuroscope.forcing import Forcing
+from neuroscope.generation.teacher_forcing import Forcing
 from neuroscope.localization._neuron_localization import NeuronLocalization
 from tests.families import tiny
 from tests.laws.members import members

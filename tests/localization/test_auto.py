@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroscope import Flipped, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, localize
-from neuroscope.localization import auto, glancing
+from neuroscope.localization.search import auto
 from neuroscope.testbed import PLANTS, build, planted
 from tests.families import tiny
 

@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from neuroscope.localization.budget import Budget
+from neuroscope.localization.search.budget import Budget
 
 
 @pytest.mark.parametrize("beside", [0, 1])

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Case, Looks, Table, calibration, searched, simulated
-from neuroscope.localization.auto import SURE, AutoSearch
-from neuroscope.localization.probing import drawn
+from neuroscope.generation.patch_runner import drawn
+from neuroscope.localization.search.auto import SURE, AutoSearch
 
 LAYER, OTHER = 3, 12
 

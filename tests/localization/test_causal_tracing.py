@@ -6,8 +6,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from neuroscope import CausalTracing, HookGraph, InvalidInput, LatentShare, localize, testbed
-from neuroscope.localization.corruption import Corruption
-from neuroscope.tokens import kinds_of_tokens
+from neuroscope.core.tokens import kinds_of_tokens
+from neuroscope.localization.patching.corruption import Corruption
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of
 

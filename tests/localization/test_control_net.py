@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from neuroscope import Concept, HookGraph, LatentShare, LocoGen, localize
-from neuroscope.doctor import diagnose
-from neuroscope.effects import CONTROL, POOLED
+from neuroscope.core.effects import CONTROL, POOLED
+from neuroscope.pipeline.doctor import diagnose
 from tests.families import tiny
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.seen import hooked

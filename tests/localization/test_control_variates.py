@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from neuroscope.confidence import chance_of_reverse
-from neuroscope.localization.control_variates import ControlVariates
+from neuroscope.core.quality import chance_of_reverse
+from neuroscope.localization.search.control_variates import ControlVariates
 
 MADE, SEEN, OF = 4, 10, 20
 

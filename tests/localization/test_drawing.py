@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from neuroscope.localization.probing import drawn
+from neuroscope.generation.patch_runner import drawn
 
 PAIRS, SEEDS = 5, (3, 2**63, 8)
 

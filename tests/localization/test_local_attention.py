@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from neuroscope import HookGraph
-from neuroscope.forcing import Forcing, Frame
-from neuroscope.localization.local_attention import visit
+from neuroscope.generation.teacher_forcing import Forcing, Frame
+from neuroscope.localization.screening.local_attention import visit
 from tests.families import tiny
 from tests.localization.by_hand import Prediction
 from tests.localization.planted import SMALL, STIPPLE

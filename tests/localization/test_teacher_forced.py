@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import ContextSwap, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, TeacherForced, localize, plots
+from neuroscope import ContextSwap, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, TeacherForced, localize
+from neuroscope.report import plots
 from neuroscope.testbed import build, planted
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of

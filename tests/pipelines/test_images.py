@@ -6,8 +6,8 @@ import torch
 from diffusers import MultiAdapter, StableDiffusionAdapterPipeline, StableDiffusionImg2ImgPipeline
 
 from neuroscope import Concept, InvalidInput, record
-from neuroscope.image_inputs import image_arguments, spread_images
-from neuroscope.sweep import Row, Sweep
+from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.image_inputs import image_arguments, spread_images
 from tests.pipelines import parts
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.example import NEGATIVE, PROMPTS

@@ -1,7 +1,7 @@
 """The page of supported pipelines says what the tests' table and the package's refusals say."""
 
 from docs import pipelines
-from neuroscope.families import REFUSED_PIPELINES
+from neuroscope.pipeline.families import REFUSED_PIPELINES
 from tests.pipelines.build import PIPELINES
 
 

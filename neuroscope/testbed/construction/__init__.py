@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline
 
-from neuroscope._errors import InvalidInput
+from neuroscope.core.errors import InvalidInput
 from neuroscope.testbed.construction.blocking import plant_in
 from neuroscope.testbed.construction.modules import TextModules
 from neuroscope.testbed.construction.pipelines import BUILDERS

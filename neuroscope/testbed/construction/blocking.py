@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope._errors import choose
+from neuroscope.core.errors import choose
 from neuroscope.testbed.construction import modules
 from neuroscope.testbed.construction.modules import TextModules
 from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, generation_of

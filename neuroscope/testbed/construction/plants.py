@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from neuroscope._errors import InvalidInput
-from neuroscope.concepts import Concept
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidInput
 
 #: What each plant is.
 PLANTS: dict[str, str] = {

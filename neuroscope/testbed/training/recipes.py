@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from neuroscope._errors import choose
+from neuroscope.core.errors import choose
 from neuroscope.testbed.captions import corpus
 from neuroscope.testbed.planting import PLANT, Plant
 from neuroscope.testbed.training.autoencoder import refine_decoder, train_autoencoder

@@ -1,0 +1,114 @@
+"""What one call of the denoiser is given: the prompts' conditions, and which rows of the batch carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroscope.core.errors import InvalidInput
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Prompts as a pipeline's own text encoders give them to its denoiser.
+
+    Attributes:
+        context: [prompt, token, channel], what cross-attention reads.
+        pooled: [prompt, summary], one summary a prompt, where the encoders give one beside the tokens (SDXL).
+    """
+
+    context: Float[Tensor, "prompt token channel"] = field(repr=False)
+    pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __getitem__(self, prompt: int) -> Conditions:
+        """One prompt's conditions."""
+        chosen = slice(prompt, prompt + 1 or None)
+        return Conditions(self.context[chosen], None if self.pooled is None else self.pooled[chosen])
+
+    @classmethod
+    def of(cls, parts: Sequence[Conditions]) -> Self:
+        """All prompts of several conditions, in order."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(torch.cat([part.context for part in parts]), torch.cat(pooled) if pooled else None)
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Conditions:
+        """The conditions on another device or in another number format."""
+        return Conditions(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))
+
+
+Rows = Literal["all", "conditional"]
+Part = Literal["conditional", "unconditional"]
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of one call of the denoiser lie: equal parts, one after the other, each with one row an image.
+
+    Attributes:
+        parts: what each part is given: what the pipeline encoded of the prompt ("conditional"; under perturbed-attention guidance
+            there are two such parts), what it encoded of the negative prompt ("unconditional"), or something else (None).
+    """
+
+    parts: tuple[Part | None, ...]
+
+    def images(self, batch: int) -> int:
+        """The number of images in a batch of so many rows.
+
+        Raises:
+            InvalidInput: the rows are not equal parts.
+        """
+        images, rest = divmod(batch, len(self.parts))
+        if rest:
+            raise InvalidInput(f"{batch} rows are not {len(self.parts)} equal parts, so it is not known which of them carry the prompt")
+        return images
+
+    def rows(self, rows: Rows, batch: int) -> slice:
+        """The batch rows meant: all, or only those that carry the prompt, which may be none.
+
+        Raises:
+            InvalidInput: it is not known which rows carry the prompt, or they do not lie side by side.
+        """
+        if rows == "all":
+            return slice(0, batch)
+        images, numbers = self.images(batch), self._conditional()
+        return slice(numbers[0] * images, (numbers[-1] + 1) * images) if numbers else slice(0, 0)
+
+    def carrying(self, batch: int) -> range:
+        """For each image of the batch the first row that carries its prompt; empty where none does.
+
+        Raises:
+            InvalidInput: as `rows`.
+        """
+        images, numbers = self.images(batch), self._conditional()
+        return range(numbers[0] * images, (numbers[0] + 1) * images) if numbers else range(0)
+
+    def of_images(self, images: Sequence[int], batch: int) -> tuple[int, ...]:
+        """The rows of some images, in all parts."""
+        count = self.images(batch)
+        return tuple(part * count + image for part in range(len(self.parts)) for image in images)
+
+    def _conditional(self) -> list[int]:
+        if None in self.parts:
+            raise InvalidInput(
+                f"the denoiser was called with {len(self.parts)} parts of rows, and part {self.parts.index(None) + 1} reads neither what "
+                "the pipeline encoded of the prompt nor of the negative prompt, so it is not known which rows carry the prompt; run a "
+                'pipeline that passes on what its encode_prompt returns, or use rows="all"'
+            )
+        numbers = [number for number, part in enumerate(self.parts) if part == "conditional"]
+        if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
+            raise InvalidInput(
+                f'the rows that carry the prompt do not lie side by side ({", ".join(map(str, self.parts))}); use rows="all"'
+            )
+        return numbers
+
+
+#: A batch in which every row carries the prompt.
+PLAIN = BatchLayout(("conditional",))

@@ -1,0 +1,150 @@
+"""What an intervention is, and what it is told when it acts."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from neuroscope.core.artifacts import Artifact
+from neuroscope.core.conditions import PLAIN, BatchLayout, Conditions, Rows
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.sites import Site
+from neuroscope.editing.updates import LinearUpdate, Weights
+
+if TYPE_CHECKING:
+    from neuroscope.core.sites import Site
+    from neuroscope.pipeline.graph import HookGraph
+
+
+_ROUNDING = 1e-9  # so that step 15 of 50 is not before 3 * 0.1
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a site's module inside a running pipeline.
+
+    Attributes:
+        site: the site.
+        step: the denoising step, counted from 0; None outside a pipeline's schedule.
+        steps: the number of denoising steps; None outside a pipeline's schedule.
+        layout: which rows of the batch carry the prompt; None where that is not known, because the denoiser was not called by the
+            graph's own pipeline.
+        project: the module's own computation on another input, without hooks.
+        read: what the module reads of other prompts in a batch of so many rows, as `HookGraph.read` gives it.
+    """
+
+    site: Site
+    step: int | None
+    steps: int | None
+    layout: BatchLayout | None
+    project: Callable[[Tensor], Tensor] = field(repr=False)
+    read: Callable[[Conditions, int], Tensor] = field(repr=False)
+
+    @property
+    def guided(self) -> bool | None:
+        """Whether the batch holds other parts than the one that carries the prompt; None where that is not known."""
+        return None if self.layout is None else len(self.layout.parts) > 1
+
+    @property
+    def parts(self) -> int:
+        """How many rows the batch has for each image, as far as is known."""
+        return len((self.layout or PLAIN).parts)
+
+    def rows(self, rows: Rows, batch: int) -> slice:
+        """The batch rows meant: all, or only those that carry the prompt (none, where a call has no such rows).
+
+        Raises:
+            InvalidInput: it is not known which rows carry the prompt.
+        """
+        if rows == "conditional" and self.layout is None and batch > 1:
+            raise InvalidInput(
+                f"the denoiser was called with {batch} rows, and not by this graph's pipeline, so it is not known which of them carry "
+                'the prompt; run `graph.pipe`, make a graph of the pipeline that you run, or use rows="all"'
+            )
+        return (self.layout or PLAIN).rows(rows, batch)
+
+    def within(self, steps: tuple[float, float]) -> bool:
+        """Whether this call's step lies in a part of the schedule, given as fractions from 0 (first) to 1 (end)."""
+        if steps == (0.0, 1.0):
+            return True
+        if self.step is None or self.steps is None:
+            cause = "was called on its own" if self.layout is None else "was called at a timestep that is not the schedule's next"
+            raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser {cause}; use (0.0, 1.0) there")
+        place = self.step / self.steps + _ROUNDING
+        return steps[0] <= place < steps[1]
+
+
+class Intervention(Artifact):
+    """A change to some sites, active inside `HookGraph.apply`. A frozen dataclass that holds data only.
+
+    Attributes:
+        paths: the paths of the changed sites.
+    """
+
+    paths: Collection[str]
+
+    def pooled_text(self, graph: HookGraph) -> str:
+        """Which prompt feeds the pooled text path, by which it reaches every block; "" where the model has none."""
+        pooled = graph.sites.where(role="pooled").paths
+        if not pooled:
+            return ""
+        return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
+
+    @property
+    def alike_in_layer(self) -> bool:
+        """Whether `on_input` makes the same of the same input at all sites of a layer, so that it is asked once for all of them."""
+        return False
+
+    @property
+    def changes_input(self) -> bool:
+        """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""
+        return False
+
+    def on_input(self, context: Tensor, call: Call) -> Tensor:
+        """What a site's module reads instead of `context`."""
+        return context
+
+    def on_output(self, activation: Tensor, call: Call) -> Tensor:
+        """What a site becomes instead of `activation`."""
+        return activation
+
+    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+        """The changes of weights that do the same at a site, given the current weights.
+
+        Raises:
+            InvalidInput: no change of weights does the same.
+        """
+        raise InvalidInput(f"a {self.kind} cannot be written into weights; apply it instead")
+
+    def expect_foldable(self) -> None:
+        """Raises InvalidInput for options that weights cannot hold: they act on all rows, tokens and steps alike."""
+        wanted = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
+        for name, value in wanted.items():
+            given = getattr(self, name, value)
+            if given != value:
+                raise InvalidInput(
+                    f"{self.kind} with {name}={given!r} cannot be written into weights, which act on all rows, tokens and steps alike; "
+                    f"apply it instead, or make it with {name}={value!r}"
+                )
+
+    @abc.abstractmethod
+    def check(self, graph: HookGraph) -> None:
+        """Raises before any image is made if the intervention does not fit the model."""
+
+
+def counted_sites(paths: Collection[str]) -> str:
+    """The sites of a change in a few words."""
+    first, *others = paths
+    return f"{first} and {len(others)} more" if others else first
+
+
+def check_schedule_part(steps: tuple[float, float]) -> None:
+    """Raises InvalidInput unless `steps` are two fractions of the schedule in order."""
+    pair = steps if isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) == 2 else (1.0, 0.0)
+    if any(isinstance(each, bool) or not isinstance(each, Real) for each in pair) or not 0 <= pair[0] < pair[1] <= 1:
+        raise InvalidInput(f"steps={steps!r} is not a part of the schedule; give two fractions in order, such as (0.0, 0.5)")

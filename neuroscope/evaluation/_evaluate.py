@@ -1,0 +1,264 @@
+"""Evaluation: interventions × prompts × seeds × metrics, as one tidy table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL.Image import Image
+from tqdm.auto import tqdm
+
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.intervention import Intervention
+from neuroscope.core.scores import Neurons
+from neuroscope.core.statistics import is_share, mean_interval
+from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.foreign_hooks import only_watching
+from neuroscope.generation.keys import digest, key_of, metric_key, origin
+from neuroscope.generation.ledger import Ledger
+from neuroscope.interventions import NeuronMask
+from neuroscope.metrics.metric import Metric, bind
+from neuroscope.metrics.shares import Share
+from neuroscope.pipeline.graph import HookGraph
+
+Change = Intervention | Sequence[Intervention] | None
+COLUMNS = ("intervention", "prompt", "seed", "metric", "score")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image: a named change, a prompt and a seed. The key says all that the image depends on."""
+
+    name: str
+    prompt: str
+    seed: int
+    key: str
+
+
+def evaluate(
+    graph: HookGraph,
+    interventions: Mapping[str, Change] | Intervention,
+    prompts: Sequence[str],
+    seeds: Iterable[int] = range(4),
+    metrics: Sequence[Metric] | Metric = (),
+    *,
+    controls: bool = True,
+    batch_size: int | None = None,
+    output: str | Path | None = None,
+    quiet: bool = False,
+    **generation: Any,
+) -> pd.DataFrame:
+    """Makes one image per intervention, prompt and seed, and scores it by every metric.
+
+    An untouched row "none" is added if missing, and for every mask a control "NAME: random": as many random neurons of
+    the same sites that the mask leaves alone, filled in the same way. Each image starts from noise of its own seed, so
+    neither the batch size nor the other images change it.
+
+    Args:
+        graph: the model.
+        interventions: names and changes: one intervention, several to be composed, or None for the untouched model. One intervention
+            without a name is called by its kind, such as "neuron-mask".
+        prompts: prompts that no neuron was chosen with.
+        seeds: seeds of the initial noise.
+        metrics: what to measure, one or several; see `Metric`.
+        controls: whether to add "none" and the random controls.
+        batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
+        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        quiet: show no progress bar.
+        **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
+
+    Returns:
+        One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
+
+    Raises:
+        InvalidInput: no prompt, seed or metric, a seed given twice, two metrics with one name, an intervention named "none", a value of
+            another kind, or an option that the pipeline does not have.
+        UnknownSite: an intervention does not fit the model.
+        InvalidFile: `output` cannot be written or read.
+    """
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    interventions = _named(interventions, checks.flag("controls", controls))
+    prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds, " to evaluate")
+    metrics = checks.several("metrics", metrics, Metric, 'ns.ClipScore("the style of Van Gogh")')
+    _check_any(prompts=prompts, metrics=metrics)
+    checks.distinct("seeds", seeds)
+    check_run(graph, batch_size, output, quiet, generation, evaluate)
+    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
+        raise InvalidInput(
+            f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single pictures"
+        )
+    bound = [bind(metric, graph) for metric in metrics]
+    if len({metric.name for metric in bound}) < len(bound):
+        raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
+    changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
+    for intervention in {id(each): each for change in changes.values() for each in change}.values():
+        intervention.check(graph)
+    jobs = _jobs(graph, changes, prompts, seeds, bound, generation if output else None)
+    names = tuple(metric.name for metric in bound)
+    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
+        todo = [job for job in jobs if ledger.known(job.key, names) is None]
+        with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
+            sweep = Sweep(graph, prompts, generation, batch_size=batch_size) if todo else None
+            for batch, images in _made(sweep, jobs, changes, {job.key for job in todo}) if sweep else ():
+                scores = {metric.name: metric(images, [job.prompt for job in batch]) for metric in bound}
+                ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
+                bar.update(len(batch))
+        table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
+    return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def _jobs(
+    graph: HookGraph,
+    changes: Mapping[str, tuple[Intervention, ...]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    metrics: Sequence[Metric],
+    generation: Mapping[str, Any] | None,
+) -> list[_Job]:
+    """All images, one after the other; with the pipeline's options where their keys are for a ledger of several runs."""
+    made_by = "" if generation is None else key_of(origin(graph, generation), [metric_key(metric) for metric in metrics])
+    digests = {name: digest(change, made_by) for name, change in changes.items()}
+    return [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
+
+
+def _made(
+    sweep: Sweep, jobs: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]], wanted: Collection[str]
+) -> Iterator[tuple[list[_Job], Sequence[Any]]]:
+    """The wanted images, in batches that are cut from all jobs, so that a run that goes on after a batch rounds as one never stopped."""
+    size = sweep.batch_size
+    for batch in (list(jobs[first : first + size]) for first in range(0, len(jobs), size)):
+        todo = [job for job in batch if job.key in wanted]
+        rest = iter(todo)
+        for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in todo]):
+            yield list(itertools.islice(rest, len(rows))), images
+
+
+def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Means of an evaluation with intervals over prompts (images of one prompt are not independent).
+
+    A metric whose scores in the table are all 0 or 1 gives shares of images, and their intervals are exact (Clopper and Pearson): 0 of
+    16 prompts leaves room for 0.21. Their number is that of the prompts, whatever the number of seeds. Other metrics have
+    bootstrap intervals, and none (NaN) where there is one prompt, or all prompts have the same mean.
+
+    Returns:
+        One row per intervention and metric, in the table's order: intervention, metric, mean, low, high, images.
+    """
+    _check_table(table)
+    confidence = checks.finite("confidence", confidence, above=0, most=1 - 1e-9)
+    checks.whole("seed", seed, least=0)
+    rows = []
+    shares = {str(metric): is_share(scores.to_numpy(dtype=float)) for metric, scores in table.groupby("metric", sort=False)["score"]}
+    for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
+        by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
+        low, high = mean_interval(by_prompt, shares[str(metric)], confidence, seed)
+        mean = float(by_prompt.mean()) if len(by_prompt) else np.nan
+        rows.append((name, metric, mean, low, high, int(group["score"].count())))
+    return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
+
+
+def with_controls(interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
+    """The interventions with "none" in front and, behind each that holds masks, its random control."""
+    if interventions.get("none") is not None:
+        raise InvalidInput('the name "none" is the untouched model\'s; give the intervention another')
+    changes: dict[str, tuple[Intervention, ...]] = {"none": ()}
+    for name, change in interventions.items():
+        changes[name] = parts = _as_tuple(change)
+        if any(isinstance(part, NeuronMask) for part in parts):
+            changes[f"{name}: random"] = tuple(random_control(part, seed) if isinstance(part, NeuronMask) else part for part in parts)
+    return changes
+
+
+def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
+    """A mask of as many random neurons in the same sites, none of them the mask's where the sites are large enough.
+
+    Each takes the fill of one of the mask's neurons in that site.
+    """
+    checks.instance("mask", mask, NeuronMask, "ns.NeuronMask(scores.top(50))")
+    checks.whole("seed", seed, least=0)
+    rng = np.random.default_rng(seed)
+    drawn, fill = {}, {}
+    for path, chosen in mask.neurons.items():
+        others = np.setdiff1d(np.arange(mask.neurons.widths[path]), chosen)
+        spare = rng.permutation(others)[: len(chosen)]
+        again = rng.choice(chosen, size=len(chosen) - len(spare), replace=False)
+        drawn[path] = [int(index) for index in (*spare, *again)]
+        fill[path] = mask.values[path]
+    return replace(mask, neurons=Neurons(drawn, mask.neurons.widths, mask.neurons.provenance), fill=fill)
+
+
+def generate(
+    graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None = None, **generation: Any
+) -> list[Image]:
+    """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
+
+    Raises:
+        InvalidInput: as many seeds as prompts are needed, or an option that the pipeline does not have.
+    """
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds)
+    changed = _as_tuple(change)
+    check_run(graph, batch_size, None, False, generation, generate)
+    if len(prompts) != len(seeds):
+        raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
+    rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
+    return [image for _, images in sweep.run(rows) for image in images]
+
+
+def _check_any(**given: Sequence[Any]) -> None:
+    for name, values in given.items():
+        if not len(values):
+            raise InvalidInput(f"there are no {name} to evaluate; give at least one")
+
+
+def check_run(
+    graph: HookGraph, batch_size: int | None, output: str | Path | None, quiet: bool, generation: Mapping[str, Any], verb: Callable
+) -> None:
+    """Raises InvalidInput for options of a sweep of images, or of the pipeline, that cannot be used."""
+    if batch_size is not None:
+        checks.whole("batch_size", batch_size, least=-np.inf)
+    if output is not None:
+        checks.path("output", output)
+    checks.flag("quiet", quiet)
+    check_generation(graph.pipe, generation, verb)
+
+
+def _check_table(table: Any) -> None:
+    checks.instance("table", table, pd.DataFrame, "what ns.evaluate gives")
+    if missing := [name for name in COLUMNS if name != "seed" and name not in table.columns]:
+        raise InvalidInput(f"the table lacks the columns {', '.join(missing)}; give what ns.evaluate gives")
+
+
+def _named(interventions: Any, controls: bool) -> Mapping[str, Change]:
+    """Names and changes; one intervention alone is called by its kind.
+
+    Raises:
+        InvalidInput: changes without names, a name that is none or that a random control takes, or something else than interventions.
+    """
+    if isinstance(interventions, Intervention):
+        return {interventions.kind: interventions}
+    if not isinstance(interventions, Mapping) or isinstance(interventions, Neurons):
+        _as_tuple(interventions)
+        raise InvalidInput('interventions are a mapping from names to changes; write {"name": intervention, ...}')
+    for name, change in interventions.items():
+        checks.text("the name of an intervention", name, 'such as {"mask": mask}')
+        _as_tuple(change)
+        if controls and f"{name}: random" in interventions:
+            raise InvalidInput(f"the name {name + ': random'!r} is that of the random control of {name!r}; give the intervention another")
+    return interventions
+
+
+def _as_tuple(change: Any) -> tuple[Intervention, ...]:
+    if change is None:
+        return ()
+    if isinstance(change, Neurons):
+        raise InvalidInput(f"{change!r} say where, not what to change; write ns.NeuronMask(neurons)")
+    return checks.several("interventions", change, Intervention, 'ns.load("mask.safetensors")')

@@ -1,0 +1,165 @@
+"""Sweeps: lists of pictures to make, each with changes of its own, in batches that fit the memory.
+
+What `evaluate` and `localize` share. A row is independent of all others: its noise comes from its own seed, its text is
+encoded once, and a batch may mix rows with different changes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from PIL.Image import Image
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.intervention import Intervention
+from neuroscope.generation.image_inputs import spread_images
+from neuroscope.metrics.shares import Space
+from neuroscope.pipeline.graph import HookGraph
+
+LARGEST_BATCH = 64
+_OWN_ARGUMENTS = (
+    *("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "num_images_per_prompt", "output_type", "return_dict"),
+    *("negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to make: which text it shows, the seed of its noise, and what is changed.
+
+    Attributes:
+        text: a prompt, or the name of an entry of the sweep's `contexts`.
+        seed: of the initial noise.
+        changes: the interventions on this row alone.
+    """
+
+    text: str
+    seed: int
+    changes: tuple[Intervention, ...] = ()
+
+
+Enter = Callable[[Sequence[Row]], AbstractContextManager]
+
+
+class Sweep:
+    """Makes rows with one model and one set of the pipeline's options.
+
+    Args:
+        graph: the model.
+        texts: all prompts that rows will name; each is encoded once.
+        generation: options for the pipeline, such as `num_inference_steps`.
+        batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
+        space: "image" gives pictures, "latent" final latents, which saves the autoencoder's work.
+        contexts: further texts by name, each of one prompt, such as corrupted ones.
+
+    Raises:
+        InvalidInput: an option of the pipeline that sweeps set themselves, or a LoRA's scale that the text encoders would not follow.
+    """
+
+    def __init__(
+        self,
+        graph: HookGraph,
+        texts: Sequence[str],
+        generation: Mapping[str, Any],
+        *,
+        batch_size: int | None = None,
+        space: Space = "image",
+        contexts: Mapping[str, Conditions] | None = None,
+    ) -> None:
+        if taken := sorted(set(generation) & set(_OWN_ARGUMENTS)):
+            raise InvalidInput(f"{taken[0]} is set for each picture here; give only options that all pictures share")
+        if batch_size is not None and batch_size < 1:
+            raise InvalidInput(f"batch_size={batch_size} is no number of pictures; give 1 or more, or None to fit the memory")
+        _refuse_scaled_text(graph, generation)
+        self.graph = graph
+        self.space = space
+        self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
+        clip_skip = generation.get("clip_skip")
+        distinct = list(dict.fromkeys(texts))
+        encoded = graph.conditions(distinct, clip_skip=clip_skip) if distinct else ()
+        self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
+        self._negative = graph.negative(generation.get("negative_prompt"))
+        self.batch_size = batch_size or fitted_batch_size(graph, generation)
+
+    def run(self, rows: Sequence[Row], enter: Enter | None = None, lead: Sequence[Row] = ()) -> Iterator[tuple[list[Row], list[Any]]]:
+        """Makes the rows, a batch at a time, in order; a batch that does not fit the memory is halved and made again.
+
+        Args:
+            rows: what to make.
+            enter: the block in which a batch runs, given all its rows; by default each row's own changes are applied. A block that
+                ends a run early makes nothing.
+            lead: rows that are made again in front of every batch, because others of the batch take something from them.
+
+        Yields:
+            For each batch its rows (without the lead) and their pictures or latents.
+        """
+        rows = list(rows)
+        while rows:
+            batch = rows[: max(1, self.batch_size - len(lead))]
+            try:
+                made = self._make([*lead, *batch], enter or self._apply)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = -(-self.batch_size // 2)
+                warnings.warn(f"out of memory; going on with {self.batch_size} pictures at a time", UserWarning, stacklevel=2)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            yield batch, made[len(lead) :]
+            rows = rows[len(batch) :]
+
+    def conditions(self, text: str) -> Conditions:
+        """What the denoiser is told for a text."""
+        return self._conditions[text]
+
+    def pictures(self, made: Sequence[Any]) -> list[Image]:
+        """What `run` gave, as pictures."""
+        return list(made) if self.space == "image" else self.graph.decode(torch.stack(list(made)))
+
+    def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
+        device = self.graph.pipe._execution_device
+        told = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
+        against = Conditions.of([self._negative] * len(rows)).to(device)
+        raw = "latent" if self.graph.has_latents else "pt"
+        made: Sequence[Any] = ()
+        with enter(rows):
+            made = self.graph.pipe(
+                **self.graph.arguments(told, against),
+                generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+                output_type="pil" if self.space == "image" else raw,
+                **spread_images(self.graph.pipe, self._generation, len(rows)),
+            ).images
+        return list(made)
+
+    def _apply(self, rows: Sequence[Row]) -> AbstractContextManager:
+        return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()
+
+
+def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for a call's own scale of LoRAs where a text encoder has one: prompts are encoded before the call."""
+    scaled = "scale" in (generation.get("cross_attention_kwargs") or {})
+    if scaled and any(hasattr(module, "lora_A") for encoder in graph.text_encoders for module in encoder.modules()):
+        raise InvalidInput(
+            "cross_attention_kwargs holds a scale for a LoRA of the text encoder, and prompts are encoded once, without it; set the scale "
+            "with pipe.set_adapters(name, scale)"
+        )
+
+
+def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
+    """How many pictures at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
+    free = torch.cuda.mem_get_info()[0] if graph.denoiser.device.type == "cuda" else psutil.virtual_memory().available
+    row = graph.row_bytes(generation.get("height"), generation.get("width"))
+    return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory does not hold what was asked."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

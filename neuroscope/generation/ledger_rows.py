@@ -1,0 +1,180 @@
+"""The lines of a ledger: a finished row's scores, or what a part of a run has cost, each with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from neuroscope.core.quality import Cost
+
+#: One row's scores by the metrics' names.
+Scores = dict[str, float]
+_Number = float | Literal["nan", "inf", "-inf"]
+_TEXTS: dict[str, Literal["nan", "inf", "-inf"]] = {"nan": "nan", "inf": "inf", "-inf": "-inf"}
+_COST_WIDTH = 320  # a cost is written again and again in its place
+_ROW = re.compile(rb'\s*\{\s*"(key|scores|run)"\s*:.*"(scores|cost)"|\s*\{\s*"scores"\s*:')
+_OLDER = re.compile(rb'\{"key": "[^"]*", "scores": \{[^{}]*\}\}\s*$')
+_BEGUN = re.compile(rb'\{\s*"(key|run)"\s*:\s*"[0-9a-f]*("|$)')
+
+
+class _Row(msgspec.Struct, forbid_unknown_fields=True):
+    """A finished row. Scores that are no finite numbers are written as text, as JSON knows none."""
+
+    key: str
+    scores: dict[str, _Number]
+    attempt: int
+    check: str
+
+
+class _Spent(msgspec.Struct, forbid_unknown_fields=True):
+    """What a part of a run has cost so far."""
+
+    run: str
+    part: str
+    cost: tuple[float, float, int]
+    check: str
+
+
+_ROWS, _SPENT = msgspec.json.Decoder(_Row), msgspec.json.Decoder(_Spent)
+_ENCODER = msgspec.json.Encoder()
+
+
+def score_line(key: str, scores: Scores, attempt: int = 0) -> bytes:
+    """The line of a finished row.
+
+    Args:
+        key: of all that the scores depend on.
+        scores: by the metrics' names.
+        attempt: how often the row was made before, because what was written did not agree.
+    """
+    written: dict[str, _Number] = {
+        name: float(value) if math.isfinite(value) else _TEXTS[str(float(value))] for name, value in scores.items()
+    }
+    return _ENCODER.encode(_Row(key, written, attempt, _check_scores(key, scores, attempt))) + b"\n"
+
+
+def cost_line(run: str, part: str, cost: Cost) -> bytes:
+    """The line of what a part of a run has cost, always of one length."""
+    line = _ENCODER.encode(_Spent(run, part, (cost.rows, cost.seconds, cost.peak_bytes), _check_cost(run, part, cost)))
+    return line.ljust(_COST_WIDTH - 1) + b"\n"
+
+
+@dataclass
+class Lines:
+    """What the lines of a file say.
+
+    Attributes:
+        scores: by key, the scores of rows that hold.
+        parts: by run and part, what it has cost.
+        attempts: by key, how often a row was made.
+        disputed: the keys of rows whose newest lines differ.
+        damaged: how many lines hold no row.
+        older: how many of these are rows of an older version, without a checksum.
+        torn: whether the last line was cut short.
+        unended: whether the last line is whole but for its end.
+        length: in bytes, up to the end of the last whole line.
+        is_ledger: whether the file is empty or any line is or was a row.
+    """
+
+    scores: dict[str, Scores] = field(default_factory=dict)
+    parts: dict[str, dict[str, Cost]] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    disputed: set[str] = field(default_factory=set)
+    damaged: int = 0
+    older: int = 0
+    torn: bool = False
+    unended: bool = False
+    length: int = 0
+    is_ledger: bool = True
+
+    @classmethod
+    def of(cls, raw: bytes) -> Lines:
+        """All lines of a file."""
+        *lines, last = raw.split(b"\n")
+        found = cls(length=len(raw) - len(last))
+        good = sum(found._take(line) for line in lines)
+        damaged = [line for line in lines if line.strip()]
+        if last.strip():
+            found.unended = found._take(last)
+            found.torn = not found.unended and bool(_BEGUN.match(last) or b'{"key":"'.startswith(last))
+            found.damaged += not found.unended and not found.torn
+        found.damaged += len(damaged) - good
+        found.older = sum(bool(_OLDER.match(line)) for line in lines)
+        found.is_ledger = bool(good or found.unended or found.torn or not raw.strip() or any(map(_ROW.match, lines)))
+        for key in found.disputed:
+            del found.scores[key]
+        return found
+
+    def attempt(self, key: str) -> int:
+        """The number of a row's next attempt."""
+        return self.attempts[key] + 1 if key in self.attempts else 0
+
+    def complaint(self, path: Path) -> str:
+        """What is to be said of a file's lines; nothing where all hold."""
+        said = []
+        if self.damaged:
+            older = f", {self.older} of them of an older version without checksums" if self.older else ""
+            said.append(f"{self.damaged} of its lines are damaged{older}")
+        if self.disputed:
+            said.append(f"{len(self.disputed)} rows stand there twice with different scores")
+        if self.torn:
+            said.append("its last line was cut short, as when a run is killed")
+        return f"{path}: {' and '.join(said)}; these rows are not used, and what is needed of them is made again" if said else ""
+
+    def _take(self, line: bytes) -> bool:
+        """Keeps what a line says; False where it says nothing that holds."""
+        return bool(line.strip()) and (self._take_scores(line) or self._take_cost(line))
+
+    def _take_scores(self, line: bytes) -> bool:
+        try:
+            row = _ROWS.decode(line)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            return False
+        scores = {name: float(value) for name, value in row.scores.items()}
+        numbers = [value for value in row.scores.values() if not isinstance(value, str)]
+        if row.check != _check_scores(row.key, scores, row.attempt) or not all(map(math.isfinite, numbers)):
+            return False
+        before = self.attempts.get(row.key, -1)
+        if row.attempt > before:
+            self.attempts[row.key] = row.attempt
+            self.disputed.discard(row.key)
+            self.scores[row.key] = scores
+        elif row.attempt == before and _form(scores) != _form(self.scores[row.key]):
+            self.disputed.add(row.key)
+        return True
+
+    def _take_cost(self, line: bytes) -> bool:
+        try:
+            spent = _SPENT.decode(line)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            return False
+        cost = Cost(*spent.cost)
+        if spent.check != _check_cost(spent.run, spent.part, cost):
+            return False
+        parts = self.parts.setdefault(spent.run, {})
+        parts[spent.part] = max(cost, parts.get(spent.part, cost), key=lambda each: each.rows)
+        return True
+
+
+def _form(scores: Scores) -> list[list[str]]:
+    """Scores as text that tells any two numbers apart, and in which NaN equals NaN."""
+    return sorted([name, float(value).hex()] for name, value in scores.items())
+
+
+def _check_scores(key: str, scores: Scores, attempt: int) -> str:
+    return _checksum([key, _form(scores), attempt])
+
+
+def _check_cost(run: str, part: str, cost: Cost) -> str:
+    return _checksum([run, part, float(cost.rows).hex(), float(cost.seconds).hex(), cost.peak_bytes])
+
+
+def _checksum(values: object) -> str:
+    return hashlib.sha256(_ENCODER.encode(values)).hexdigest()[:16]

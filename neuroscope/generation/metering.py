@@ -1,0 +1,54 @@
+"""Counting the cost of what runs: NFE, time and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Meter:
+    """Counts while a `metered` block runs; `cost` is what it has cost so far.
+
+    Args:
+        tell: called with the cost at each call of the denoiser.
+    """
+
+    def __init__(self, tell: Callable[[Cost], None] | None = None) -> None:
+        self._start = time.perf_counter()
+        self._rows = 0
+        self._tell = tell
+
+    @property
+    def cost(self) -> Cost:
+        """The cost from the block's beginning until now."""
+        return Cost(self._rows, time.perf_counter() - self._start, _peak_bytes())
+
+    def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the denoiser."""
+        self._rows += len(args[0] if args else kwargs["sample"])
+        if self._tell is not None:
+            self._tell(self.cost)
+
+
+@contextmanager
+def metered(denoiser: nn.Module, tell: Callable[[Cost], None] | None = None) -> Iterator[Meter]:
+    """Counts the denoiser's rows, the time and the memory of what runs inside the block, and tells the cost at each call."""
+    meter = Meter(tell)
+    handle = denoiser.register_forward_pre_hook(meter.count, with_kwargs=True)
+    try:
+        yield meter
+    finally:
+        handle.remove()
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,134 @@
+"""Corrupting a prompt's subject inside the text encoder, and restoring single states of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput, SiteNeverRan
+from neuroscope.core.tokens import kinds_of_tokens
+from neuroscope.pipeline.graph import HookGraph
+
+
+class Corruption:
+    """Gaussian noise on the token embeddings of a subject, in the pipeline's own text encoder.
+
+    Args:
+        graph: the model.
+        subject: the word or words that lose their meaning.
+        noise: its standard deviation, in units of that of the subject's own token embeddings.
+        clip_skip: as the pipeline takes it.
+    """
+
+    def __init__(self, graph: HookGraph, subject: str, noise: float, clip_skip: int | None = None) -> None:
+        self._graph = graph
+        self._subject = subject
+        self._noise = noise
+        self._clip_skip = clip_skip
+        self._states: dict[str, list[Tensor]] = {}
+
+    @property
+    def layer_count(self) -> int:
+        """The number of the text encoders' layers, one encoder's after the other's."""
+        return len(self._layers)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises InvalidInput for a prompt that does not hold the subject."""
+        for prompt, kinds in zip(prompts, self._kinds(prompts), strict=True):
+            if not (kinds == "last subject").any():
+                raise InvalidInput(f"the prompt {prompt!r} does not hold {self._subject!r}, so nothing in it can be corrupted; reword it")
+
+    def parts(self, prompts: Sequence[str]) -> list[str]:
+        """The kinds of tokens that these prompts have, in their order; see `kinds_of_tokens`."""
+        return list(dict.fromkeys(self._kinds(prompts).flatten().tolist()))
+
+    @torch.no_grad()
+    def encode(self, prompt: str, seed: int, restored: tuple[int, str] | None = None) -> Conditions:
+        """The corrupted conditions of a prompt, pooled text included.
+
+        Args:
+            prompt: it holds the subject.
+            seed: of the noise.
+            restored: a layer of the text encoder and a kind of token whose clean output is put back.
+        """
+        kinds = self._kinds([prompt])[0]
+        with ExitStack() as stack:
+            if restored is not None:
+                layer, kind = restored
+                put = _putting(self._clean(prompt)[layer], kinds == kind)
+                handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
+                stack.callback(handle.remove)
+            subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
+            ran: list[nn.Module] = []
+            for embedding in self._embeddings:
+                stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed, ran)).remove)
+            conditions = self._graph.conditions([prompt], clip_skip=self._clip_skip)
+        if len(ran) < len(self._graph.text_encoders):
+            raise SiteNeverRan("a text encoder's token embedding never ran, so nothing was corrupted; use another component than its noise")
+        return conditions
+
+    def _corrupt(
+        self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple, output: Tensor
+    ) -> Tensor:
+        """A forward hook of the token embedding [prompt, token, channel]."""
+        ran.append(module)
+        noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
+        spread = output[:, subject].float().std().to(output.dtype)
+        return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
+
+    def _clean(self, prompt: str) -> list[Tensor]:
+        """The output of each of the text encoder's layers for a prompt as it is."""
+        if prompt not in self._states:
+            kept: list[Tensor] = []
+            with ExitStack() as stack:
+                for layer in self._layers:
+                    stack.callback(layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone())).remove)
+                self._graph.encode([prompt])
+            self._states[prompt] = kept
+        return self._states[prompt]
+
+    def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
+        return kinds_of_tokens(self._graph.tokenizer, prompts, self._subject)
+
+    @cached_property
+    def _embeddings(self) -> Sequence[nn.Module]:
+        """The modules that may be the token embeddings; encoders may keep several of one weight, and run another than they name."""
+        named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text_encoders]
+        return [
+            module
+            for encoder, weight in named
+            for module in encoder.modules()
+            if isinstance(module, nn.Embedding) and module.weight.shape == weight.shape
+        ]
+
+    @cached_property
+    def _layers(self) -> Sequence[nn.Module]:
+        return [layer for encoder in self._graph.text_encoders for layer in _stack(encoder)]
+
+
+def _stack(encoder: nn.Module) -> nn.ModuleList:
+    """The longest list of modules, which holds an encoder's layers under every name."""
+    return max((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), key=len)
+
+
+def _state(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _putting(clean: Tensor, chosen: np.ndarray) -> Any:
+    """A forward hook that puts the clean state back at the chosen tokens."""
+    places = torch.from_numpy(chosen)
+
+    def put(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        state = torch.where(places[:, None].to(clean.device), clean, _state(output))
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    return put

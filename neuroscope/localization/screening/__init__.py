@@ -1,0 +1,1 @@
+"""Methods that look at single predictions of the denoiser."""

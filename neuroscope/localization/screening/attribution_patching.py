@@ -1,0 +1,122 @@
+"""Attribution patching: all layers' effects on single predictions at once, from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from captum.attr import LayerGradientXActivation
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neuroscope.attribution.captum_attribution import Kind, attribute
+from neuroscope.attribution.patching_metric import Way
+from neuroscope.core import checks
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.generation.experiment import Study
+from neuroscope.generation.patch_runner import ROLES, Direction, Swapping, check_swapping
+from neuroscope.generation.teacher_forcing import Forcing, Frame
+from neuroscope.localization._localization import Localization
+from neuroscope.localization.screening.local_attention import LocalAttention, visit
+from neuroscope.localization.screening.screen import check_screen, screened
+from neuroscope.pipeline.hook import Hook
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttributionPatching(Localization[LayerScores]):
+    """A screen: gradients of a prediction, times what the other prompt would change (Nanda 2023; Kramár et al. 2024, AtP*).
+
+    What is attributed is how far the prediction goes towards the one of the prompt without the concept (see `Way`). Rows
+    are counted as ever, and a row's backward pass as two rows more.
+
+    Attributes:
+        samples: at how many points of the way to the other prompt gradients are taken: 1 is the run's own prompt alone, more integrate
+            along the way (Sundararajan et al. 2017, with captum), as gradients say little where the model has saturated.
+        recomputed: another repair of saturation, for `samples=1`: each layer's attention, softmax included, is computed again
+            with the other prompt, and the gradient is taken at what it puts out; else at its keys and values.
+        dropped: a repair of cancellation, with `recomputed`: gradients through one other layer's attention at a time are
+            left out, and the absolute values averaged, so that a direct effect and one through another layer cannot hide each other
+            (AtP*'s GradDrop). It takes a forward and a backward pass a layer.
+        steps: at how many steps, in the middle of as many equal parts of the schedule.
+        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        fidelity: how many layers' exact effects on one picture, drawn at random, the scores are compared with; 0 for none.
+
+    Raises:
+        InvalidInput: a value that is not allowed, or options that exclude each other.
+    """
+
+    samples: int = 4
+    recomputed: bool = False
+    dropped: bool = False
+    steps: int = 3
+    probe: Direction = "necessity"
+    fidelity: int = 6
+
+    def __post_init__(self) -> None:
+        checks.fit_defaults(self)
+        check_swapping(ROLES, self.probe)
+        check_screen(self.steps, self.fidelity)
+        if self.samples < 1:
+            raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
+        if self.recomputed and self.samples > 1:
+            raise InvalidInput(f"recomputed attention is one way to repair saturation and samples={self.samples} another; give samples=1")
+        if self.dropped and not self.recomputed:
+            raise InvalidInput("dropped=True works on what attentions put out; give recomputed=True and samples=1 with it")
+
+    def __call__(self, study: Study) -> LayerScores:
+        """See `Localization`."""
+        return screened(study, self, Swapping(probe=self.probe), self._look, self.steps, self.fidelity)
+
+    def _look(self, forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]) -> Float[np.ndarray, "layer"]:
+        graph = forcing.graph
+        sites = graph.sites.where(role=ROLES)
+        way = Way(graph, frame, other, sites.paths)
+        if not way.length:
+            return np.full(len(graph.sites.layers), np.nan)
+        if self.recomputed:
+            parts = self._at_outputs(forcing, frame, other, way)
+        else:
+            kind: Kind = "integrated" if self.samples > 1 else "gradient"
+            neurons = attribute(way, [graph.module(site) for site in sites], kind, self.samples, _AT_ONCE)
+            each = [part.sum().item() for part in neurons.split([site.width for site in sites])]
+            parts = [sum(part for site, part in zip(sites, each, strict=True) if site.layer == layer) for layer in graph.sites.layers]
+        forcing.rows += 2 * way.differentiated
+        return np.array(parts)
+
+    def _at_outputs(self, forcing: Forcing, frame: Frame, other: Conditions, way: Way) -> list[float]:
+        outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
+
+        def change(attention: LocalAttention) -> Tensor:
+            return attention.of(other) - attention.output
+
+        changes = visit(forcing, frame, change)
+        if not self.dropped:
+            return _products(way, outputs, changes)
+        without = np.abs([_dropped(way, outputs, changes, number) for number in range(len(outputs))])
+        return (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
+
+
+def _products(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:
+    """Each layer's change of what its attention puts out, times the gradient there."""
+    slopes: Any = LayerGradientXActivation(way, list(outputs), multiply_by_inputs=False).attribute(torch.zeros(1, 1))
+    tensors = [slope[0] if isinstance(slope, tuple) else slope for slope in slopes]
+    return [float((slope.double() * each.double()).sum()) for slope, each in zip(tensors, changes, strict=True)]
+
+
+def _dropped(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
+    """The products without gradients through one layer, whose own is left out."""
+    rest = [index for index in range(len(outputs)) if index != number]
+    handle = outputs[number].register_forward_hook(Hook(lambda _module, _args, output: output.detach()))
+    try:
+        found = _products(way, [outputs[index] for index in rest], [changes[index] for index in rest])
+    finally:
+        handle.remove()
+    return np.insert(found, number, 0.0).tolist()
+
+
+_AT_ONCE = 64

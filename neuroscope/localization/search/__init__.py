@@ -1,0 +1,1 @@
+"""The search for the best layer for a fraction of all windows' NFE."""

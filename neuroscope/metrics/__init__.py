@@ -1,0 +1,7 @@
+"""Metrics: callables `(images, prompts) -> one score per image`; higher means more of the concept."""
+
+from neuroscope.metrics.clip_score import ClipScore
+from neuroscope.metrics.metric import Metric, bind
+from neuroscope.metrics.shares import Flipped, ImageShare, LatentShare, Share
+
+__all__ = ["ClipScore", "Flipped", "ImageShare", "LatentShare", "Metric", "Share", "bind"]

@@ -1,0 +1,82 @@
+"""CLIP's score of an image and a text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from transformers import CLIPModel, CLIPProcessor
+
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.testbed import resolve
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from neuroscope.pipeline.graph import HookGraph
+
+
+PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """The cosine between CLIP's embeddings of an image and of a text (Hessel et al. 2021), not rescaled.
+
+    Attributes:
+        text: what to look for, such as "the style of Van Gogh"; by default each image's own prompt.
+        model: a folder or a hub id of a CLIP model, or "testbed:clip". By default the testbed's CLIP for the testbed's
+            models, and OpenAI's ViT-B/16 for all others.
+
+    Raises:
+        InvalidInput: an empty text or model, or something else than text.
+    """
+
+    text: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (("text", "such as 'the style of Van Gogh'"), ("model", f"such as {PUBLISHED_CLIP!r}")):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name), f"{example}, or leave it out")
+
+    @property
+    def name(self) -> str:
+        """How tables and plots call it."""
+        return f"CLIP {self.text!r}" if self.text else "CLIP prompt"
+
+    def bound_to(self, graph: HookGraph) -> Self:
+        """This metric with the CLIP model that fits a graph's images, if none was named."""
+        if self.model is not None:
+            return self
+        return replace(self, model="testbed:clip" if graph.model.startswith("testbed:") else PUBLISHED_CLIP)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        """One cosine per image, float64, from -1 to 1.
+
+        Raises:
+            InvalidInput: no text is set and there are not as many prompts as images.
+        """
+        texts = [self.text] * len(images) if self.text else list(prompts)
+        if len(texts) != len(images):
+            raise InvalidInput(f"{len(images)} images and {len(texts)} prompts cannot be compared; give one prompt an image, or a text")
+        model, processor = load_clip(self.model or PUBLISHED_CLIP)
+        inputs = processor(text=texts, images=list(images), return_tensors="pt", padding="max_length", truncation=True)
+        found = model(**inputs.to(model.device))
+        return torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds).double().cpu().numpy()
+
+
+@functools.lru_cache(maxsize=2)
+def load_clip(model: str) -> tuple[CLIPModel, Any]:
+    """A CLIP model and its processor, kept for the next call."""
+    folder = resolve(model)
+    try:
+        return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise InvalidInput(f"the CLIP model {model} cannot be loaded: {error}") from error

@@ -1,0 +1,32 @@
+"""Metrics: callables `(images, prompts) -> one score per image`; higher means more of the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from neuroscope.pipeline.graph import HookGraph
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What `evaluate` and `localize` call. `name` is how tables and plots call it."""
+
+    @property
+    def name(self) -> str:
+        """How tables and plots call it."""
+        ...
+
+    def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
+        """One float64 score per image."""
+        ...
+
+
+def bind(metric: Metric, graph: HookGraph) -> Metric:
+    """The metric with the parts that depend on the model filled in."""
+    return metric.bound_to(graph) if isinstance(metric, ClipScore) else metric

@@ -1,0 +1,90 @@
+"""How far a run moved from the source run towards the target run; needs no scorer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+Space = Literal["image", "latent"]
+
+
+#: A full swap that moves less than this share of the source's norm moves nothing: rounding errors are of that size.
+_ROUNDING = {"latent": 1e-5, "image": 1e-3}
+
+
+@dataclass(frozen=True)
+class LatentShare:
+    """How far a run's final latent moved along the way from the unchanged run to the full swap: a projection, 0 to 1.
+
+    Needs no scorer. `localize` gives it the three runs of each picture.
+    """
+
+    name: ClassVar[str] = "latent share"
+    space: ClassVar[Space] = "latent"
+
+    def __call__(self, run: Any, source: Any, target: Any) -> float:
+        """The share of one picture; NaN where the full swap changes nothing."""
+        return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
+
+
+@dataclass(frozen=True)
+class ImageShare:
+    """As `LatentShare`, between the pictures' pixels."""
+
+    name: ClassVar[str] = "image share"
+    space: ClassVar[Space] = "image"
+
+    def __call__(self, run: Image, source: Image, target: Image) -> float:
+        """The share of one picture; NaN where the full swap changes nothing."""
+        return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """Whether a run flipped: 1 where it moved at least `from_share` of the way to the full swap, else 0.
+
+    What layers add up in the latent, a viewer or a reader sees all at once: with a low bar each of several layers may
+    suffice, with a high one several may be needed.
+
+    Attributes:
+        from_share: the bar, between 0 and 1.
+    """
+
+    from_share: float = 0.5
+    space: ClassVar[Space] = "latent"
+
+    def __post_init__(self) -> None:
+        checks.fit_defaults(self)
+        if not 0 < self.from_share < 1:
+            raise InvalidInput(f"from_share={self.from_share} is no bar; give a share between 0 and 1, such as 0.5")
+
+    @property
+    def name(self) -> str:
+        """How tables and plots call it."""
+        return f"flipped from {self.from_share:.0%}"
+
+    def __call__(self, run: Any, source: Any, target: Any) -> float:
+        """1 or 0 for one picture; NaN where the full swap changes nothing."""
+        share = LatentShare()(run, source, target)
+        return share if math.isnan(share) else float(share >= self.from_share)
+
+
+def _projection(runs: Sequence[np.ndarray], rounding: float) -> float:
+    run, source, target = runs
+    way = target - source
+    length = float((way**2).sum())
+    return float(((run - source) * way).sum()) / length if length > rounding**2 * float((source**2).sum()) else float("nan")
+
+
+Share = LatentShare | ImageShare | Flipped

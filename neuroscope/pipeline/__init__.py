@@ -1,0 +1,1 @@
+"""Pipeline: the only room that knows diffusers and holds live modules."""

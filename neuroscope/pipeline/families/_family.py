@@ -1,0 +1,123 @@
+"""What a family is: data about one denoiser architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import UnsupportedModel
+from neuroscope.core.sites import Role
+from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
+
+_ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
+
+
+@dataclass(frozen=True)
+class SitePattern:
+    """Which module carries a role: `module` is a regular expression over torch module paths.
+
+    What stands before it is the transformer block, which ties the sites of one layer together.
+
+    Attributes:
+        before_module: the site is the module's input, not its output.
+        text_only: the site depends on the prompt alone.
+        reader: the module path (below the block) whose weights read these neurons, for norms of outgoing weights; None
+            where the neurons are added to the residual stream.
+        reader_rows: the neurons meet the rows of the reader's weight rather than its columns.
+        in_layer: the site belongs to a cross-attention layer.
+    """
+
+    role: Role
+    module: str
+    before_module: bool = False
+    text_only: bool = False
+    reader: str | None = None
+    reader_rows: bool = False
+    in_layer: bool = True
+
+    def block_of(self, module_path: str) -> str | None:
+        """The transformer block of a module that carries this role ("" where it is in no layer), else None."""
+        found = re.fullmatch(rf"(?P<block>.+)\.{self.module}" if self.in_layer else rf"(?P<block>){self.module}", module_path)
+        return found["block"] if found else None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it.
+
+    `silent` states are looked for at every block, because sites run as often as ever in them.
+    """
+
+    name: str
+    reason: str
+    applies: Callable[[Any], bool]
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One denoiser architecture.
+
+    Attributes:
+        name: how reprs and saved files call it.
+        component: the pipeline's attribute that holds the denoiser.
+        denoisers: the class names of such denoisers.
+        matches: whether a denoiser of such a class, by its config, is of this family.
+        patterns: where the sites are.
+        refusals: the states in which a denoiser of the family is refused.
+        block_name: the display name of a transformer block's place, from its module path.
+        inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
+        places: for each kind of component that causal tracing restores, a regular expression over module paths.
+        stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
+            all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them.
+        encoded: what the pipeline's `encode_prompt` returns, in order, by the names under which its call takes them.
+        read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
+            [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
+            the first.
+        words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
+        noise: the noise in what the denoiser predicts, which may be followed by channels of another kind.
+        arguments: what the denoiser's call calls its latents, timestep and context.
+        prepares_text: a regular expression over the paths of modules that read the prompt's tokens for all layers that follow.
+    """
+
+    name: str
+    component: str
+    denoisers: tuple[str, ...]
+    matches: Callable[[Any], bool]
+    patterns: tuple[SitePattern, ...]
+    refusals: tuple[Refusal, ...]
+    block_name: Callable[[str], str]
+    inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
+    places: Mapping[str, re.Pattern[str]]
+    stages: re.Pattern[str]
+    encoded: tuple[str, ...]
+    read: Callable[[Any, str, Conditions], Tensor]
+    words: Callable[[Any], Any] = lambda tokenizer: tokenizer
+    noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
+    arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
+    prepares_text: re.Pattern[str] = re.compile(r"(?!)")
+
+    def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
+        """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
+        refuse_pipeline(pipe)
+        check_modes(pipe)
+        denoiser = getattr(pipe, self.component)
+        for refusal in self.refusals:
+            if (refusal.silent or not silent) and refusal.applies(denoiser):
+                raise UnsupportedModel(f"this {type(denoiser).__name__} is not supported: {refusal.reason}")
+
+
+def uncompiled(denoiser: Any) -> Any:
+    """A denoiser itself, without the wrapper that torch.compile puts around it."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def is_compiled(denoiser: Any) -> bool:
+    """Whether a denoiser, or a part of it, was compiled: wrapped, in place, or block by block."""
+    inner = uncompiled(denoiser)
+    return inner is not denoiser or any(getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())

@@ -1,0 +1,227 @@
+"""Listening to a pipeline's runs: what it encodes of its prompts, and how many steps its scheduler has made.
+
+Several pipelines may share one denoiser, and some keep their guidance in a local variable. Every pipeline's call begins
+with its own `encode_prompt` and ends with `maybe_free_model_hooks`, and steps with its scheduler; inside a block these are
+listened to, on the one pipeline object, and put back on every way out.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from neuroscope.core.conditions import BatchLayout
+from neuroscope.core.errors import InvalidInput
+from neuroscope.pipeline.families import END, begin_of, expected_parts, split_encoded
+from neuroscope.pipeline.hook import take_off_hooks
+from neuroscope.pipeline.schedule import Schedule
+
+
+class Run:
+    """One run of a pipeline, from its beginning until its end.
+
+    Attributes:
+        conditional: [image, token, channel], what it encoded of its prompts.
+        unconditional: what it encoded of its negative prompts; None where it encoded none.
+        iterations: how often its scheduler has stepped.
+    """
+
+    def __init__(self, pipe: Any, conditional: Tensor, unconditional: Tensor | None) -> None:
+        self.conditional, self.unconditional = conditional, unconditional
+        self.iterations = 0
+        self._pipe = pipe
+        self._schedule: Schedule | None = None
+        self._known = False
+        self._seen: tuple[Tensor, BatchLayout] | None = None
+
+    def layout(self, context: Tensor) -> BatchLayout:
+        """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
+        if self._seen is None or self._seen[0] is not context:
+            expected = expected_parts(self._pipe, len(context) // max(1, len(self.conditional)))
+            self._seen = context, observe_layout(context, self.conditional, self.unconditional, expected)
+        return self._seen[1]
+
+    def step(self, timestep: float) -> tuple[int | None, int | None]:
+        """The number of the step that goes on, and of how many; None where the run has no schedule or has left it."""
+        if not self._known:
+            length = getattr(self._pipe, "num_timesteps", None)
+            self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length), True
+        step = None if self._schedule is None else self._schedule.step(self.iterations, timestep)
+        return (None, None) if step is None or self._schedule is None else (step, self._schedule.count)
+
+
+class GuidanceListener:
+    """What is heard of a pipeline while blocks are open on it.
+
+    Attributes:
+        run: the run that goes on; None between runs.
+        blocks: how many are open.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.run: Run | None = None
+        self.blocks = 0
+        self._pipe = pipe
+        self._replaced = _Replaced()
+        self._scheduler = _Replaced()
+
+    def open(self) -> None:
+        """Begins to listen, with the first block."""
+        if not self.blocks:
+            begin = begin_of(self._pipe)
+            self._replaced.put(self._pipe, {begin: self._begins, END: self._ends})
+        self.blocks += 1
+
+    def close(self) -> bool:
+        """Stops listening, with the last block; whether it was that."""
+        self.blocks -= 1
+        if not self.blocks:
+            self._scheduler.take_back()
+            self._replaced.take_back()
+        return not self.blocks
+
+    def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        encoded = method(*args, **options)
+        self.run = Run(self._pipe, *split_encoded(self._pipe, encoded, args, options))
+        self._scheduler.take_back()
+        self._scheduler.put(self._pipe.scheduler, {"step": self._steps})
+        return encoded
+
+    def _ends(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        self.run = None
+        self._scheduler.take_back()
+        return method(*args, **options)
+
+    def _steps(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        made = method(*args, **options)
+        if self.run is not None:
+            self.run.iterations += 1
+        return made
+
+
+class _Replaced:
+    """Methods of one object that are replaced for a while; copies of the object made meanwhile have their own methods."""
+
+    def __init__(self) -> None:
+        self._owner: Any = None
+        self._former: dict[str, Any] = {}
+
+    def put(self, owner: Any, methods: dict[str, Callable[..., Any]]) -> None:
+        """Calls `methods[name](method, ...)` instead of the owner's own method."""
+        self._owner = owner
+        given = vars(owner)
+        self._former = {name: given[name] for name in (*methods, "__deepcopy__") if name in given}
+        for name, listener in methods.items():
+            own = getattr(owner, name)
+            vars(owner)[name] = functools.wraps(own)(functools.partial(listener, own))
+        vars(owner)["__deepcopy__"] = functools.partial(_copy_without, owner, tuple(methods), self._former)
+
+    def take_back(self) -> None:
+        """Puts the owner's own methods back."""
+        if self._owner is None:
+            return
+        names = vars(self._owner)["__deepcopy__"].args[1]
+        for name in (*names, "__deepcopy__"):
+            vars(self._owner).pop(name, None)
+        vars(self._owner).update(self._former)
+        self._owner, self._former = None, {}
+
+
+def _copy_without(owner: Any, names: tuple[str, ...], former: dict[str, Any], memo: dict[int, Any]) -> Any:
+    """A deep copy of an object whose methods are replaced: with its own ones."""
+    kind: Any = type(owner)
+    twin = kind.__new__(kind)
+    memo[id(owner)] = twin
+    state = {name: value for name, value in vars(owner).items() if name not in (*names, "__deepcopy__")} | former
+    vars(twin).update({name: copy.deepcopy(value, memo) for name, value in state.items()})
+    for part in vars(twin).values():
+        if isinstance(part, nn.Module):
+            take_off_hooks(part)
+    return twin
+
+
+_LISTENERS: WeakKeyDictionary[Any, GuidanceListener] = WeakKeyDictionary()
+#: Of every denoiser with open blocks, the thread that opened them and their number.
+_OWNERS: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def listen_for_guidance(pipe: Any, denoiser: nn.Module) -> Iterator[GuidanceListener]:
+    """Listens to this pipeline's runs inside the block; blocks may end in any order.
+
+    Raises:
+        InvalidInput: another thread has a block open on this denoiser.
+    """
+    _enter(denoiser)
+    try:
+        listener = _LISTENERS.setdefault(pipe, GuidanceListener(pipe))
+        listener.open()
+        try:
+            yield listener
+        finally:
+            if listener.close():
+                _LISTENERS.pop(pipe, None)
+    finally:
+        _leave(denoiser)
+
+
+def _enter(denoiser: nn.Module) -> None:
+    with _LOCK:
+        owner, blocks = _OWNERS.get(denoiser, (threading.get_ident(), 0))
+        if owner != threading.get_ident():
+            raise InvalidInput(
+                "another thread has a block open on this model, and what both do would mix; open blocks one after the other, or give "
+                "each thread a pipeline of its own, such as copy.deepcopy(pipe)"
+            )
+        _OWNERS[denoiser] = owner, blocks + 1
+
+
+def _leave(denoiser: nn.Module) -> None:
+    with _LOCK:
+        owner, blocks = _OWNERS[denoiser]
+        if blocks > 1:
+            _OWNERS[denoiser] = owner, blocks - 1
+        else:
+            del _OWNERS[denoiser]
+
+
+def observe_layout(
+    context: Tensor,
+    conditional: Tensor,
+    unconditional: Tensor | None,
+    expected: Sequence[Part],
+) -> BatchLayout:
+    """The layout of a batch, by what its rows are given.
+
+    Args:
+        context: [row, token, channel], what the denoiser is given.
+        conditional: [image, token, channel], what the pipeline encoded of the prompts.
+        unconditional: what it encoded of the negative prompts, if it did.
+        expected: the order that the pipeline has; it decides where prompt and negative prompt encode alike.
+    """
+    images = len(conditional)
+    if not images or len(context) % images:
+        return BatchLayout((None,) * max(1, len(expected)))
+    blocks = context.split(images)
+    found = [tuple(_parts(block, conditional, unconditional)) for block in blocks]
+    if len(expected) == len(blocks) and all(part in each for part, each in zip(expected, found, strict=True)):
+        return BatchLayout(tuple(expected))
+    return BatchLayout(tuple(each[0] if len(each) == 1 else None for each in found))
+
+
+def _parts(block: Tensor, conditional: Tensor, unconditional: Tensor | None) -> list[Part]:
+    given: dict[Part, Tensor | None] = {"conditional": conditional, "unconditional": unconditional}
+    return [part for part, encoded in given.items() if encoded is not None and _same(block, encoded)]
+
+
+def _same(block: Tensor, encoded: Tensor) -> bool:
+    return block.shape == encoded.shape and torch.equal(block, encoded.to(block))

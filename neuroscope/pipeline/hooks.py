@@ -1,0 +1,129 @@
+"""What hooks do: changes of single rows of a batch at one site, and of whole components."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuroscope.core.conditions import PLAIN, BatchLayout
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.intervention import Call
+from neuroscope.pipeline.steps import Clock
+
+if TYPE_CHECKING:
+    from neuroscope.core.intervention import Intervention
+
+Images = tuple[int, ...] | None
+
+
+class Change(NamedTuple):
+    """An intervention at one site: which images of the batch it changes (None: all), of how many, and a note that it acted."""
+
+    intervention: Intervention
+    images: Images
+    batch: int | None
+    acted: set[int]
+
+    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        """What the site becomes."""
+        change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
+        rows = self._rows(len(tensor), call, tensor.device)
+        part = tensor if rows is None else tensor[rows]
+        changed = change(part, call)
+        _check_changed(self.intervention, changed, part, call)
+        if changed is part:
+            return tensor
+        self.acted.add(id(self.intervention))
+        return changed if rows is None else tensor.index_copy(0, rows, changed)
+
+    def _rows(self, count: int, call: Call, device: torch.device) -> Tensor | None:
+        """The tensor's rows of the chosen images, in all parts of a guided batch; None for all."""
+        if self.images is None and self.batch is None:
+            return None
+        layout = call.layout or PLAIN
+        images = layout.images(count)
+        if self.batch not in (None, images):
+            raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
+        if self.images is None or len(self.images) == images:
+            return None
+        return _index(layout.of_images(self.images, count), device)
+
+
+def _check_changed(intervention: Intervention, changed: Any, given: Tensor, call: Call) -> None:
+    """Raises InvalidInput for an intervention that returns something else than what a site can become."""
+    if changed is given:
+        return
+    if not isinstance(changed, Tensor):
+        raise InvalidInput(
+            f"{type(intervention).__name__} returned {type(changed).__name__} at {call.site.path}; return a tensor there, or what it "
+            "was given where it changes nothing"
+        )
+    if changed.shape != given.shape or changed.dtype != given.dtype:
+        shapes = f"{list(changed.shape)} of {changed.dtype} instead of {list(given.shape)} of {given.dtype}"
+        raise InvalidInput(f"{type(intervention).__name__} returned {shapes} at {call.site.path}; return a tensor like the given one")
+
+
+@functools.lru_cache(maxsize=1024)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows as a tensor, kept, so that a device is sent each choice once; a later run may need gradients."""
+    with torch.inference_mode(False):
+        return torch.tensor(rows, device=device)
+
+
+def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:
+    """What a site becomes after all changes, in order."""
+    for change in changes:
+        tensor = change(tensor, call)
+    return tensor
+
+
+class Shared:
+    """A change of an input that several sites read in one call of the denoiser: made for the first, and given to the others.
+
+    Attributes:
+        readers: how many sites.
+    """
+
+    def __init__(self, change: Callable[[Tensor, Call], Tensor], clock: Clock) -> None:
+        self.readers = 0
+        self._change = change
+        self._clock = clock
+        self._tick, self._left = -1, 0
+        self._given: Tensor | None = None
+        self._made: Tensor | None = None
+
+    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
+        """What the input becomes; kept no longer than for its last reader."""
+        if self._made is None or self._given is not tensor or self._tick != self._clock.ticks:
+            self._given, self._tick, self._left = tensor, self._clock.ticks, self.readers
+            self._made = self._change(tensor, call)
+        made = self._made
+        self._left -= 1
+        if not self._left:
+            self._given = self._made = None
+        return made
+
+
+def rewire(
+    path: str,
+    change: Callable[[Tensor, BatchLayout], Tensor],
+    clock: Clock,
+    ran: Counter[str],
+    _module: nn.Module,
+    _args: tuple,
+    output: Tensor,
+) -> Tensor:
+    """A forward hook that replaces a component's output."""
+    ran[path] += 1
+    return change(output, clock.now.layout or PLAIN)
+
+
+def change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """A forward pre-hook that replaces a module's first input."""
+    changed = run(args[0])
+    return None if changed is None else ((changed, *args[1:]), kwargs)

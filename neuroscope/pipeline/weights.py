@@ -1,0 +1,82 @@
+"""Reading and writing a live model's parameters by name, wherever offloading lets them rest between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from neuroscope.core.errors import UnsupportedModel
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def read_parameter(root: nn.Module, name: str) -> Tensor:
+    """The values of a parameter or buffer, on the CPU; they may share the model's memory.
+
+    Raises:
+        UnsupportedModel: it has no values, as on the meta device.
+    """
+    module, kind = _place(root, name)
+    with align_module_device(module):
+        values = getattr(module, kind).detach()
+    return _present(name, values)
+
+
+def is_plain(linear: Any) -> bool:
+    """Whether a linear module's weight is what it multiplies by: floating-point numbers, one a place, neither packed nor scaled."""
+    weight: Any = getattr(linear, "weight", None)
+    if type(weight) not in _PLAIN or not weight.is_floating_point():
+        return False
+    return tuple(weight.shape) == (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
+
+
+def entries(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """By name, what a module itself stores: parameters and buffers, also those that are not saved, or what a quantised module packs."""
+    saved: dict[str, Any] = {}
+    module._save_to_state_dict(saved, "", keep_vars=True)
+    yield from saved.items()
+    yield from ((name, value) for name, value in module._buffers.items() if name not in saved and value is not None)
+
+
+def _present(name: str, values: Tensor) -> Tensor:
+    if values.device.type == "meta":
+        raise UnsupportedModel(f"{name} has no values here; load the model's weights first")
+    return values.cpu()
+
+
+@torch.no_grad()
+def read_effective_weight(root: nn.Module, path: str) -> Tensor:
+    """What a linear module multiplies by, on the CPU: its weight with what active LoRA adapters add to it.
+
+    Raises:
+        UnsupportedModel: it is quantised, or has no values.
+    """
+    module: Any = root.get_submodule(path)
+    inner: Any = getattr(module, "base_layer", module)
+    if not is_plain(inner):
+        raise UnsupportedModel(f"{path} is quantised ({type(inner).__name__}), so its weights cannot be read; load it unquantised")
+    if inner is module:
+        return read_parameter(root, f"{path}.weight")
+    resting = inner.weight.device.type == "meta"  # offloaded modules take their inputs from anywhere
+    units = torch.eye(inner.in_features, dtype=inner.weight.dtype, device="cpu" if resting else inner.weight.device)
+    return (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+
+
+@torch.no_grad()
+def write_parameter(root: nn.Module, name: str, values: Tensor) -> None:
+    """Puts other values into a parameter, in place, and where it rests."""
+    module, kind = _place(root, name)
+    with align_module_device(module):
+        getattr(module, kind).data.copy_(values)
+    resting = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    if resting is not None:
+        resting[kind].copy_(values)
+
+
+def _place(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, kind = name.rpartition(".")
+    return root.get_submodule(path), kind

@@ -1,5 +1,0 @@
-"""Reports: one self-contained page of a run's results."""
-
-from neuroscope.reporting.page import report
-
-__all__ = ["report"]
