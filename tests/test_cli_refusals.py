@@ -323,7 +323,7 @@ def test_an_interrupt_of_a_command_is_one_line_and_130(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuroscope.cli.options.open_pipeline", interrupted)
+    monkeypatch.setattr("neuroscope.cli.options.load_pipeline", interrupted)
     assert run("sites") == (130, "", "neuroscope: interrupted\n")
 
 

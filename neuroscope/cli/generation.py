@@ -59,7 +59,9 @@ def generate(
     for made, path in zip(images, paths, strict=True):
         storage.write_beside(path, png(made))
     pooled = [
-        f"{path}: pooled text: {said}" for path, change in zip(apply or [], changes, strict=True) if (said := change.pooled_text(graph))
+        f"{path}: pooled text: {said}"
+        for path, change in zip(apply or [], changes, strict=True)
+        if (said := change.pooled_text(graph.sites))
     ]
     facts = {"images": [str(path) for path in paths], "pooled": pooled}
     options.report(facts, "\n".join([*pooled, *(f"wrote {path}" for path in paths)]), as_json)

@@ -20,6 +20,7 @@ from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.pipeline.discovery import sites_from_config
 from neuroscope.pipeline.doctor import diagnose
+from neuroscope.pipeline.loading import load_pipeline
 from neuroscope.report import plots
 
 
@@ -49,7 +50,7 @@ def sites(
 
 def doctor(model: options.Model = "testbed:sd1", as_json: options.AsJson = False) -> None:
     """Check a model for settings that break hooks."""
-    findings = diagnose(options.open_pipeline(model))
+    findings = diagnose(load_pipeline(model))
     options.report(
         [vars(finding) for finding in findings],
         "\n".join(f"{finding.state:5}  {finding.name}: {finding.meaning}" for finding in findings),

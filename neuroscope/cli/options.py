@@ -21,6 +21,7 @@ from neuroscope.core.intervention import Intervention
 from neuroscope.generation.arguments import LARGEST_SIDE, check_values
 from neuroscope.metrics.metric import Metric
 from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.loading import load_pipeline
 from neuroscope.testbed.world import ATTRIBUTES, Attribute
 
 
@@ -60,30 +61,9 @@ Height = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_S
 Width = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image width in pixels; give --height too.")]
 
 
-def open_pipeline(model: str) -> Any:
-    """The pipeline of `--model`.
-
-    Raises:
-        InvalidInput: there is no such bundled model, folder or hub id that can be reached.
-    """
-    if model.startswith("testbed:"):
-        return testbed.load(model.removeprefix("testbed:"))
-    from diffusers import DiffusionPipeline
-
-    try:
-        pipe = DiffusionPipeline.from_pretrained(model)
-    except Exception as error:  # a damaged folder can make diffusers raise anything
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InvalidInput(
-            f"the model {model!r} cannot be loaded: {first} Give testbed:NAME, a folder of save_pretrained, or a hub id"
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def open_graph(model: str) -> HookGraph:
     """The hook graph of `--model`."""
-    return HookGraph(open_pipeline(model))
+    return HookGraph(load_pipeline(model))
 
 
 def open_concept(

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout, Conditions, Rows
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.sites import Site
-from neuroscope.editing.updates import LinearUpdate, Weights
-
-if TYPE_CHECKING:
-    from neuroscope.core.sites import Site
-    from neuroscope.pipeline.graph import HookGraph
-
+from neuroscope.core.sites import Site, Sites
 
 _ROUNDING = 1e-9  # so that step 15 of 50 is not before 3 * 0.1
 
@@ -79,6 +73,45 @@ class Call:
         return steps[0] <= place < steps[1]
 
 
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that an intervention may ask about a model before it runs.
+
+    Attributes:
+        family: the denoiser's family.
+        sites: all sites with their widths, in execution order.
+        input_widths: by path, the channels that a site's module reads; of sites whose modules are linear.
+        context_channels: the channels of a prompt's context.
+        token_count: the tokens of a prompt; None where the pipeline's tokenizers do not agree.
+        has_summary: whether prompts have a pooled summary beside their context.
+    """
+
+    family: str
+    sites: Sites
+    input_widths: Mapping[str, int]
+    context_channels: int
+    token_count: int | None
+    has_summary: bool
+
+
+class Encoder(Protocol):
+    """What encodes prompts for a model, such as a `HookGraph`."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    def conditions(self, prompts: Sequence[str]) -> Conditions:
+        """What the model's own text encoders make of prompts."""
+        ...
+
+
 class Intervention(Artifact):
     """A change to some sites, active inside `HookGraph.apply`. A frozen dataclass that holds data only.
 
@@ -88,9 +121,9 @@ class Intervention(Artifact):
 
     paths: Collection[str]
 
-    def pooled_text(self, graph: HookGraph) -> str:
-        """Which prompt feeds the pooled text path, by which it reaches every block; "" where the model has none."""
-        pooled = graph.sites.where(role="pooled").paths
+    def pooled_text(self, sites: Sites) -> str:
+        """Which prompt feeds the pooled text path of a model with these sites, by which it reaches every block; "" where it has none."""
+        pooled = sites.where(role="pooled").paths
         if not pooled:
             return ""
         return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
@@ -113,27 +146,8 @@ class Intervention(Artifact):
         """What a site becomes instead of `activation`."""
         return activation
 
-    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
-        """The changes of weights that do the same at a site, given the current weights.
-
-        Raises:
-            InvalidInput: no change of weights does the same.
-        """
-        raise InvalidInput(f"a {self.kind} cannot be written into weights; apply it instead")
-
-    def expect_foldable(self) -> None:
-        """Raises InvalidInput for options that weights cannot hold: they act on all rows, tokens and steps alike."""
-        wanted = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
-        for name, value in wanted.items():
-            given = getattr(self, name, value)
-            if given != value:
-                raise InvalidInput(
-                    f"{self.kind} with {name}={given!r} cannot be written into weights, which act on all rows, tokens and steps alike; "
-                    f"apply it instead, or make it with {name}={value!r}"
-                )
-
     @abc.abstractmethod
-    def check(self, graph: HookGraph) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raises before any image is made if the intervention does not fit the model."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.core.errors import UnsupportedModel
+from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.intervention import Intervention
+from neuroscope.core.sites import Site
+from neuroscope.interventions import ContextMap, ContextSwap, NeuronMask
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.weights import is_plain, read_parameter
@@ -43,6 +46,71 @@ class LinearUpdate:
 
 
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: What weights can hold: they act on all rows, tokens and steps alike.
+_WHOLE = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
+
+
+@functools.singledispatch
+def linear_updates(change: Intervention, _graph: HookGraph, _site: Site, _weights: Weights) -> Iterator[LinearUpdate]:
+    """The changes of weights that do the same as an intervention at a site, given the current weights. One function a kind.
+
+    Raises:
+        InvalidInput: no change of weights does the same.
+    """
+    raise InvalidInput(f"a {change.kind} cannot be written into weights; apply it instead")
+
+
+@linear_updates.register
+def _of_map(change: ContextMap, _graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+    """W writeᵀ read for each projection W."""
+    weight = weights(f"{site.module}.weight")
+    read, write = change.factors(site.path)
+    yield LinearUpdate(site.module, change.strength * weight @ write.to(weight).T, read.to(weight))
+
+
+@linear_updates.register
+def _of_mask(change: NeuronMask, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
+    """Chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
+
+    A projection with a bias of its own takes the fill there. Without one, a constant at a key changes nothing, because
+    softmax ignores a shift; at a value it passes through the attention as it is, because the attention's weights sum to 1.
+    """
+    chosen = torch.tensor(change.neurons[site.path])
+    fill = change.strength * change.values[site.path].double()
+    reader = graph.reader(site)
+    if not site.before_module and getattr(graph.module(site), "bias", None) is not None:
+        yield _scaled_rows(change, site.module, weights, chosen, fill - change.strength * weights(f"{site.module}.bias")[chosen])
+        return
+    if site.role != "key" and fill.any():
+        if reader is None:
+            raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
+        weight = weights(f"{reader}.weight")
+        yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
+    if site.role in ("key", "value", "query"):
+        yield _scaled_rows(change, site.module, weights, chosen)
+    elif reader is not None:
+        weight = weights(f"{reader}.weight")
+        units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
+        yield LinearUpdate(reader, -change.strength * weight[:, chosen], units)
+
+
+def _scaled_rows(change: NeuronMask, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
+    weight = weights(f"{module}.weight")
+    units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
+    return LinearUpdate(module, -change.strength * units, weight[chosen], None if shift is None else units @ shift)
+
+
+def _expect_foldable(change: Intervention) -> None:
+    """Raises InvalidInput for a kind of change, or options of it, that weights cannot hold."""
+    if isinstance(change, ContextSwap):
+        raise InvalidInput(f"a {change.kind} cannot be written into weights: what it puts in comes from another prompt; apply it instead")
+    for name, value in _WHOLE.items():
+        given = getattr(change, name, value)
+        if given != value:
+            raise InvalidInput(
+                f"{change.kind} with {name}={given!r} cannot be written into weights, which act on all rows, tokens and steps alike; "
+                f"apply it instead, or make it with {name}={value!r}"
+            )
 
 
 def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, LinearUpdate]:
@@ -57,13 +125,13 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
     """
     graph.family.refuse_unknown(graph.pipe)
     for change in changes:
-        change.check(graph)
-        change.expect_foldable()
+        change.check(graph.spec)
+        _expect_foldable(change)
     steps = [(site, change) for site in graph.sites for change in changes if site.path in change.paths]
     behind, inside = ([step for step in steps if (step[0].role == "output") is last] for last in (True, False))
     reader = _Reader(uncompiled(graph.denoiser))
     for site, change in [*reversed(inside), *behind]:
-        for update in change.linear_updates(graph, site, reader):
+        for update in linear_updates(change, graph, site, reader):
             reader.add(update)
     return reader.updates
 

@@ -100,7 +100,7 @@ def evaluate(
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
     changes = with_controls(interventions) if controls else {name: _as_tuple(change) for name, change in interventions.items()}
     for intervention in {id(each): each for change in changes.values() for each in change}.values():
-        intervention.check(graph)
+        intervention.check(graph.spec)
     jobs = _jobs(graph, changes, prompts, seeds, bound, generation if output else None)
     names = tuple(metric.name for metric in bound)
     with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():

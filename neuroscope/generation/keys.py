@@ -11,8 +11,7 @@ from safetensors.torch import save as to_bytes
 from neuroscope.core.intervention import Intervention
 from neuroscope.generation.content import Otherwise, content
 from neuroscope.generation.model_content import part_content, pipeline_content, scorer
-from neuroscope.metrics.clip_score import ClipScore, load_clip
-from neuroscope.metrics.metric import Metric
+from neuroscope.metrics.metric import Loads, Metric
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
 
@@ -27,6 +26,11 @@ def origin(graph: HookGraph, generation: Mapping[str, Any]) -> str:
     return key_of(graph.model, pipeline_content(graph.pipe), options)
 
 
+def fingerprint(graph: HookGraph) -> str:
+    """A short hash of all that the pipeline's images depend on, by content, so that results of a changed model are told apart."""
+    return pipeline_content(graph.pipe)[:16]
+
+
 def key_of(*parts: Any) -> str:
     """A short hash of plain values."""
     return content("a key", list(parts))[:32]
@@ -39,11 +43,9 @@ def metric_key(metric: Metric | Share) -> str:
         InvalidInput: a part of it has no stable form.
     """
     found = content(f"the metric {metric.name!r}", metric, scorer)
-    if not isinstance(metric, ClipScore) or metric.model is None:
+    if not isinstance(metric, Loads):
         return found
-    model, processor = load_clip(metric.model)
-    parts = [part_content(name, getattr(processor, name)) for name in ("tokenizer", "image_processor")]
-    return key_of(found, part_content("the CLIP model", model), parts)
+    return key_of(found, [part_content(name, part) for name, part in metric.loaded().items()])
 
 
 def method_key(method: Any, otherwise: Otherwise = scorer) -> str:

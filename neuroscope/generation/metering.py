@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuroscope.core.quality import Cost
+
 
 class Meter:
     """Counts while a `metered` block runs; `cost` is what it has cost so far.

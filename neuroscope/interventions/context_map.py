@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +13,8 @@ from neuroscope.core.artifacts import FLOATS, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, strings, whole
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.intervention import Call, Intervention, check_schedule_part, counted_sites
-from neuroscope.core.sites import TEXT_ROLES, Site
-from neuroscope.editing.updates import LinearUpdate, Weights
-
-if TYPE_CHECKING:
-    from neuroscope.pipeline.graph import HookGraph
+from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part, counted_sites
+from neuroscope.core.sites import TEXT_ROLES
 
 Factor = Float[Tensor, "rank channel"] | Mapping[str, Float[Tensor, "rank channel"]]
 
@@ -161,23 +157,17 @@ class ContextMap(Intervention):
         moved[rows] += self.strength * (context[rows] @ read.to(context).T) @ write.to(context)
         return moved
 
-    def check(self, graph: HookGraph) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read text of this width."""
         family = self.provenance.family
-        if family and family != graph.family.name:
-            raise InvalidInput(f"the map was made for the family {family}, and this model is of {graph.family.name}; edit this model anew")
-        for site in graph.sites.at(self.paths):
+        if family and family != spec.family:
+            raise InvalidInput(f"the map was made for the family {family}, and this model is of {spec.family}; edit this model anew")
+        for site in spec.sites.at(self.paths):
             if site.role not in TEXT_ROLES:
                 raise InvalidInput(f"{site.path} does not read the prompt alone; map the context of keys and values")
-            width, moved = graph.module(site).in_features, self.factors(site.path)[0].shape[1]
+            width, moved = spec.input_widths[site.path], self.factors(site.path)[0].shape[1]
             if width != moved:
                 raise InvalidInput(f"the map moves {moved} channels, and {site.path} reads {width}; edit this model anew")
-
-    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
-        """See `Intervention`."""
-        weight = weights(f"{site.module}.weight")
-        read, write = self.factors(site.path)
-        yield LinearUpdate(site.module, self.strength * weight @ write.to(weight).T, read.to(weight))
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

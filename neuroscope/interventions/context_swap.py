@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import einops
 from jaxtyping import Float
@@ -16,12 +16,9 @@ from neuroscope.core.artifacts import FLOATS, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, strings
 from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
-from neuroscope.core.intervention import Call, Intervention, check_schedule_part, counted_sites
+from neuroscope.core.intervention import Call, Encoder, Intervention, ModelSpec, check_schedule_part, counted_sites
 from neuroscope.core.scores import Neurons, NeuronsHeader
 from neuroscope.core.sites import TEXT_ROLES, Site
-
-if TYPE_CHECKING:
-    from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class ContextSwap(Intervention):
         return f"ContextSwap({self.neurons or counted_sites(self.paths)}, {said})"
 
     @classmethod
-    def of(cls, graph: HookGraph, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:
+    def of(cls, graph: Encoder, sites: Iterable[Site], prompts: str | Sequence[str], **options: Any) -> Self:
         """A swap to prompts, encoded by the model's own text encoder.
 
         Args:
@@ -112,7 +109,7 @@ class ContextSwap(Intervention):
             choose("option", name, free)
         conditions = graph.conditions([prompts] if isinstance(prompts, str) else prompts)
         paths = [site.path for site in given]
-        provenance = Provenance(graph.family.name, graph.model)
+        provenance = Provenance(graph.spec.family, graph.model)
         return cls(paths, conditions.context, provenance=provenance, pooled=conditions.pooled, **options)
 
     @cached_property
@@ -155,13 +152,9 @@ class ContextSwap(Intervention):
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
-    def expect_foldable(self) -> None:
-        """See `Intervention`."""
-        raise InvalidInput("a context-swap cannot be written into weights: what it puts in comes from another prompt; apply it instead")
-
-    def check(self, graph: HookGraph) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
-        for site in graph.sites.at(self.paths):
+        for site in spec.sites.at(self.paths):
             if site.role not in TEXT_ROLES:
                 raise InvalidInput(f"{site.path} does not read the prompt alone; swap the context of keys and values")
             width = site.width if self.neurons is None else self.neurons.widths.get(site.path, site.width)
@@ -169,13 +162,14 @@ class ContextSwap(Intervention):
                 raise UnknownSite(
                     f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
                 )
-        (tokens, channels), model = self.context.shape[1:], graph.context_shape
-        if channels != model[1] or tokens % model[0]:  # prompts of several chunks have several times the tokens of one
-            raise InvalidInput(f"the swap's context has {(tokens, channels)} tokens and channels, and the model's {model}; encode it anew")
-        for site in graph.sites.at(self.paths).where(role="pooled"):
+        given, model = tuple(self.context.shape[1:]), (spec.token_count or 1, spec.context_channels)
+        if given[1] != model[1] or given[0] % model[0]:  # prompts of several chunks have several times the tokens of one
+            raise InvalidInput(f"the swap's context has {given} tokens and channels, and the model's {model}; encode it anew")
+        for site in spec.sites.at(self.paths).where(role="pooled"):
             if self.neurons is not None:
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
-            graph.read(site, self.conditions)
+            if spec.has_summary and self.pooled is None:
+                raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.conditions")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

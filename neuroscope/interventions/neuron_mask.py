@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,9 @@ from neuroscope.core.artifacts import take
 from neuroscope.core.checks import finite, instance, whole
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
-from neuroscope.core.intervention import Call, Intervention, check_schedule_part
+from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part
 from neuroscope.core.scores import Neurons, NeuronsHeader
-from neuroscope.core.sites import Site, Sites
-from neuroscope.editing.updates import LinearUpdate, Weights
-
-if TYPE_CHECKING:
-    from neuroscope.pipeline.graph import HookGraph
+from neuroscope.core.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -94,16 +90,16 @@ class NeuronMask(Intervention):
         rows[place] = rows[place].lerp(self.values[call.site.path].to(activation), self.strength)
         return edited
 
-    def check(self, graph: HookGraph) -> None:
+    def check(self, spec: ModelSpec) -> None:
         """Raises InvalidInput for a mask of another family, UnknownSite for sites that the model lacks or that have another width."""
         family = self.neurons.provenance.family
-        if family and family != graph.family.name:
+        if family and family != spec.family:
             raise InvalidInput(
-                f"the mask was made for the family {family}, and this model is of {graph.family.name}; record and rank on this model"
+                f"the mask was made for the family {family}, and this model is of {spec.family}; record and rank on this model"
             )
-        known = {site.path: site.width for site in graph.sites}
+        known = {site.path: site.width for site in spec.sites}
         if all(path not in known for path in self.paths):
-            graph.sites.at(self.paths)
+            spec.sites.at(self.paths)
         differing = [
             f"{path} ({width} neurons in the mask, {known.get(path, 'none')} in the model)"
             for path, width in self.neurons.widths.items()
@@ -116,36 +112,16 @@ class NeuronMask(Intervention):
             )
 
         if self.tokens:
-            self._check_tokens(self.tokens, graph.sites.at(self.paths), graph.tokenizer.model_max_length)
+            self._check_tokens(self.tokens, spec.sites.at(self.paths), spec.token_count)
 
-    def linear_updates(self, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
-        """See `Intervention`: chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
-
-        A projection with a bias of its own takes the fill there. Without one, a constant at a key changes nothing, because
-        softmax ignores a shift; at a value it passes through the attention as it is, because the attention's weights sum to 1.
-        """
-        chosen = torch.tensor(self.neurons[site.path])
-        fill = self.strength * self.values[site.path].double()
-        reader = graph.reader(site)
-        if not site.before_module and getattr(graph.module(site), "bias", None) is not None:
-            yield self._scaled_rows(site.module, weights, chosen, fill - self.strength * weights(f"{site.module}.bias")[chosen])
-            return
-        if site.role != "key" and fill.any():
-            if reader is None:
-                raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
-            weight = weights(f"{reader}.weight")
-            yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
-        if site.role in ("key", "value", "query"):
-            yield self._scaled_rows(site.module, weights, chosen)
-        elif reader is not None:
-            weight = weights(f"{reader}.weight")
-            units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
-            yield LinearUpdate(reader, -self.strength * weight[:, chosen], units)
-
-    def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int) -> None:
+    def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int | None) -> None:
         if pooled := sites.where(role="pooled"):
             raise InvalidInput(f"{pooled[0].path} has no tokens; make the mask without tokens, or leave its neurons out")
-        if sites.where(text_only=True) and not -length <= min(tokens) <= max(tokens) < length:
+        if sites.where(text_only=True) and length is None:
+            raise InvalidInput(
+                "the tokenizers of this pipeline split text differently, so positions mean two things; make the mask without"
+            )
+        if sites.where(text_only=True) and length is not None and not -length <= min(tokens) <= max(tokens) < length:
             raise InvalidInput(f"the mask's tokens {tokens} are not all there; the model's prompts have {length}")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -165,11 +141,6 @@ class NeuronMask(Intervention):
             if values.shape != (len(neurons[path]),):
                 raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; it has {len(neurons[path])} neurons")
         return cls(neurons, fill, header.strength, header.rows, header.tokens, header.steps)
-
-    def _scaled_rows(self, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
-        weight = weights(f"{module}.weight")
-        units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
-        return LinearUpdate(module, -self.strength * units, weight[chosen], None if shift is None else units @ shift)
 
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:
         chosen, width = self.neurons[path], self.neurons.widths[path]

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
-from neuroscope.testbed import resolve
+from neuroscope.pipeline.loading import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +55,11 @@ class ClipScore:
         if self.model is not None:
             return self
         return replace(self, model="testbed:clip" if graph.model.startswith("testbed:") else PUBLISHED_CLIP)
+
+    def loaded(self) -> dict[str, Any]:
+        """The parts of the model that scores depend on, by name, for the keys of a ledger."""
+        model, processor = load_clip(self.model or PUBLISHED_CLIP)
+        return {"the CLIP model": model, "tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,24 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class Bindable(Protocol):
+    """A metric that depends on the model whose images it scores."""
+
+    def bound_to(self, graph: HookGraph) -> Metric:
+        """The metric for this model."""
+        ...
+
+
+@runtime_checkable
+class Loads(Protocol):
+    """A metric that loads a model of its own, whose content belongs to the keys of a ledger."""
+
+    def loaded(self) -> Mapping[str, Any]:
+        """The parts of that model, by name."""
+        ...
+
+
 def bind(metric: Metric, graph: HookGraph) -> Metric:
     """The metric with the parts that depend on the model filled in."""
-    return metric.bound_to(graph) if isinstance(metric, ClipScore) else metric
+    return metric.bound_to(graph) if isinstance(metric, Bindable) else metric

@@ -19,10 +19,9 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
-from neuroscope.core.intervention import Call
-from neuroscope.core.sites import Place, Site, Sites
+from neuroscope.core.intervention import Call, Intervention, ModelSpec
+from neuroscope.core.sites import TEXT_ROLES, Place, Site, Sites
 from neuroscope.core.tokens import warn_of_lost_words
-from neuroscope.generation.model_content import pipeline_content
 from neuroscope.pipeline.activation_cache import Captured
 from neuroscope.pipeline.block import block
 from neuroscope.pipeline.discovery import find_places, find_sites, readers_beside, row_bytes, stage_shares
@@ -36,8 +35,6 @@ from neuroscope.pipeline.weights import read_effective_weight
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from neuroscope.core.intervention import Intervention
 
 
 class HookGraph:
@@ -134,10 +131,6 @@ class HookGraph:
         weight = read_effective_weight(uncompiled(self.denoiser), self._beside(site, pattern.reader))
         return weight.double().norm(dim=1 if pattern.reader_rows else 0)
 
-    def fingerprint(self) -> str:
-        """A short hash of all that the pipeline's images depend on, by content, so that results of a changed model are told apart."""
-        return pipeline_content(self.pipe)[:16]
-
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, as the pipeline calls it.
@@ -178,6 +171,25 @@ class HookGraph:
     def encode(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Float[Tensor, "prompt token channel"]:
         """The contexts that cross-attention reads of the prompts: `conditions` without pooled text."""
         return self.conditions(prompts, batch_size, clip_skip).context
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What an intervention may ask about the model."""
+        modules: dict[str, Any] = {site.path: self.module(site) for site in self.sites if site.role in TEXT_ROLES}
+        return ModelSpec(
+            family=self.family.name,
+            sites=self.sites,
+            input_widths={path: module.in_features for path, module in modules.items() if hasattr(module, "in_features")},
+            context_channels=self.family.inputs(uncompiled(self.denoiser), None)[self.family.arguments["context"]].shape[-1],
+            token_count=self._token_count(),
+            has_summary="pooled_prompt_embeds" in self.family.encoded,
+        )
+
+    def _token_count(self) -> int | None:
+        try:
+            return int(self.tokenizer.model_max_length)
+        except (UnsupportedModel, IndexError):  # tokenizers that do not agree, or none
+            return None
 
     @cached_property
     def context_shape(self) -> tuple[int, int]:
@@ -390,7 +402,7 @@ class HookGraph:
     def _changed(self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None) -> Iterator[None]:
         for each, _ in changes:
             _check_intervention(each)
-            each.check(self)
+            each.check(self.spec)
         ran: Counter[str] = Counter()
         acted: set[int] = set()
         shared: dict[tuple, Shared] = {}

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from neuroscope.core.conditions import BatchLayout
+from neuroscope.core.conditions import BatchLayout, Part
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families import END, begin_of, expected_parts, split_encoded
 from neuroscope.pipeline.hook import take_off_hooks

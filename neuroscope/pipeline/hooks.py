@@ -5,18 +5,15 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.intervention import Call
+from neuroscope.core.intervention import Call, Intervention
 from neuroscope.pipeline.steps import Clock
-
-if TYPE_CHECKING:
-    from neuroscope.core.intervention import Intervention
 
 Images = tuple[int, ...] | None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroscope.core.conditions import BatchLayout, Conditions
+from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.guidance import GuidanceListener
 

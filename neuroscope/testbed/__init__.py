@@ -26,7 +26,6 @@ __all__ = [
     "path",
     "planted",
     "read",
-    "resolve",
     "verify",
 ]
 #: Made of diffusers' pipelines, which take a while to import, and so only when they are asked for.
@@ -59,11 +58,6 @@ def pipelines() -> tuple[str, ...]:
 def path(name: str) -> Path:
     """The folder of a bundled model, as `save_pretrained` writes it; raises InvalidInput for an unknown name."""
     return _WEIGHTS / choose("bundled model", name, names())
-
-
-def resolve(model: str) -> str | Path:
-    """The folder of "testbed:NAME", a bundled model; any other folder or hub id as it is."""
-    return path(model.removeprefix(_PREFIX)) if model.startswith(_PREFIX) else model
 
 
 def load(name: str = "sd1", **options: Any) -> Any:

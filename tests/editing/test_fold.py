@@ -8,6 +8,7 @@ import torch
 from accelerate import cpu_offload
 
 from neuroscope import ContextMap, ContextSwap, HookGraph, InvalidInput, LocoEdit, NeuronMask, Neurons, UnsupportedModel, edit, fold
+from neuroscope.generation.keys import fingerprint
 from neuroscope.pipeline.weights import write_parameter
 from tests.families import tiny
 from tests.numerics import rounding
@@ -139,10 +140,10 @@ def test_narrow_formats_are_rounded_once(fresh, dtype):
 
 def test_offloaded_weights_are_read_like_others(fresh, graph, pipe):
     fresh.unet.load_state_dict(pipe.unet.state_dict())
-    expected = HookGraph(fresh).fingerprint()
+    expected = fingerprint(HookGraph(fresh))
     cpu_offload(fresh.unet, execution_device="cpu")
     offloaded = HookGraph(fresh)
-    assert offloaded.fingerprint() == expected
+    assert fingerprint(offloaded) == expected
     (site,) = graph.sites.where(layer=8, role="value")
     assert torch.equal(offloaded.outgoing_norm(site), graph.outgoing_norm(site))
 

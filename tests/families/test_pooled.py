@@ -62,16 +62,16 @@ def test_all_layers_without_it_are_not(graph):
 def test_changes_say_which_prompt_feeds_it(graph, pipe):
     pooled = graph.sites.where(role="pooled")
     inside = graph.sites.where(layer=0, role=("key", "value"))
-    assert ContextSwap.of(graph, inside, tiny.OTHER).pooled_text(graph) == "the run's own prompt"
-    assert ContextSwap.of(graph, [*pooled, *inside], tiny.OTHER).pooled_text(graph) == "changed by the context-swap"
+    assert ContextSwap.of(graph, inside, tiny.OTHER).pooled_text(graph.sites) == "the run's own prompt"
+    assert ContextSwap.of(graph, [*pooled, *inside], tiny.OTHER).pooled_text(graph.sites) == "changed by the context-swap"
     width = graph.module(inside[0]).in_features
     inner = ContextMap(inside.paths, torch.ones(1, width), torch.ones(1, width))
-    assert inner.pooled_text(graph) == "the run's own prompt"
-    assert replace(inner, paths=(*inside.paths, *pooled.paths)).pooled_text(graph) == "changed by the context-map"
+    assert inner.pooled_text(graph.sites) == "the run's own prompt"
+    assert replace(inner, paths=(*inside.paths, *pooled.paths)).pooled_text(graph.sites) == "changed by the context-map"
     mask = NeuronMask(Neurons.at(graph.sites, {pooled[0].path: [0]}))
-    assert mask.pooled_text(graph) == "changed by the neuron-mask"
+    assert mask.pooled_text(graph.sites) == "changed by the neuron-mask"
     plain = HookGraph(pipe)
-    assert ContextSwap.of(plain, plain.sites.where(layer=0, role="key"), tiny.OTHER).pooled_text(plain) == ""
+    assert ContextSwap.of(plain, plain.sites.where(layer=0, role="key"), tiny.OTHER).pooled_text(plain.sites) == ""
 
 
 def test_its_neurons_are_recorded_ranked_and_masked(graph, concept):
@@ -99,7 +99,7 @@ def test_chosen_neurons_of_it_are_not_swapped(graph):
     conditions = graph.conditions([tiny.OTHER])
     swap = ContextSwap([site.path], conditions.context, Neurons.at(graph.sites, {site.path: [0]}), pooled=conditions.pooled)
     with pytest.raises(InvalidInput, match="can be swapped as a whole only; leave out its neurons"):
-        swap.check(graph)
+        swap.check(graph.spec)
 
 
 def test_the_graph_is_drawn_with_it(graph):
@@ -163,4 +163,4 @@ def test_a_swap_without_pooled_text_is_refused_where_it_is_read():
     graph = HookGraph(tiny.PIPELINES["sdxl"]())
     swap = ContextSwap(graph.sites.where(role="pooled").paths, graph.encode([tiny.OTHER]))
     with pytest.raises(InvalidInput, match="this change holds no pooled text, which the pooled path reads; make it with graph.conditions"):
-        swap.check(graph)
+        swap.check(graph.spec)

@@ -48,8 +48,8 @@ def test_what_cannot_work_is_refused(graph, factors, untyped):
     with pytest.raises(InvalidInput, match=r"the map's factors have shapes \(3, 96\) and \(2, 96\); give two of one shape"):
         ContextMap(value, read, write[:2])
     with pytest.raises(InvalidInput, match="the map moves 95 channels, and .*to_v reads 96; edit this model anew"):
-        ContextMap(value, read[:, :95], write[:, :95]).check(graph)
+        ContextMap(value, read[:, :95], write[:, :95]).check(graph.spec)
     with pytest.raises(InvalidInput, match="does not read the prompt alone; map the context of keys and values"):
-        ContextMap(graph.sites.where(layer=8, role="query").paths, read, write).check(graph)
+        ContextMap(graph.sites.where(layer=8, role="query").paths, read, write).check(graph.spec)
     with pytest.raises(InvalidInput, match="the map was made for the family other, and this model is of stable-diffusion-unet"):
-        ContextMap(value, read, write, provenance=Provenance(family="other")).check(graph)
+        ContextMap(value, read, write, provenance=Provenance(family="other")).check(graph.spec)

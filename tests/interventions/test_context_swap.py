@@ -161,12 +161,12 @@ def test_an_impossible_swap_is_refused(untyped, options, message):
 def test_a_site_that_does_not_read_the_prompt_alone_is_refused(graph):
     sites = graph.sites.where(layer=8, role=["query", "value"])
     with pytest.raises(InvalidInput, match=r"attn2.to_q does not read the prompt alone; swap the context of keys and values"):
-        ContextSwap.of(graph, sites, "a star").check(graph)
+        ContextSwap.of(graph, sites, "a star").check(graph.spec)
 
 
 def test_a_site_that_the_model_lacks_is_refused(graph):
     with pytest.raises(UnknownSite, match="has no site unet.none"):
-        ContextSwap(["unet.none"], torch.zeros(1, 24, 96)).check(graph)
+        ContextSwap(["unet.none"], torch.zeros(1, 24, 96)).check(graph.spec)
 
 
 @pytest.mark.parametrize(

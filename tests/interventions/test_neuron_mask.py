@@ -176,20 +176,20 @@ class TestAnotherModelsMask:
         with pytest.raises(
             InvalidInput, match="the mask was made for the family a-transformer, and this model is of stable-diffusion-unet"
         ):
-            NeuronMask(neurons).check(graph)
+            NeuronMask(neurons).check(graph.spec)
 
     def test_sites_of_another_width_are_named_with_both_widths(self, graph):
         paths = graph.sites.where(role="value").paths[:5]
         with pytest.raises(UnknownSite, match=r"5 of its sites differ: .*to_v \(320 neurons in the mask, 32 in the model\), .* and 2 more"):
-            NeuronMask(Neurons({path: [0] for path in paths}, dict.fromkeys(paths, 320))).check(graph)
+            NeuronMask(Neurons({path: [0] for path in paths}, dict.fromkeys(paths, 320))).check(graph.spec)
 
     def test_a_site_that_is_not_there_is_named_beside_those_that_are(self, graph, value):
         missing = value.path.replace("up_blocks.1", "up_blocks.7")
         widths = {value.path: value.width, missing: 32}
         with pytest.raises(UnknownSite, match=r"1 of its sites differ: .*up_blocks.7.* \(32 neurons in the mask, none in the model\)"):
-            NeuronMask(Neurons({path: [0] for path in widths}, widths)).check(graph)
+            NeuronMask(Neurons({path: [0] for path in widths}, widths)).check(graph.spec)
 
     def test_if_no_site_fits_a_near_name_is_given(self, graph):
         path = "unet.up_blocks.1.attentions.1.attn2.to_v"
         with pytest.raises(UnknownSite, match=rf"the model has no site {path}; did you mean 'unet\.up_blocks\.1\..*attn2\.to_[kv]'\?"):
-            NeuronMask(Neurons({path: [0]}, {path: 32})).check(graph)
+            NeuronMask(Neurons({path: [0]}, {path: 32})).check(graph.spec)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from neuroscope import HookGraph, InvalidInput, testbed
+from neuroscope.pipeline.loading import resolve
 from neuroscope.testbed.training.denoiser import build_denoiser
 from neuroscope.testbed.vocabulary import LENGTH, build_tokenizer
 from neuroscope.testbed.world import FACTS
@@ -30,12 +31,12 @@ def test_options_reach_from_pretrained(bundled):
 
 def test_bundled_names_resolve_to_folders_and_others_to_themselves(bundled):
     assert testbed.names() == ("sd1",)
-    assert testbed.resolve("testbed:sd1") == testbed.path("sd1") == bundled / "sd1"
-    assert testbed.resolve("runwayml/stable-diffusion-v1-5") == "runwayml/stable-diffusion-v1-5"
+    assert resolve("testbed:sd1") == testbed.path("sd1") == bundled / "sd1"
+    assert resolve("runwayml/stable-diffusion-v1-5") == "runwayml/stable-diffusion-v1-5"
 
 
 def test_unknown_names_are_refused_with_a_near_one(bundled):
-    for ask in (testbed.load, testbed.path, lambda name: testbed.resolve(f"testbed:{name}")):
+    for ask in (testbed.load, testbed.path, lambda name: resolve(f"testbed:{name}")):
         with pytest.raises(InvalidInput, match=r"bundled model 'sd' is unknown; choose one of sd1; did you mean 'sd1'\?"):
             ask("sd")
 
