@@ -84,7 +84,10 @@ def values() -> list:
     ]
 
 
-PRINT = "from tests.test_content import values; from neuroscope.generation.content import content; print([content('a', each) for each in values()])"
+PRINT = (
+    "from tests.test_content import values; from neuroscope.generation.content import content; "
+    "print([content('a', each) for each in values()])"
+)
 
 
 def test_different_content_has_different_keys():
