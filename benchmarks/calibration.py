@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from neuroscope.core.effects import Effects, Probe
-from neuroscope.generation.experiment import Place
+from neuroscope.core.effects import Effects, Patch
+from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.patch_runner import drawn
-from neuroscope.localization.search.auto import SURE, AutoSearch
-from neuroscope.localization.search.screened_effects import Glances
+from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
+from neuroscope.localization.search.screened_effects import ScreenedEffects
 
 LAYERS = 16
 #: How many prompts read at each of the first layers drawn; 0 is a prompt that shows nothing.
@@ -38,8 +38,8 @@ TIE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    """The effect of each layer on each prompt and seed, and the full change.
+class RunKey:
+    """The effect of each layer on each prompt and seed, and the total effect.
 
     Attributes:
         values: [layer, prompt, seed].
@@ -54,7 +54,7 @@ class Case:
     @classmethod
     def of(
         cls, split: Sequence[int], listing: str, rng: np.random.Generator, *, blank: int = 0, seeds: int = 1, noise: float = 0.0
-    ) -> Case:
+    ) -> RunKey:
         """Prompts that read at layers of their own, and so many that show nothing, listed in groups, in turn or shuffled."""
         layers = rng.choice(LAYERS, len(split), replace=False)
         reads = np.array([-1] * blank + [layer for layer, count in zip(layers, split, strict=True) for _ in range(count)])
@@ -70,27 +70,27 @@ class Case:
     def named(self) -> set[int]:
         """The layers that all windows name: the best, and those that are as good."""
         means = self.values.mean(axis=(1, 2))
-        return {int(layer) for layer in np.flatnonzero(means >= means.max() - TIE * self.full.mean())} if means.max() > 0 else set()
+        return {int(layer) for layer in np.flatnonzero(means >= means.max() - TIE * self.total.mean())} if means.max() > 0 else set()
 
 
 @dataclass(eq=False)
 class Table:
-    """A prober whose runs are looked up."""
+    """A runner whose runs are looked up."""
 
-    case: Case
+    case: RunKey
     made: dict[Any, np.ndarray] = field(default_factory=dict)
     rows: float = 0.0
 
     @property
-    def study(self) -> Any:
-        """What the search reads of a study."""
+    def experiment(self) -> Any:
+        """What the search reads of an experiment."""
         prompts, seeds = self.case.full.shape
         graph = SimpleNamespace(sites=SimpleNamespace(layers=tuple(range(LAYERS))))
-        places = [(pair, seed) for pair in range(prompts) for seed in range(seeds)]
-        return SimpleNamespace(graph=graph, pairs=range(prompts), seeds=tuple(range(seeds)), places=places)
+        image_keys = [(pair, seed) for pair in range(prompts) for seed in range(seeds)]
+        return SimpleNamespace(graph=graph, pairs=range(prompts), seeds=tuple(range(seeds)), image_keys=image_keys)
 
     @property
-    def beside(self) -> list[Probe]:
+    def beside(self) -> list[Patch]:
         """No pooled text."""
         return []
 
@@ -104,47 +104,47 @@ class Table:
         """The rows of all runs that were looked up."""
         return SimpleNamespace(rows=self.rows)
 
-    def measure(self, probes: Sequence[Probe], places: Sequence[Place]) -> Effects:
-        """As `Prober.measure`."""
-        for probe in ("base", "goal", *probes):
-            self.rows += STEPS * self._make(probe, places)
-        return self.effects(probes)
+    def measure(self, patches: Sequence[Patch], image_keys: Sequence[ImageKey]) -> Effects:
+        """As `PatchRunner.measure`."""
+        for patch in ("base", "goal", *patches):
+            self.rows += STEPS * self._make(patch, image_keys)
+        return self.effects(patches)
 
-    def effects(self, probes: Sequence[Probe]) -> Effects:
-        """As `Prober.effects`: layers that change together do what they do alone, but no more than the full change."""
+    def effects(self, patches: Sequence[Patch]) -> Effects:
+        """As `PatchRunner.effects`: layers that change together do what they do alone, but no more than the total effect."""
         full = self._known("goal", self.case.full)
-        values = [self._known(probe, self.case.values[list(probe.layers)].sum(axis=0).clip(max=1.5)) for probe in probes]
+        values = [self._known(patch, self.case.values[list(patch.layers)].sum(axis=0).clip(max=1.5)) for patch in patches]
         table = torch.from_numpy(np.stack(values)) if values else torch.zeros(0, *full.shape, dtype=torch.float64)
         prompts, seeds = full.shape
-        return Effects(tuple(probes), tuple(map(str, range(prompts))), tuple(range(seeds)), table, torch.from_numpy(full))
+        return Effects(tuple(patches), tuple(map(str, range(prompts))), tuple(range(seeds)), table, torch.from_numpy(full))
 
-    def follow(self, places: Sequence[Place], steps: Sequence[float], *, cut: bool = False) -> Mapping[Place, Any]:
-        """As `Prober.follow`; the frames say nothing but where they are."""
-        self.rows += len(places) * (2 if cut else STEPS)
+    def follow(self, image_keys: Sequence[ImageKey], steps: Sequence[float], *, cut: bool = False) -> Mapping[ImageKey, Any]:
+        """As `PatchRunner.follow`; the frames say nothing but where they are."""
+        self.rows += len(image_keys) * (2 if cut else STEPS)
         if not cut:
-            self._make("base", places)
-        return {place: tuple(SimpleNamespace(step=int(each * STEPS), steps=STEPS) for each in steps) for place in places}
+            self._make("base", image_keys)
+        return {image_key: tuple(SimpleNamespace(step=int(each * STEPS), steps=STEPS) for each in steps) for image_key in places}
 
-    def _make(self, probe: Any, places: Sequence[Place]) -> int:
-        """Makes a probe's runs, and says how many were not there."""
-        made = self.made.setdefault(probe, np.zeros(self.case.full.shape, dtype=bool))
+    def _make(self, patch: Any, image_keys: Sequence[ImageKey]) -> int:
+        """Makes a patch's runs, and says how many were not there."""
+        made = self.made.setdefault(patch, np.zeros(self.case.full.shape, dtype=bool))
         before = int(made.sum())
-        made[tuple(np.array(places).T)] = True
+        made[tuple(np.array(image_keys).T)] = True
         return int(made.sum()) - before
 
-    def _known(self, probe: Any, values: np.ndarray) -> np.ndarray:
-        return np.where(self.made.get(probe, np.zeros(values.shape, dtype=bool)), values, np.nan)
+    def _known(self, patch: Any, values: np.ndarray) -> np.ndarray:
+        return np.where(self.made.get(patch, np.zeros(values.shape, dtype=bool)), values, np.nan)
 
 
-class Looks(Glances):
-    """Glances that see the effects, with scatter."""
+class Looks(ScreenedEffects):
+    """ScreenedEffects that see the effects, with scatter."""
 
-    def __init__(self, table: Table, order: Sequence[Place], rng: np.random.Generator) -> None:
+    def __init__(self, table: Table, order: Sequence[ImageKey], rng: np.random.Generator) -> None:
         super().__init__(table, table, order)  # type: ignore[arg-type]
         self._table = table
         self._rng = rng
 
-    def _look(self, followed: Mapping[Place, Sequence[Any]], layers: Sequence[int]) -> list[np.ndarray]:
+    def _look(self, followed: Mapping[ImageKey, Sequence[Any]], layers: Sequence[int]) -> list[np.ndarray]:
         case, found = self._table.case, []
         for (pair, seed), frames in followed.items():
             effects = case.values[list(layers), pair, seed] * np.ones((len(frames), 1))
@@ -154,10 +154,10 @@ class Looks(Glances):
         return found
 
 
-def searched(case: Case, budget: float, seed: int = 0) -> dict[str, Any]:
+def searched(case: RunKey, budget: float, seed: int = 0) -> dict[str, Any]:
     """What a search says of a case, whether that is so, and what it took."""
     table = Table(case)
-    search = AutoSearch(table, Looks(table, drawn(table.study, seed), np.random.default_rng(seed)), budget)  # type: ignore[arg-type]
+    search = AutoSearch(table, Looks(table, drawn(table.experiment, seed), np.random.default_rng(seed)), budget)  # type: ignore[arg-type]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         confidence = search.run()
@@ -174,7 +174,7 @@ def searched(case: Case, budget: float, seed: int = 0) -> dict[str, Any]:
         "rows": search.rows / sweep,
         "overrun": over,
         "silent overrun": over and budget < 1 and not any("budget" in str(each.message) for each in said),
-        "sweep": len(confidence.alone) == LAYERS,
+        "sweep": len(confidence.measured_layers) == LAYERS,
     }
 
 
@@ -189,7 +189,7 @@ def simulated(cases: int, seed: int = 0, splits: Sequence[Sequence[int]] = SPLIT
                     int(rng.choice([1, 1, 2, 8] if sum(split) < 12 else [1, 1, 2])),
                     float(rng.choice([0.0, 0.03])),
                 )
-                case = Case.of(split, listing, rng, blank=blank, seeds=seeds, noise=noise)
+                case = RunKey.of(split, listing, rng, blank=blank, seeds=seeds, noise=noise)
                 kind = {"split": ":".join(map(str, split)), "listing": listing, "blank": blank, "seeds": seeds}
                 rows += [kind | searched(case, budget, number) for budget in BUDGETS]
     return pd.DataFrame(rows)
@@ -197,8 +197,8 @@ def simulated(cases: int, seed: int = 0, splits: Sequence[Sequence[int]] = SPLIT
 
 def calibration(table: pd.DataFrame, by: Sequence[str] = ("budget",)) -> pd.DataFrame:
     """By budget: how many answers were given with 95 % or more, how many of these were right, of all, and what it took."""
-    groups = table.assign(stated=table["sure"] >= SURE).groupby(list(by), sort=False)
-    sure = table[table["sure"] >= SURE].groupby(list(by), sort=False)["right"]
+    groups = table.assign(stated=table["sure"] >= TARGET_CONFIDENCE).groupby(list(by), sort=False)
+    sure = table[table["sure"] >= TARGET_CONFIDENCE].groupby(list(by), sort=False)["right"]
     return pd.DataFrame(
         {
             "cases": groups.size(),

@@ -53,14 +53,14 @@ def measured(model: str, attribute: str, method: str) -> ns.LayerScores:
 def row(scores: ns.LayerScores) -> str:
     """The best layer (or window), its score with its interval, the next best layer's, the prompts' agreement, and the cost."""
     effects = scores.effects
-    low, high = effects.intervals()[effects.probes.index(scores.best)]
+    low, high = effects.intervals()[effects.patches.index(scores.best)]
     best = f"{scores.name(scores.best.layers[0])} {scores.best.part}".strip()
     if len(scores.best.layers) > 1:
         best = f"layers {scores.best.layers[0]} to {scores.best.layers[-1]}"
     score = f"{max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
     after = scores.top(2)[1]
     following = f"{scores.name(after)}: {scores.scores[scores.layers.index(after)]:.2f}"
-    return f"{best} | {score} | {following} | {scores.verdict} | {scores.cost.rows:,}"
+    return f"{best} | {score} | {following} | {scores.verdict} | {scores.cost.nfe:,}"
 
 
 if __name__ == "__main__":

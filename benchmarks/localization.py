@@ -24,22 +24,22 @@ from tqdm.auto import tqdm
 import neuroscope as ns
 from benchmarks.layers import CONCEPTS
 from neuroscope.core.artifacts import write_beside
-from neuroscope.core.effects import Probe
+from neuroscope.core.effects import Patch
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 
-#: Trained models, and how their pictures are measured.
+#: Trained models, and how their images are measured.
 TRAINED = (("sd1-natural", "share"), ("sd1-natural", "reader"), ("sd1", "reader"))
 #: Exact plants do not care about the number of steps; the plants of the schedule bring their own.
 STEPS = {"sdxl": 5}
 BUDGETS = {"sdxl": 1 / 40}
 PICTURES = 32
-#: What must be said of a layer so that it counts as found, as a share of the full change; layers closer than a hundredth of it are as good.
+#: The share of the total effect from which a layer counts as found; layers closer than a hundredth of it are as good.
 FOUND, TIE = 0.1, 0.01
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model, a concept and how its pictures are measured."""
+    """A model, a concept and how its images are measured."""
 
     name: str
     graph: ns.HookGraph
@@ -51,7 +51,7 @@ class Pair:
     generation: dict[str, Any]
 
     def localized(self, method: ns.Localization, seeds: range | None = None) -> ns.LayerScores:
-        """A method's scores, on all pictures or on those of other seeds."""
+        """A method's scores, on all images or on those of other seeds."""
         options = {"pairs": self.pairs, "keep_images": 0, "quiet": True} | self.generation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -69,7 +69,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     wanted = [name for name in names(asked.calibrate) if set(asked.only) <= {name, *name.replace(" ", "/").split("/")}]
-    compare = partial(compared, methods=CALIBRATED, pictures=16, steps=4) if asked.calibrate else partial(compared, methods=METHODS)
+    compare = partial(compared, methods=CALIBRATED, images=16, steps=4) if asked.calibrate else partial(compared, methods=METHODS)
     with tempfile.TemporaryDirectory() as folder:
         table = pd.concat([compare(name, folder=asked.output or Path(folder)) for name in tqdm(wanted)])
     print((calibration if asked.calibrate else summary)(table).to_string())
@@ -85,14 +85,14 @@ def names(seeds: int | None = None) -> list[str]:
     return sorted([*built, *trained], key=lambda name: name.startswith("sdxl"))
 
 
-def opened(name: str, pictures: int = PICTURES, steps: int = 10) -> Pair:
+def opened(name: str, images: int = PICTURES, steps: int = 10) -> Pair:
     """The pair of a name."""
     if "/" not in name:
         model, attribute, metric = name.split(" ", 2)
         concept, reader = CONCEPTS[attribute]
         graph = ns.HookGraph(ns.testbed.load(model))
         return Pair(
-            name, graph, concept, reader if metric == "reader" else ns.LatentShare(), range(pictures // 8), 8, 1 / 20, ns.testbed.GENERATION
+            name, graph, concept, reader if metric == "reader" else ns.LatentShare(), range(images // 8), 8, 1 / 20, ns.testbed.GENERATION
         )
     family, plant, seed = name.split("/")
     pipe = build(family, plant, int(seed))
@@ -100,7 +100,7 @@ def opened(name: str, pictures: int = PICTURES, steps: int = 10) -> Pair:
     metric = ns.LatentShare() if truth.shown_from is None else ns.Flipped(1 - truth.shown_from)
     steps = truth.generation["num_inference_steps"] if plant == "schedule" else STEPS.get(family, steps)
     generation = truth.generation | {"num_inference_steps": steps}
-    return Pair(name, ns.HookGraph(pipe), truth.concept, metric, range(pictures // 4), 4, BUDGETS.get(family, 1 / 20), generation)
+    return Pair(name, ns.HookGraph(pipe), truth.concept, metric, range(images // 4), 4, BUDGETS.get(family, 1 / 20), generation)
 
 
 def compared(name: str, methods: Methods, folder: Path, **options: Any) -> pd.DataFrame:
@@ -116,7 +116,7 @@ def compared(name: str, methods: Methods, folder: Path, **options: Any) -> pd.Da
         method, first_seed = methods[label]
         method = method if isinstance(method, ns.Localization) else method(pair)
         scores = pair.localized(method, range(1) if first_seed else None)
-        row = {"pair": name, "method": label, "rows": scores.cost.rows / exhaustive.cost.rows} | judged(scores, exhaustive)
+        row = {"pair": name, "method": label, "rows": scores.cost.nfe / exhaustive.cost.nfe} | judged(scores, exhaustive)
         table = pd.concat([table, pd.DataFrame([row])])
         write_beside(file, table.to_csv(index=False).encode())
     return table
@@ -139,7 +139,7 @@ def named(mine: int | None, exhaustive: ns.LayerScores) -> dict[str, Any]:
     theirs = answer(exhaustive)
     behind = np.inf if mine is None or theirs is None else max(exhaustive.scores) - exhaustive.scores[exhaustive.layers.index(mine)]
     same = mine == theirs
-    good = same or behind <= TIE * exhaustive.effects.full_mean()
+    good = same or behind <= TIE * exhaustive.effects.total_mean()
     return {
         "same": same,
         "as good": good,
@@ -151,30 +151,30 @@ def named(mine: int | None, exhaustive: ns.LayerScores) -> dict[str, Any]:
 
 
 def is_told_apart(exhaustive: ns.LayerScores, one: int, other: int) -> bool:
-    """Whether the sweep's own pictures tell two of its layers apart: 0 is outside of the bootstrap interval of their difference."""
+    """Whether the sweep's own images tell two of its layers apart: 0 is outside of the bootstrap interval of their difference."""
     effects = exhaustive.effects
-    numbers = [[each.layers for each in effects.probes].index((layer,)) for layer in (other, one)]
+    numbers = [[each.layers for each in effects.patches].index((layer,)) for layer in (other, one)]
     difference = effects.values[numbers[0]] - effects.values[numbers[1]]
-    pair = replace(effects, probes=(Probe((one,)), Probe((other,))), values=torch.stack([difference, -difference]))
-    return any(pair.is_above_zero(probe) for probe in pair.probes)
+    pair = replace(effects, patches=(Patch((one,)), Patch((other,))), values=torch.stack([difference, -difference]))
+    return any(pair.is_above_zero(patch) for patch in pair.patches)
 
 
 def redrawn(exhaustive: ns.LayerScores, draws: int = 1000) -> float:
     """How often the sweep itself would name the same layer with other prompts and seeds, by drawing its own anew."""
     if answer(exhaustive) is None:
         return 1.0
-    single = [number for number, probe in enumerate(exhaustive.effects.probes) if len(probe.layers) == 1]
+    single = [number for number, patch in enumerate(exhaustive.effects.patches) if len(patch.layers) == 1]
     values = exhaustive.effects.values.numpy()[single]
     rng = np.random.default_rng(0)
     weights = [rng.multinomial(count, np.full(count, 1 / count), size=draws) for count in values.shape[1:]]
     means = np.einsum("lps,dp,ds->dl", values, *weights)
-    named = np.array([exhaustive.effects.probes[number].layers[0] for number in single])[means.argmax(axis=1)]
+    named = np.array([exhaustive.effects.patches[number].layers[0] for number in single])[means.argmax(axis=1)]
     return float((named == answer(exhaustive)).mean())
 
 
 def answer(scores: ns.LayerScores) -> int | None:
     """The layer that scores name; None where they say that there is none."""
-    whole = 1.0 if scores.effects.relative else scores.effects.full_mean()
+    whole = 1.0 if scores.effects.relative else scores.effects.total_mean()
     return scores.top(1)[0] if max(scores.scores) >= FOUND * whole > 0 else None
 
 

@@ -3,7 +3,7 @@
 python -m benchmarks.neurons            (style: about 25 minutes on one core; or `stipple`, or `style --all-layers`)
 
 "style" asks for the neurons that tell every style from every other, which is what the planted ones carry; "stipple" for those that
-tell one style from "plain". Shares of lost styles are read off held-out pictures in which the first 28 neurons read another style.
+tell one style from "plain". Shares of lost styles are read off held-out images in which the first 28 neurons read another style.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", nargs="?", choices=PAIRS, default="style")
     parser.add_argument("--all-layers", action="store_true", help="rank the keys and values of all layers, without exact ablation")
-    parser.add_argument("--output", type=Path, default=Path("runs/neurons"), help="a folder that keeps exact ablation's pictures")
+    parser.add_argument("--output", type=Path, default=Path("runs/neurons"), help="a folder that keeps exact ablation's images")
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     graph = ns.HookGraph(ns.testbed.load("sd1"))
@@ -101,9 +101,9 @@ def table(graph: ns.HookGraph, question: str, rankings: Rankings) -> pd.DataFram
     rows = []
     for name, scores in rankings.items():
         top = scores.top(TOP)
-        row: dict[str, Any] = {"ranking": name, "denoiser rows": f"{scores.cost.rows:,.0f}" if scores.cost else ""}
+        row: dict[str, Any] = {"ranking": name, "denoiser rows": f"{scores.cost.nfe:,.0f}" if scores.cost else ""}
         if reference is not None:
-            row["of exact"] = f"{scores.cost.rows / reference.cost.rows:.1%}"
+            row["of exact"] = f"{scores.cost.nfe / reference.cost.nfe:.1%}"
             row["rank correlation with exact"] = correlation(scores, reference)
         row |= {f"planted of its first {TOP}": f"{(top & planted).count / TOP:.2f}"}
         row |= {f"styles lost by its first {count}": f"{lost(scores.top(count)):.2f}" for count in (FEW, TOP)}
@@ -121,7 +121,7 @@ def as_markdown(found: pd.DataFrame) -> str:
 
 
 class Lost:
-    """The share of held-out pictures that lose their style when neurons read another prompt, by the exact reader."""
+    """The share of held-out images that lose their style when neurons read another prompt, by the exact reader."""
 
     def __init__(self, graph: ns.HookGraph, question: str) -> None:
         styles = itertools.permutations(STYLES, 2) if question == "style" else [(question, "plain")] * 24
@@ -135,8 +135,8 @@ class Lost:
         for present, absent, seed in self._pairs:
             swap = ns.ContextSwap(tuple(neurons), self._sweep.conditions(absent).context, neurons) if neurons else None
             rows.append(Row(present, seed, (swap,) if swap else ()))
-        pictures = [picture for _, batch in self._sweep.run(rows) for picture in batch]
-        return 1 - float(ns.testbed.Reader("style")(pictures, [present for present, _, _ in self._pairs]).mean())
+        images = [image for _, batch in self._sweep.run(rows) for image in batch]
+        return 1 - float(ns.testbed.Reader("style")(images, [present for present, _, _ in self._pairs]).mean())
 
 
 def correlation(scores: ns.NeuronScores, reference: ns.NeuronScores) -> str:
@@ -154,7 +154,7 @@ def nulls(graph: ns.HookGraph, layer: int) -> Iterator[str]:
         sites = graph.sites.where(layer=layer, role=role)
         recording = ns.record(graph, against_others("stipple"), sites, keep_samples=True, quiet=True)
         for method, null in itertools.product((ns.Welch(), ns.MeanDifference()), ("rotated", "permuted")):
-            found = ns.excess(recording, method, null, top=TOP, heads=graph.heads(sites), quiet=True)
+            found = ns.null_test(recording, method, null, top=TOP, heads=graph.heads(sites), quiet=True)
             yield f"{role}s of layer {layer}, {method}: {found}"
 
 

@@ -40,8 +40,8 @@ def main() -> None:
     options = generation_options(asked.image, num_inference_steps=asked.num_inference_steps)
     needs = inspect.signature(type(graph.pipe).__call__).parameters.get("image")
     if needs is not None and asked.image is None:
-        raise ns.InvalidInput(f"{asked.model} enlarges a picture; give a small one with --image")
-    print("| model | attribute | layers | module | share of the full change | published | prompts |")
+        raise ns.InvalidInput(f"{asked.model} enlarges an image; give a small one with --image")
+    print("| model | attribute | layers | module | share of the total effect | published | prompts |")
     print("|---|---|---|---|---|---|---|")
     for kind in GENERAL:
         scores = found(graph, kind, asked.clip, asked.pairs, asked.seeds, **options)

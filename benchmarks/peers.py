@@ -60,7 +60,7 @@ class Work:
         return [f"{block}.{name}" for block in blocks for name in names]
 
     def call(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """The arguments of a pipeline's call beside its prompts, whose pictures start from the noise of these seeds."""
+        """The arguments of a pipeline's call beside its prompts, whose images start from the noise of these seeds."""
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
         return {"generator": noise, "output_type": "latent", **self.options}
 
@@ -90,7 +90,7 @@ class Work:
 
 
 def effects(base: Tensor, goal: Tensor, windows: Sequence[Tensor]) -> np.ndarray:
-    """Each window's share of the way from the unchanged run to the full change."""
+    """Each window's share of the way from the unchanged run to the total effect."""
     way = (goal - base).double().flatten()
     return np.array([float((each - base).double().flatten() @ way / way.square().sum()) for each in windows])
 
@@ -126,7 +126,7 @@ def _put(row: int, other: Tensor, _module: nn.Module, _args: tuple, output: Tens
 
 
 def sweep_with_nnsight(work: Work) -> np.ndarray:
-    """One trace with an invoke a window; an invoke sees its picture's unconditional and conditional row."""
+    """One trace with an invoke a window; an invoke sees its image's unconditional and conditional row."""
     present, absent = work.pair
     text, model, layers = work.encode(absent), work.traced, work.layers
     with model.generate(**work.call([0] * (len(layers) + 2))) as tracer:
@@ -151,7 +151,7 @@ def sweep_with_neuroscope(work: Work) -> np.ndarray:
 
 
 def record_with_hooks(work: Work, keep: str) -> np.ndarray:
-    """Hooks that keep whole activations until the batch is done ("whole"), or each picture's means ("means")."""
+    """Hooks that keep whole activations until the batch is done ("whole"), or each image's means ("means")."""
     found = []
     for prompts in (work.concept.present, work.concept.absent):
         kept = {path: [] for path in work.sites}

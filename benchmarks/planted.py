@@ -32,7 +32,7 @@ BY_NATURE = {
     ("tracing", "nothing"): "its noise is none of the stated prompts, so that layers which cannot tell those apart still hear it",
     ("tracing", "prompt"): "as on nothing: other layers hear its noise too",
     ("tracing", "pooled"): "it restores layers alone; the noise on the pooled text stays",
-    ("tracing", "schedule"): "as on nothing: where the plant moves the picture little, what other layers hear of the noise moves it more",
+    ("tracing", "schedule"): "as on nothing: where the plant moves the image little, what other layers hear of the noise moves it more",
     ("tracing", "redundant"): "its noise stays in the pooled text and the other layer, so that one layer may bring back too little to show",
     ("tracing", "both"): "it restores one of two needed layers; search sets with LOCOGEN",
     ("rankings", "nothing"): "a ranking of activations always names a layer; here it ranks rounding errors",
@@ -96,7 +96,7 @@ def battery(family: str, plant: str, seed: int) -> Iterator[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             scores = method.scores(graph, truth)
-        rows = scores.cost.rows if scores.cost else 0
+        rows = scores.cost.nfe if scores.cost else 0
         yield place | {"method": method.name, "rows": rows} | judge(scores, truth)
     if truth.neurons or truth.decoy_neurons:
         yield from neurons(graph, truth, place)
@@ -150,7 +150,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def _locogen(**options: Any) -> Callable[[ns.HookGraph, Planted], ns.LayerScores]:
     def scores(graph: ns.HookGraph, truth: Planted) -> ns.LayerScores:
-        return _localized(graph, truth, ns.LocoGen(**options), options.get("probe", "necessity"))
+        return _localized(graph, truth, ns.LocoGen(**options), options.get("patch", "necessity"))
 
     return scores
 
@@ -160,7 +160,7 @@ def _tracing(graph: ns.HookGraph, truth: Planted) -> ns.LayerScores:
 
 
 def _localized(graph: ns.HookGraph, truth: Planted, method: ns.Localization, asks: str) -> ns.LayerScores:
-    """The plant says from which share on a picture shows the concept; to take it out, what remains must be less."""
+    """The plant says from which share on an image shows the concept; to take it out, what remains must be less."""
     shown = truth.shown_from
     metric = ns.LatentShare() if shown is None else ns.Flipped(shown if asks == "sufficiency" else 1 - shown)
     return ns.localize(graph, truth.concept, method, metric, [0], pairs=None, keep_images=0, quiet=True, **truth.generation)
@@ -178,7 +178,7 @@ RANKINGS = (ns.Welch(), ns.MeanDifference(), ns.WeightedNorm(), ns.Auroc())
 METHODS = (
     Method("LOCOGEN, window 1", _locogen()),
     Method("LOCOGEN, window 2", _locogen(window=2)),
-    Method("LOCOGEN, sufficiency", _locogen(probe="sufficiency")),
+    Method("LOCOGEN, sufficiency", _locogen(direction="sufficiency")),
     Method("LOCOGEN, sets", _locogen(search="sets", enough=0.95)),
     Method("tracing", _tracing),
     *(Method(type(method).__name__, _ranked(method)) for method in RANKINGS),

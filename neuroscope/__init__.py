@@ -10,12 +10,12 @@ and loaded as single safetensors files by `save` and `load`; `report` puts a fol
 
 from neuroscope import _interrupts, testbed  # noqa: F401 - the first of these works by being imported, before what takes long
 from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
-from neuroscope.attribution.null_tests import Excess, excess
+from neuroscope.attribution.null_tests import NullTest, null_test
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import Artifact, Provenance, load, read_header, save
 from neuroscope.core.concepts import Concept
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import (
     ForeignFile,
     InvalidFile,
@@ -31,7 +31,7 @@ from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Confidence, Cost, Fidelity
 from neuroscope.core.scores import Neurons, NeuronScores
-from neuroscope.core.sites import Place, Site, Sites
+from neuroscope.core.sites import Component, Site, Sites
 from neuroscope.core.statistics import Moments
 from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
 from neuroscope.editing.updates import LinearUpdate
@@ -53,7 +53,7 @@ from neuroscope.localization import (
 from neuroscope.metrics.clip_score import ClipScore
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Flipped, ImageShare, LatentShare
-from neuroscope.pipeline.activation_cache import Captured
+from neuroscope.pipeline.activation_cache import ActivationCache
 from neuroscope.pipeline.discovery import sites_from_config
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.report import (
@@ -62,15 +62,16 @@ from neuroscope.report import (
 )
 
 __all__ = [
+    "ActivationCache",
     "Artifact",
     "AttentionContribution",
     "Attribution",
     "AttributionPatching",
     "Auroc",
     "Call",
-    "Captured",
     "CausalTracing",
     "ClipScore",
+    "Component",
     "Concept",
     "Conditions",
     "Confidence",
@@ -79,7 +80,6 @@ __all__ = [
     "Cost",
     "EditReport",
     "Effects",
-    "Excess",
     "Fidelity",
     "Flipped",
     "Folded",
@@ -106,8 +106,8 @@ __all__ = [
     "Neurons",
     "NeuroscopeError",
     "NonFiniteActivation",
-    "Place",
-    "Probe",
+    "NullTest",
+    "Patch",
     "Provenance",
     "Racing",
     "Recording",
@@ -122,12 +122,12 @@ __all__ = [
     "Welch",
     "edit",
     "evaluate",
-    "excess",
     "export_lora",
     "fold",
     "generate",
     "load",
     "localize",
+    "null_test",
     "plots",
     "random_control",
     "read_header",

@@ -85,7 +85,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
 
     _draw(fresh, found, mask, made, folder, quiet)
     page = report(folder)
-    say(f"Look at {page}: all of it on one page. Beside it are the pictures, the files and evaluation.csv.")
+    say(f"Look at {page}: all of it on one page. Beside it are the images, the files and evaluation.csv.")
     say("For a model of your own: neuroscope record --model FOLDER_OR_ID --style NAME -o c.safetensors, then neuroscope rank c.safetensors")
     return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "planted_interval": interval, "summary": summary.to_dict("records")}
 

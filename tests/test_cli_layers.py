@@ -30,7 +30,7 @@ def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
     scores = load(file, LayerScores)
     assert scores.verdict in out
     assert str(scores.cost) in out
-    assert scores.cost.rows == (16 * 2 + 2) * 2  # windows and parts, two ends; two steps
+    assert scores.cost.nfe == (16 * 2 + 2) * 2  # windows and parts, two ends; two steps
     code, out, _ = run("show", file)
     assert code == 0
     assert "layer 15" in out
@@ -83,13 +83,13 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["localize", "--style", "stipple", "--method", "locogenn", "-o", "x"], "method 'locogenn' is unknown; .* did you mean 'locogen'?"),
         (
             ["localize", "--style", "stipple", "--noise", "3", "-o", "x"],
-            "--noise is no option of locogen; it has --window, --parts, --probe, --search, --enough, --pooled, --budget",
+            "--noise is no option of locogen; it has --window, --parts, --direction, --search, --enough, --pooled, --budget",
         ),
         (["localize", "--style", "stipple", "--steps", "2", "-o", "x"], "--steps is no option of locogen"),
         (["localize", "--style", "stipple", "--budget", "0.1", "-o", "x"], "search='windows' has no budget; leave it out, or give"),
         (
             ["localize", "--style", "stipple", "--method", "teacher-forced", "--window", "2", "-o", "x"],
-            "--window is no option of teacher-forced; it has --probe, --steps, --fidelity",
+            "--window is no option of teacher-forced; it has --direction, --steps, --fidelity",
         ),
         (["localize", "--style", "stipple", "--window", "two", "-o", "x"], "--window 'two' is neither a number of layers nor grow"),
         (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),

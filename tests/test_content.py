@@ -32,7 +32,7 @@ class Setting:
     image: object = None
 
 
-def picture(white: bool = False, mode: str = "RGB") -> Image.Image:
+def image(white: bool = False, mode: str = "RGB") -> Image.Image:
     found = Image.new("RGB", (64, 64))
     if white:
         found.putpixel((40, 40), (255, 255, 255))
@@ -70,7 +70,7 @@ def values() -> list:
         *[{"a": 1, "b": 2}, {"a": 2, "b": 1}, [("a", 1)], ["ab", "c"], ["a", "bc"], {1: 2}, {"1": 2}],
         *[latents(), latents(1.0), latents(dtype=torch.float16), latents()[0], latents().double(), latents().bool(), -latents()],
         *[latents().numpy(), latents(1.0).numpy(), latents().numpy().astype(">f4"), np.array(["a", "b"]), np.array([None, 1])],
-        *[picture(), picture(white=True), picture(mode="L"), picture(mode="P"), picture(mode="RGBA"), picture().resize((32, 128))],
+        *[image(), image(white=True), image(mode="L"), image(mode="P"), image(mode="RGBA"), image().resize((32, 128))],
         *[
             generator(0),
             generator(1),
@@ -78,9 +78,9 @@ def values() -> list:
             Setting(1),
             Setting(1.0, latents()),
             Setting(1.0, latents(1.0)),
-            {"image": [picture()]},
+            {"image": [image()]},
         ],
-        *[{"image": [picture(white=True)]}, torch.Size([1]), torch.tensor(1.0), torch.tensor([1.0]), torch.zeros(0), torch.zeros(0, 3)],
+        *[{"image": [image(white=True)]}, torch.Size([1]), torch.tensor(1.0), torch.tensor([1.0]), torch.zeros(0), torch.zeros(0, 3)],
     ]
 
 
@@ -117,8 +117,8 @@ class TestEqualContent:
 
     def test_an_images_file_does_not_matter(self):
         file = io.BytesIO()
-        picture(white=True).save(file, "PNG")
-        assert content("a", Image.open(file)) == content("a", picture(white=True))
+        image(white=True).save(file, "PNG")
+        assert content("a", Image.open(file)) == content("a", image(white=True))
 
     PLAIN = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),

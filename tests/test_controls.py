@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from neuroscope import Auroc, Excess, HookGraph, InvalidInput, MeanDifference, Recording, WeightedNorm, Welch, excess, record
+from neuroscope import Auroc, HookGraph, InvalidInput, MeanDifference, NullTest, Recording, WeightedNorm, Welch, record
 from tests.families import tiny
 from tests.laws.recordings import recording_of
 
@@ -33,8 +33,8 @@ def turned(effect: Tensor, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.einsum("hn,hnm->hm", effect.reshape(3, 8).numpy(), turns).reshape(-1))
 
 
-def against(recording: Recording, null: str, method=WELCH, **options) -> Excess:
-    return excess(recording, method, null, **({"top": 3, "heads": HEADS, "draws": 99, "quiet": True} | options))
+def against(recording: Recording, null: str, method=WELCH, **options) -> NullTest:
+    return null_test(recording, method, null, **({"top": 3, "heads": HEADS, "draws": 99, "quiet": True} | options))
 
 
 @pytest.mark.parametrize("null", ["rotated", "permuted"])
@@ -90,9 +90,9 @@ def test_the_same_seed_draws_the_same():
 
 
 def test_it_says_itself_in_one_line():
-    found = Excess(0.41, 0.12, 0.1, 0.14, 0.005, 28, "rotated", 199)
+    found = NullTest(0.41, 0.12, 0.1, 0.14, 0.005, 28, "rotated", 199)
     assert str(found) == "top 28 hold 41 % of the strength; rotated bases 12 % [10, 14]; excess 29 points, p < 0.01"
-    found = Excess(7.1, 2.3, 2.0, 2.75, 0.034, 28, "permuted", 199)
+    found = NullTest(7.1, 2.3, 2.0, 2.75, 0.034, 28, "permuted", 199)
     assert str(found) == "top 28 have mean strength 7.1; permuted labels 2.3 [2, 2.8]; excess 4.8, p = 0.03"
 
 
@@ -109,7 +109,7 @@ def test_heads_are_those_of_the_models_attention(family):
 def test_a_recording_of_a_pipeline_has_no_excess_over_rotated_bases_where_weights_are_random(graph, concept):
     sites = graph.sites.where(role="value")
     recording = record(graph, concept, sites, keep_samples=True, quiet=True)
-    found = excess(recording, MeanDifference(), top=50, heads=graph.heads(sites), draws=19, quiet=True)
+    found = null_test(recording, MeanDifference(), top=50, heads=graph.heads(sites), draws=19, quiet=True)
     assert abs(found.excess) < 0.05
 
 

@@ -13,23 +13,23 @@ class TestMetered:
     def test_a_row_is_one_row_of_a_batch_through_the_denoiser_once(self, pipe, scale, rows):
         with metered(pipe.unet) as meter:
             tiny.draw(pipe, ["a red circle"] * 3, num_inference_steps=2, guidance_scale=scale, height=16, width=16)
-            assert meter.cost.rows == 3 * 2 * rows
+            assert meter.cost.nfe == 3 * 2 * rows
             tiny.draw(pipe, num_inference_steps=1, guidance_scale=scale, height=16, width=16)
-        assert meter.cost.rows == (3 * 2 + 1) * rows
+        assert meter.cost.nfe == (3 * 2 + 1) * rows
 
     def test_rows_are_counted_however_the_denoiser_is_given_them(self, pipe):
         latents, context = (torch.zeros(5, *size, dtype=pipe.dtype) for size in ((4, 8, 8), (2, 96)))
         with metered(pipe.unet) as meter, torch.no_grad():
             pipe.unet(latents, 1, context)
             pipe.unet(sample=latents, timestep=1, encoder_hidden_states=context)
-        assert meter.cost.rows == 10
+        assert meter.cost.nfe == 10
 
     def test_what_runs_before_and_after_costs_nothing(self, pipe):
         tiny.draw(pipe, num_inference_steps=1, height=16, width=16)
         with metered(pipe.unet) as meter:
             pass
         tiny.draw(pipe, num_inference_steps=1, height=16, width=16)
-        assert meter.cost.rows == 0
+        assert meter.cost.nfe == 0
 
     def test_after_an_exception_no_hook_is_left(self, pipe):
         with pytest.raises(ZeroDivisionError), metered(pipe.unet):

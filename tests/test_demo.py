@@ -17,6 +17,6 @@ def test_the_demo_finds_the_style_and_switches_it_off(tmp_path):
         assert abs(score["mask", metric] - score["none", metric]) <= 0.03
         assert abs(score["edit", metric] - score["none", metric]) <= 0.03
     written = sorted(path.name for path in tmp_path.iterdir())
-    pictures = ["dose.png", "images.png", "layers.png", "neurons.png"]
+    images = ["dose.png", "images.png", "layers.png", "neurons.png"]
     files = ["edit.safetensors", "evaluation.csv", "layers.safetensors", "mask.safetensors", "neurons.safetensors", "report.html"]
-    assert written == sorted(pictures + files)
+    assert written == sorted(images + files)

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from neuroscope import HookGraph
-from neuroscope.pipeline.discovery import find_places, find_sites, row_bytes, stage_shares
+from neuroscope.pipeline.discovery import find_components, find_sites, row_bytes, stage_shares
 from neuroscope.pipeline.families import UNET
 from tests.families import tiny
 
@@ -74,22 +74,22 @@ class TestPlaces:
         tiny.draw(pipe, num_inference_steps=1, height=16, width=16)
         for handle in handles:
             handle.remove()
-        assert [(place.path, place.kind) for place in graph.places] == called
+        assert [(place.path, place.kind) for place in graph.components] == called
         assert len(called) == len(handles) == COMPONENTS.get(name, len(handles))
 
     @pytest.mark.parametrize(("kind", "count"), [("cross", 16), ("self", 16), ("ff", 16), ("resnet", 22)])
     def test_each_kind_is_numbered_from_zero(self, graph, kind, count):
-        places = [place for place in graph.places if place.kind == kind]
+        places = [place for place in graph.components if place.kind == kind]
         assert [place.number for place in places] == list(range(count))
         assert [str(place) for place in places] == [f"{kind} {number}" for number in range(count)]
 
     def test_cross_attentions_are_the_layers_in_their_blocks(self, graph):
-        for place in graph.places:
+        for place in graph.components:
             if place.kind == "cross":
                 sites = graph.sites.where(layer=place.number, role=["key", "value"])
                 assert {site.path.rpartition(".")[0] for site in sites} == {place.path}
                 assert {site.block for site in sites} == {place.block}
-        assert {place.block for place in graph.places} == {f"{way}.{number}" for way in ("down", "up") for number in range(4)} | {"mid"}
+        assert {place.block for place in graph.components} == {f"{way}.{number}" for way in ("down", "up") for number in range(4)} | {"mid"}
 
     @pytest.mark.parametrize(
         ("config", "family", "counts"),
@@ -102,7 +102,7 @@ class TestPlaces:
     def test_published_models_have_the_published_numbers(self, config, family, counts):
         """Basu et al. (2023) count 70 and 227 components; no weights are needed to find them."""
         denoiser = on_meta(config)
-        places = find_places(family, denoiser)
+        places = find_components(family, denoiser)
         assert {kind: sum(place.kind == kind for place in places) for kind in counts} == counts
         assert len(places) == sum(counts.values())
         middle = [index for index, place in enumerate(places) if place.block == "mid"]
@@ -112,7 +112,7 @@ class TestPlaces:
 
     def test_no_hook_is_left(self, fresh):
         graph = HookGraph(fresh)
-        graph.places  # noqa: B018
+        graph.components  # noqa: B018
         graph.row_bytes()
         assert tiny.hooks(fresh) == []
 
@@ -129,7 +129,7 @@ def test_the_layers_of_sdxl_are_in_execution_order():
 
 
 def test_a_published_models_row_takes_hundreds_of_megabytes():
-    """All outputs of a row of Stable Diffusion v1 at 512 pixels, float32, scale with the picture's area."""
+    """All outputs of a row of Stable Diffusion v1 at 512 pixels, float32, scale with the image's area."""
     denoiser = on_meta(SD14)
     small, large = (row_bytes(UNET, denoiser, (side, side)) for side in (32, 64))
     assert 2**28 < large < 2**31

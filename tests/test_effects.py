@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import Effects, Probe
+from neuroscope import Effects, Patch
 from neuroscope.core.effects import EffectsHeader
 
 
-def effects_of(values: np.ndarray, full: np.ndarray | None = None, probes: list[Probe] | None = None, relative: bool = False) -> Effects:
-    """Effects [probe, prompt, seed] as given; each probe is one layer unless given, and the full change is 1."""
+def effects_of(values: np.ndarray, full: np.ndarray | None = None, patches: list[Patch] | None = None, relative: bool = False) -> Effects:
+    """Effects [patch, prompt, seed] as given; each patch is one layer unless given, and the total effect is 1."""
     values = np.asarray(values, dtype=float)
     count, prompts, seeds = values.shape
     full = np.ones((prompts, seeds)) if full is None else np.asarray(full, dtype=float)
     return Effects(
-        tuple(probes or [Probe((number,)) for number in range(count)]),
+        tuple(patches or [Patch((number,)) for number in range(count)]),
         tuple(f"prompt {number}" for number in range(prompts)),
         tuple(range(seeds)),
         torch.tensor(values),
@@ -26,7 +26,7 @@ def effects_of(values: np.ndarray, full: np.ndarray | None = None, probes: list[
 
 @pytest.fixture
 def drawn() -> np.ndarray:
-    """Three probes on ten prompts and six seeds, with differences between prompts and between seeds."""
+    """Three patches on ten prompts and six seeds, with differences between prompts and between seeds."""
     rng = np.random.default_rng(0)
     return np.array([0.0, 0.5, 2.0])[:, None, None] + rng.normal(size=(3, 10, 1)) + 0.5 * rng.normal(size=(3, 1, 6))
 
@@ -64,13 +64,13 @@ class TestMeans:
     def test_where_the_full_change_is_nothing_shares_are_zero(self, drawn):
         found = effects_of(drawn, np.zeros((10, 6)), relative=True)
         assert found.means().tolist() == found.shares([0, 1, 2]).tolist() == [0, 0, 0]
-        assert found.full_mean() == 0
+        assert found.total_mean() == 0
 
     def test_the_full_mean_leaves_unknown_pictures_out(self, drawn):
         full = np.arange(60.0).reshape(10, 6)
         full[0, 0] = np.nan
-        assert effects_of(drawn, full).full_mean() == pytest.approx(np.arange(1, 60).mean())
-        assert effects_of(drawn, np.full((10, 6), np.nan)).full_mean() == 0
+        assert effects_of(drawn, full).total_mean() == pytest.approx(np.arange(1, 60).mean())
+        assert effects_of(drawn, np.full((10, 6), np.nan)).total_mean() == 0
 
 
 class TestIntervals:
@@ -90,7 +90,7 @@ class TestIntervals:
         np.testing.assert_allclose(effects_of(drawn).intervals() / width, expected / width, atol=0.06)
 
     def test_a_ratios_interval_is_of_the_ratio(self, drawn):
-        """Where every effect is the same share of its full change, no resampling changes the ratio."""
+        """Where every effect is the same share of its total effect, no resampling changes the ratio."""
         full = 1 + np.arange(60).reshape(10, 6)
         found = effects_of(np.stack([0.25 * full, 0.5 * full]), full, relative=True).intervals()
         np.testing.assert_allclose(found, [[0.25, 0.25], [0.5, 0.5]])
@@ -113,26 +113,26 @@ class TestIntervals:
 
     def test_the_full_changes_interval_is_that_of_a_probe_with_these_values(self, drawn):
         found = effects_of(drawn, drawn[2], relative=True)
-        assert found.full_interval() == pytest.approx(tuple(effects_of(drawn).intervals()[2]))
+        assert found.total_interval() == pytest.approx(tuple(effects_of(drawn).intervals()[2]))
 
 
-WINDOWS = [Probe((0, 1)), Probe((1, 2)), Probe((2, 3))]
+WINDOWS = [Patch((0, 1)), Patch((1, 2)), Patch((2, 3))]
 
 
 class TestLayers:
     def test_a_layers_score_is_the_mean_over_the_windows_that_hold_it(self, drawn):
         a, b, c = drawn.mean(axis=(1, 2))
         expected = [a, (a + b) / 2, (b + c) / 2, c]
-        np.testing.assert_allclose(effects_of(drawn, probes=WINDOWS).of_layers(range(4)), expected)
+        np.testing.assert_allclose(effects_of(drawn, patches=WINDOWS).of_layers(range(4)), expected)
 
     def test_a_layers_parts_are_averaged_too(self, drawn):
-        probes = [Probe((0,), "0-50 %"), Probe((0,), "50-100 %"), Probe((1,), "0-50 %")]
+        patches = [Patch((0,), "0-50 %"), Patch((0,), "50-100 %"), Patch((1,), "0-50 %")]
         a, b, c = drawn.mean(axis=(1, 2))
-        np.testing.assert_allclose(effects_of(drawn, probes=probes).of_layers([1, 0]), [c, (a + b) / 2])
+        np.testing.assert_allclose(effects_of(drawn, patches=patches).of_layers([1, 0]), [c, (a + b) / 2])
 
     def test_a_layers_interval_is_that_of_its_own_means(self, drawn):
         middle = drawn[:2].mean(axis=0, keepdims=True)
-        found = effects_of(drawn, probes=WINDOWS).layer_intervals([1])
+        found = effects_of(drawn, patches=WINDOWS).layer_intervals([1])
         np.testing.assert_allclose(found, effects_of(middle).intervals())
 
     def test_shares_are_ratios_whatever_the_scores_are(self, drawn):
@@ -153,16 +153,16 @@ class TestLayers:
 
 
 def test_probes_read_as_layers_and_part():
-    probes = [Probe((3,)), Probe((3, 4, 5)), Probe((0, 1, 4, 6, 7)), Probe((3,), "0-25 %")]
-    assert list(map(str, probes)) == ["3", "3-5", "0-1+4+6-7", "3 0-25 %"]
+    patches = [Patch((3,)), Patch((3, 4, 5)), Patch((0, 1, 4, 6, 7)), Patch((3,), "0-25 %")]
+    assert list(map(str, patches)) == ["3", "3-5", "0-1+4+6-7", "3 0-25 %"]
 
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_through_a_header_of_plain_values_nothing_is_lost(drawn, relative):
-    probes = [Probe((0,), "0-50 %"), Probe((0, 1), "50-100 %"), Probe((1,))]
-    found = effects_of(drawn, drawn[0], probes, relative)
+    patches = [Patch((0,), "0-50 %"), Patch((0, 1), "50-100 %"), Patch((1,))]
+    found = effects_of(drawn, drawn[0], patches, relative)
     again = Effects.from_header(msgspec.convert(json.loads(json.dumps(found.to_header())), EffectsHeader), found.values, found.full)
-    for name in ("probes", "prompts", "seeds", "relative"):
+    for name in ("patches", "prompts", "seeds", "relative"):
         assert getattr(again, name) == getattr(found, name)
     assert torch.equal(again.values, found.values)
     assert torch.equal(again.full, found.full)

@@ -26,12 +26,12 @@ from tests.families import tiny
 
 PROMPTS = ["a red circle", "a blue star in the style of hatch"]
 SEEDS = [3, 4]
-ONE_LEVEL = 1.0  # pictures have 256 levels, and the batch size may round one up
+ONE_LEVEL = 1.0  # images have 256 levels, and the batch size may round one up
 
 
 @dataclass(frozen=True)
 class Brightness:
-    """The mean of a picture's corner: it depends on every pixel's place, so that pictures are told apart."""
+    """The mean of an image's corner: it depends on every pixel's place, so that images are told apart."""
 
     name: str = "brightness"
 
@@ -65,9 +65,9 @@ def test_each_score_is_that_of_its_own_picture(graph, pipe, mask):
     assert list(table.drop(columns="score").itertuples(index=False, name=None)) == list(rows)
     for row in table[table["intervention"] == "mask"].itertuples():
         with graph.apply(mask):
-            picture = tiny.draw(pipe, row.prompt, seed=row.seed, output_type="pil")
+            image = tiny.draw(pipe, row.prompt, seed=row.seed, output_type="pil")
         metric = Brightness() if row.metric == "brightness" else Letters()
-        assert row.score == pytest.approx(metric(picture, [row.prompt])[0], abs=ONE_LEVEL)
+        assert row.score == pytest.approx(metric(image, [row.prompt])[0], abs=ONE_LEVEL)
 
 
 def test_none_and_a_random_control_are_added(graph, pipe, mask):
@@ -130,7 +130,7 @@ class TestResuming:
             run(graph, {"mask": mask}, **options)
         with tiny.counted(pipe.unet) as calls:
             table = run(graph, {"mask": mask}, **options)
-        assert len(calls) == 2  # one picture of two steps
+        assert len(calls) == 2  # one image of two steps
         pd.testing.assert_frame_equal(table, run(graph, {"mask": mask}, controls=False, batch_size=1))
 
     def test_a_line_that_was_cut_short_costs_one_picture_once(self, graph, pipe, mask, tmp_path):
@@ -206,7 +206,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(graph, mask):
     alone = generate(graph, mask, ["a blue star"], [1], num_inference_steps=2)
     difference = np.abs(np.asarray(together[1], dtype=int) - np.asarray(alone[0], dtype=int))
     assert difference.max() <= 2
-    assert np.abs(np.asarray(together[0], dtype=int) - np.asarray(together[2], dtype=int)).mean() > 2  # another seed is another picture
+    assert np.abs(np.asarray(together[0], dtype=int) - np.asarray(together[2], dtype=int)).mean() > 2  # another seed is another image
 
 
 @pytest.mark.parametrize("make", [run, lambda graph, changes, prompts: generate(graph, None, prompts, [0], num_inference_steps=1)])

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import ContextSwap, HookGraph, Neurons
-from neuroscope.generation.teacher_forcing import Forcing, Frame, following
+from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing, following
 from tests.families import tiny
 from tests.numerics import close
 
@@ -22,7 +22,7 @@ def graph(request) -> HookGraph:
 
 
 @pytest.fixture(scope="module")
-def frame(graph) -> Frame:
+def frame(graph) -> StepInput:
     with following(graph) as frames:
         tiny.draw(graph.pipe)
     return frames[-1][0]
@@ -32,7 +32,7 @@ def swap(graph: HookGraph, **where) -> ContextSwap:
     return ContextSwap.of(graph, graph.sites.where(**where), tiny.OTHER, rows="all")
 
 
-def plain(graph: HookGraph, frame: Frame, changes) -> torch.Tensor:
+def plain(graph: HookGraph, frame: StepInput, changes) -> torch.Tensor:
     """The same changes in one ordinary batch of the denoiser."""
 
     def repeated(value):
@@ -56,7 +56,7 @@ class TestEveryFamily:
         chosen = [{"layer": last}, {"layer": 0}, {"layer": (middle, last), "role": "value"}, {"role": TEXT}, {"layer": middle}]
         changes = [[swap(graph, **({"text_only": True} | each if "role" not in each else each))] for each in chosen]
         changes.insert(2, [])
-        forced = Forcing(graph).predict(frame, changes)
+        forced = TeacherForcing(graph).predict(frame, changes)
         close(forced, plain(graph, frame, changes))
         close(forced[2:3], frame.output)
         assert min(float((one - other).abs().max()) for one, other in itertools.combinations(forced, 2)) > 1e-6
@@ -77,7 +77,7 @@ class TestEveryFamily:
     def test_a_midway_row_counts_the_share_of_operations_that_follow(self, graph, frame):
         """Counted here for real, with torch's own counter, around the stages of the live denoiser."""
         last = graph.sites.layers[-1]
-        forcing = Forcing(graph)
+        forcing = TeacherForcing(graph)
         with tiny.counted(graph.denoiser) as calls:
             forcing.predict(frame, [[swap(graph, layer=last, text_only=True)]])
         assert calls == [1]
@@ -163,7 +163,7 @@ class TestFollowing:
         site = graph.sites.where(layer=9, role="value")[0]
         broken = Broken([site.path], graph.encode([tiny.OTHER]), rows="all")
         with pytest.raises(ZeroDivisionError):
-            Forcing(graph).predict(frames[0][0], [[broken]])
+            TeacherForcing(graph).predict(frames[0][0], [[broken]])
         assert tiny.hooks(graph.pipe) == []
 
     def test_changes_of_outputs_and_of_single_neurons_can_begin_midway(self, graph):
@@ -172,5 +172,5 @@ class TestFollowing:
         sites = graph.sites.where(layer=12, role="value")
         neurons = Neurons.at(graph.sites, {sites[0].path: range(7)})
         changes = [[ContextSwap.of(graph, sites, tiny.OTHER, rows="all", neurons=neurons)], [swap(graph, layer=2, role="key")]]
-        forced = Forcing(graph).predict(frames[0][0], changes)
+        forced = TeacherForcing(graph).predict(frames[0][0], changes)
         close(forced, plain(graph, frames[0][0], changes))

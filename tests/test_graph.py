@@ -95,7 +95,7 @@ class TestCapture:
         assert torch.equal(captured.select(path, token=-1), every[:, :, -1:])
         assert torch.equal(captured.select(path, token=2), every[:, :, 2:3])
         assert torch.equal(captured.select(path, token=slice(1, 3)), every[:, :, 1:3])
-        assert repr(captured) == "Captured(1 sites, 3 calls each)"
+        assert repr(captured) == "ActivationCache(1 sites, 3 calls each)"
 
     def test_what_was_not_captured_is_refused(self, graph, pipe):
         key, value = graph.sites.where(layer=8, text_only=True)
@@ -338,7 +338,7 @@ class TestModels:
 
     @pytest.mark.parametrize("scale", [1.0, 7.5])
     def test_coordinates_of_keys_are_no_privileged_basis(self, graph, fresh, scale):
-        """Keys and queries rotated together within each head give the same picture, and other neurons lead every ranking."""
+        """Keys and queries rotated together within each head give the same image, and other neurons lead every ranking."""
         other = HookGraph(fresh)
         query, key = (other.module(other.sites.where(layer=8, role=role)[0]) for role in ("query", "key"))
         heads = fresh.unet.get_submodule(other.sites.where(layer=8, role="key")[0].module.removesuffix(".to_k")).heads

@@ -117,10 +117,10 @@ class TestEffects:
         found = effects_of(values)
         assert found.intervals()[0] == pytest.approx((expected.low, expected.high))
         assert found.layer_intervals([0])[0] == pytest.approx((expected.low, expected.high))
-        assert found.share_of(found.probes[0])[1:] == pytest.approx((expected.low, expected.high))
+        assert found.share_of(found.patches[0])[1:] == pytest.approx((expected.low, expected.high))
 
     def test_the_full_change_too(self):
-        assert effects_of(np.zeros((1, 8, 1))).full_interval() == pytest.approx((0.025 ** (1 / 8), 1.0))
+        assert effects_of(np.zeros((1, 8, 1))).total_interval() == pytest.approx((0.025 ** (1 / 8), 1.0))
 
     def test_where_images_may_gain_the_concept_a_row_of_zeros_reaches_to_either_side(self):
         values = np.zeros((2, 8, 1))
@@ -149,7 +149,7 @@ class TestEffects:
         full = np.zeros((32, 1))
         full[0] = 1
         found = effects_of(np.zeros((1, 32, 1)), full)
-        assert found.full_interval()[0] > 0
+        assert found.total_interval()[0] > 0
         assert not found.is_moved()
         assert effects_of(np.zeros((1, 4, 1))).is_moved()
 

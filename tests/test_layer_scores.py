@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from neuroscope import Cost, Effects, InvalidFile, InvalidInput, LayerScores, Probe, Provenance, load, save
+from neuroscope import Cost, Effects, InvalidFile, InvalidInput, LayerScores, Patch, Provenance, load, save
 from neuroscope.core.layer_scores import contact_sheet
 from neuroscope.core.quality import Confidence
 from tests.test_effects import effects_of
@@ -13,8 +13,8 @@ PROVENANCE = Provenance("family", "model", "stipple", "LocoGen()")
 
 
 def scores_of(values, **fields) -> LayerScores:
-    """Scores of effects [probe, prompt, seed], each probe one layer unless probes are given."""
-    effects = effects_of(values, fields.pop("full", None), fields.pop("probes", None), fields.pop("relative", False))
+    """Scores of effects [patch, prompt, seed], each patch one layer unless patches are given."""
+    effects = effects_of(values, fields.pop("full", None), fields.pop("patches", None), fields.pop("relative", False))
     return LayerScores.of(effects, provenance=PROVENANCE, **fields)
 
 
@@ -30,23 +30,23 @@ def of_prompts(best: list[int], layers: int = 4) -> LayerScores:
 def whole() -> LayerScores:
     """Scores with everything that can be saved."""
     rng = np.random.default_rng(0)
-    probes = [Probe((layer, layer + 1), part) for layer in range(3) for part in ("0-50 %", "50-100 %")]
+    patches = [Patch((layer, layer + 1), part) for layer in range(3) for part in ("0-50 %", "50-100 %")]
     sheet = torch.from_numpy(rng.integers(0, 256, (2, 8, 4, 6, 3), dtype=np.uint8))
     return scores_of(
         rng.normal(size=(6, 3, 2)),
         full=rng.normal(size=(3, 2)),
-        probes=probes,
+        patches=patches,
         relative=True,
         names=("zero", "one", "two", "three"),
         cost=Cost(12, 3.5, 1000),
-        columns=("base", *map(str, probes), "goal"),
+        columns=("source", *map(str, patches), "target"),
         sheet=sheet,
     )
 
 
 class TestScores:
     def test_they_are_the_means_of_the_layers_that_the_probes_hold(self):
-        scores = scores_of(np.array([1.0, 3.0])[:, None, None] * np.ones((2, 2, 2)), probes=[Probe((4, 5)), Probe((5, 9))])
+        scores = scores_of(np.array([1.0, 3.0])[:, None, None] * np.ones((2, 2, 2)), patches=[Patch((4, 5)), Patch((5, 9))])
         assert scores.layers == (4, 5, 9)
         assert scores.scores == (1.0, 2.0, 3.0)
 
@@ -59,11 +59,11 @@ class TestScores:
                 scores.top(count)
 
     def test_best_is_the_probe_with_the_largest_mean(self):
-        probes = [Probe((0, 1), "0-50 %"), Probe((0, 1), "50-100 %"), Probe((1, 2), "0-50 %")]
-        assert scores_of([[[0.1]], [[0.4]], [[0.3]]], probes=probes).best == probes[1]
+        patches = [Patch((0, 1), "0-50 %"), Patch((0, 1), "50-100 %"), Patch((1, 2), "0-50 %")]
+        assert scores_of([[[0.1]], [[0.4]], [[0.3]]], patches=patches).best == patches[1]
 
     def test_best_is_no_probe_of_which_the_metric_says_nothing(self):
-        assert scores_of([[[np.nan]], [[0.2]]]).best == Probe((1,))
+        assert scores_of([[[np.nan]], [[0.2]]]).best == Patch((1,))
 
     def test_names_are_numbers_unless_given(self, whole):
         assert LayerScores((3, 7), (0.0, 0.0)).name(7) == "layer 7"
@@ -130,8 +130,8 @@ class TestVerdict:
 
     def test_a_window_between_windows_that_do_the_opposite_is_no_layers(self):
         """The middle window alone does something, but each of its layers is in an opposite window too."""
-        probes = [Probe((0, 1)), Probe((1, 2)), Probe((2, 3))]
-        assert scores_of([[[-3.0]], [[1.0]], [[-3.0]]], probes=probes).verdict.startswith("no layer stands out")
+        patches = [Patch((0, 1)), Patch((1, 2)), Patch((2, 3))]
+        assert scores_of([[[-3.0]], [[1.0]], [[-3.0]]], patches=patches).verdict.startswith("no layer stands out")
 
     def test_a_prompt_on_which_nothing_has_an_effect_has_no_vote(self):
         values = np.zeros((3, 5, 2))
@@ -147,14 +147,14 @@ class TestTables:
 
     def test_the_grid_has_layers_and_parts_in_their_order(self):
         parts = ("start", "eos", "padding")
-        probes = [Probe((layer,), part) for layer in (0, 1) for part in parts]
-        grid = scores_of(np.arange(6.0)[:, None, None], probes=probes).grid()
+        patches = [Patch((layer,), part) for layer in (0, 1) for part in parts]
+        grid = scores_of(np.arange(6.0)[:, None, None], patches=patches).grid()
         assert list(grid.index) == [0, 1]
         assert list(grid.columns) == list(parts)
         assert grid.to_numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
 
     def test_a_grids_cell_is_the_mean_over_the_windows_that_hold_the_layer(self):
-        grid = scores_of([[[1.0]], [[4.0]]], probes=[Probe((0, 1), "all"), Probe((1, 2), "all")]).grid()
+        grid = scores_of([[[1.0]], [[4.0]]], patches=[Patch((0, 1), "all"), Patch((1, 2), "all")]).grid()
         assert grid["all"].tolist() == [1, 2.5, 4]
 
     def test_the_table_has_scores_intervals_and_shares(self):
@@ -173,7 +173,7 @@ class TestTables:
     def test_what_needs_effects_is_refused_without(self, what):
         scores = LayerScores((0, 1), (0.5, 0.1), Provenance(method="Welch()"))
         with pytest.raises(
-            InvalidInput, match=rf"{what} needs scores measured on generated pictures, as localize gives them, not 'Welch\(\)'"
+            InvalidInput, match=rf"{what} needs scores measured on generated images, as localize gives them, not 'Welch\(\)'"
         ):
             getattr(scores, what)() if what in ("by_prompt", "grid") else getattr(scores, what)
         assert "2 layers)" in repr(scores)
@@ -181,10 +181,10 @@ class TestTables:
 
 class TestSheet:
     def test_pictures_come_back_by_prompt_and_column(self):
-        pictures = [[Image.new("RGB", (6, 4), colour) for colour in row] for row in (("red", "blue", "lime"), ("white", "black", "red"))]
-        scores = scores_of(np.zeros((1, 3, 1)), columns=("base", "0", "goal"), sheet=contact_sheet(pictures))
+        images = [[Image.new("RGB", (6, 4), colour) for colour in row] for row in (("red", "blue", "lime"), ("white", "black", "red"))]
+        scores = scores_of(np.zeros((1, 3, 1)), columns=("source", "0", "target"), sheet=contact_sheet(images))
         assert list(scores.images) == ["prompt 0", "prompt 1"]
-        for row, found in zip(pictures, scores.images.values(), strict=True):
+        for row, found in zip(images, scores.images.values(), strict=True):
             assert [each.size for each in found] == [(6, 4)] * 3
             assert [each.getpixel((5, 3)) for each in found] == [each.getpixel((0, 0)) for each in row]
 
@@ -199,10 +199,10 @@ class TestSaving:
             assert getattr(again, name) == getattr(whole, name)
         assert torch.equal(again.sheet, whole.sheet)
         assert isinstance(again.effects, Effects)
-        for name in ("probes", "prompts", "seeds", "relative"):
+        for name in ("patches", "prompts", "seeds", "relative"):
             assert getattr(again.effects, name) == getattr(whole.effects, name)
         assert torch.equal(again.effects.values, whole.effects.values)
-        assert torch.equal(again.effects.full, whole.effects.full)
+        assert torch.equal(again.effects.total, whole.effects.total)
         assert {prompt: [each.tobytes() for each in row] for prompt, row in again.images.items()} == {
             prompt: [each.tobytes() for each in row] for prompt, row in whole.images.items()
         }

@@ -5,18 +5,18 @@ import torch
 
 import neuroscope as ns
 from benchmarks import localization
-from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.effects import Effects, Patch
 
 METHODS = {"attention": (ns.AttentionContribution(steps=1, fidelity=0), True)}
 PLANT = "sd1/layer/1000"
 
 
 def sweep(*by_layer: np.ndarray) -> ns.LayerScores:
-    """All windows of one layer, with these effects [prompt, seed] and a full change of 1."""
+    """All windows of one layer, with these effects [prompt, seed] and a total effect of 1."""
     values = torch.from_numpy(np.stack(by_layer).astype(np.float64))
-    probes = tuple(Probe((layer,)) for layer in range(len(values)))
+    patches = tuple(Patch((layer,)) for layer in range(len(values)))
     prompts = tuple(f"prompt {number}" for number in range(values.shape[1]))
-    return ns.LayerScores.of(Effects(probes, prompts, tuple(range(values.shape[2])), values, torch.ones(values.shape[1:])))
+    return ns.LayerScores.of(Effects(patches, prompts, tuple(range(values.shape[2])), values, torch.ones(values.shape[1:])))
 
 
 def scattered(mean: float, seed: int) -> np.ndarray:
@@ -55,16 +55,16 @@ def test_a_layer_where_there_is_none_is_never_found():
 
 
 def test_finished_rows_are_not_made_again(tmp_path, monkeypatch):
-    table = localization.compared(PLANT, METHODS, tmp_path, pictures=4, steps=1)
+    table = localization.compared(PLANT, METHODS, tmp_path, images=4, steps=1)
     assert list(table["pair"]) == [PLANT]
     assert 0 < table["rows"][0] < 0.5
     monkeypatch.setattr(localization, "opened", lambda *_: pytest.fail("nothing is left to do"))
-    again = localization.compared(PLANT, METHODS, tmp_path, pictures=4, steps=1)
+    again = localization.compared(PLANT, METHODS, tmp_path, images=4, steps=1)
     pd.testing.assert_frame_equal(again, table.reset_index(drop=True), check_dtype=False)
 
 
 def test_tables_have_a_row_for_each_method_and_one_for_the_sweep(tmp_path):
-    table = localization.compared(PLANT, METHODS, tmp_path, pictures=4, steps=1)
+    table = localization.compared(PLANT, METHODS, tmp_path, images=4, steps=1)
     found = localization.summary(pd.concat([table, table.assign(pair="sdxl/layer/0"), table.assign(pair="sd1-natural style share")]))
     assert list(found.index) == ["attention", "all windows, again"]
     assert list(found["pairs"]) == [3, 3]

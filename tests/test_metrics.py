@@ -27,7 +27,7 @@ def folder(tmp_path_factory, pipe) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image]:
+def images() -> list[Image]:
     return [render(Scene("circle", "red")), render(Scene("star", "red", "hatch")), render(Scene("star", "blue"))]
 
 
@@ -35,10 +35,10 @@ def pictures() -> list[Image]:
 CLOSE = rounding(torch.float32, terms=3000)
 
 
-def cosine(folder: str, picture: Image, text: str) -> float:
-    """One picture and one text, each alone and unpadded, through the towers of CLIP."""
+def cosine(folder: str, image: Image, text: str) -> float:
+    """One image and one text, each alone and unpadded, through the towers of CLIP."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    pixels = (np.asarray(picture) / 255 - processor.image_processor.image_mean) / processor.image_processor.image_std
+    pixels = (np.asarray(image) / 255 - processor.image_processor.image_mean) / processor.image_processor.image_std
     with torch.no_grad():
         seen = model.vision_model(torch.tensor(pixels).float().movedim(-1, 0)[None])
         read = model.text_model(torch.tensor([processor.tokenizer(text).input_ids]))
@@ -46,15 +46,15 @@ def cosine(folder: str, picture: Image, text: str) -> float:
     return float(image @ words / (image.norm() * words.norm()))
 
 
-def test_each_picture_is_compared_with_its_own_prompt(folder, pictures):
-    found = ClipScore(model=folder)(pictures, PROMPTS)
+def test_each_picture_is_compared_with_its_own_prompt(folder, images):
+    found = ClipScore(model=folder)(images, PROMPTS)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [cosine(folder, *pair) for pair in zip(pictures, PROMPTS, strict=True)], atol=CLOSE)
+    np.testing.assert_allclose(found, [cosine(folder, *pair) for pair in zip(images, PROMPTS, strict=True)], atol=CLOSE)
 
 
-def test_a_text_is_compared_with_every_picture(folder, pictures):
-    found = ClipScore("the style of hatch", model=folder)(pictures, [])
-    np.testing.assert_allclose(found, [cosine(folder, picture, "the style of hatch") for picture in pictures], atol=CLOSE)
+def test_a_text_is_compared_with_every_picture(folder, images):
+    found = ClipScore("the style of hatch", model=folder)(images, [])
+    np.testing.assert_allclose(found, [cosine(folder, image, "the style of hatch") for image in images], atol=CLOSE)
 
 
 def test_the_model_is_loaded_once(folder):
@@ -75,14 +75,14 @@ def test_the_clip_that_fits_the_models_pictures_is_chosen(graph, monkeypatch, na
     assert bind(Reader("colour", "red"), graph) == Reader("colour", "red")
 
 
-def test_as_many_prompts_as_pictures_are_needed(folder, pictures):
+def test_as_many_prompts_as_pictures_are_needed(folder, images):
     with pytest.raises(InvalidInput, match="3 images and 1 prompts cannot be compared; give one prompt an image, or a text"):
-        ClipScore(model=folder)(pictures, PROMPTS[:1])
+        ClipScore(model=folder)(images, PROMPTS[:1])
 
 
-def test_a_clip_that_cannot_be_loaded_is_named(pictures, tmp_path):
+def test_a_clip_that_cannot_be_loaded_is_named(images, tmp_path):
     with pytest.raises(InvalidInput, match="none"):
-        ClipScore(model=str(tmp_path / "none"))(pictures, PROMPTS)
+        ClipScore(model=str(tmp_path / "none"))(images, PROMPTS)
 
 
 class TestShares:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
-from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Probe, Provenance, Site, Sites, WeightedNorm, Welch, score
+from neuroscope import Auroc, InvalidInput, LayerScores, NeuronScores, Patch, Provenance, Site, Sites, WeightedNorm, Welch, score
 from neuroscope.report import plots
 from tests.test_effects import effects_of
 
@@ -27,14 +27,14 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture
-def pictures() -> dict[str, list[Image.Image]]:
+def images() -> dict[str, list[Image.Image]]:
     return {name: [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")] for name in ("none", "mask")}
 
 
 @pytest.fixture(params=["neurons", "layers", "grid", "images", "dose", "graph"])
-def plot(request, scores, table, pictures, graph):
+def plot(request, scores, table, images, graph):
     """Each plot, as a function of where to draw."""
-    given = {"neurons": scores, "layers": scores.by_layer(), "grid": parted(), "images": pictures, "dose": table, "graph": graph}
+    given = {"neurons": scores, "layers": scores.by_layer(), "grid": parted(), "images": images, "dose": table, "graph": graph}
     return lambda **options: getattr(plots, request.param)(given[request.param], **options)
 
 
@@ -45,9 +45,9 @@ def closed():
 
 
 def parted(relative: bool = True) -> LayerScores:
-    """Effects 0 to 5 of three layers in two parts of the schedule, where the full change is 1."""
-    probes = [Probe((layer,), part) for layer in (3, 4, 5) for part in ("0-50 %", "50-100 %")]
-    effects = effects_of(np.arange(6.0)[:, None, None] * np.ones((6, 2, 1)), probes=probes, relative=relative)
+    """Effects 0 to 5 of three layers in two parts of the schedule, where the total effect is 1."""
+    patches = [Patch((layer,), part) for layer in (3, 4, 5) for part in ("0-50 %", "50-100 %")]
+    effects = effects_of(np.arange(6.0)[:, None, None] * np.ones((6, 2, 1)), patches=patches, relative=relative)
     return LayerScores.of(effects, provenance=Provenance(concept="stipple", method="LocoGen(parts=2)"))
 
 
@@ -59,8 +59,8 @@ def test_a_plot_returns_axes_that_can_be_drawn_and_saved(plot, tmp_path):
     ax = plot()
     assert isinstance(ax, Axes)
     ax.figure.savefig(tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.size[0] > 100
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.size[0] > 100
 
 
 def test_a_plot_draws_where_it_is_told_and_makes_no_figure_of_its_own(plot):
@@ -76,12 +76,12 @@ def test_a_plot_changes_no_global_setting(plot):
     assert mpl.rcParams == before
 
 
-def test_texts_are_no_formulas(scores, pictures):
+def test_texts_are_no_formulas(scores, images):
     odd = "$100 and $\\frac{$"
     provenance = Provenance(concept=odd, method=odd)
     plots.neurons(replace(scores, provenance=provenance)).figure.canvas.draw()
     plots.layers(replace(scores.by_layer(), provenance=provenance)).figure.canvas.draw()
-    plots.images({odd: pictures["none"]}, [odd]).figure.canvas.draw()
+    plots.images({odd: images["none"]}, [odd]).figure.canvas.draw()
 
 
 def test_a_plot_changes_no_data(scores, table):
@@ -204,27 +204,27 @@ class TestGrid:
         plots.grid(replace(scores, effects=replace(scores.effects, values=0 * scores.effects.values))).figure.canvas.draw()
 
     def test_scores_without_effects_are_refused(self):
-        with pytest.raises(InvalidInput, match="grid needs scores measured on generated pictures"):
+        with pytest.raises(InvalidInput, match="grid needs scores measured on generated images"):
             plots.grid(LayerScores((0, 1), (0.5, 0.1)))
 
 
 class TestImages:
     def test_a_contact_sheet_has_the_shape_that_is_drawn(self):
         sheet = torch.randint(0, 256, (2, 8, 4, 4, 3), dtype=torch.uint8)
-        scores = replace(parted(), sheet=sheet, columns=("base", *map(str, parted().effects.probes), "goal"))
+        scores = replace(parted(), sheet=sheet, columns=("source", *map(str, parted().effects.patches), "target"))
         ax = plots.images(scores.images, scores.columns)
         assert [label.replace("\n", " ") for label in labels(ax.get_yticklabels())] == ["prompt 0", "prompt 1"]
         assert labels(ax.get_xticklabels()) == list(scores.columns)
         assert np.array_equal(ax.images[0].get_array()[-4:, -4:], sheet[1, 7])
 
-    def test_rows_and_columns_are_labelled(self, pictures):
-        ax = plots.images(pictures, ["a red circle in the style of stipple", "seed 1"])
+    def test_rows_and_columns_are_labelled(self, images):
+        ax = plots.images(images, ["a red circle in the style of stipple", "seed 1"])
         assert labels(ax.get_yticklabels()) == ["none", "mask"]
         assert [label.replace("\n", " ") for label in labels(ax.get_xticklabels())] == ["a red circle in the style of stipple", "seed 1"]
 
-    def test_each_picture_stands_in_its_row_and_column(self, pictures):
-        pictures["mask"][1] = Image.new("RGB", (16, 16), "lime")
-        canvas = plots.images(pictures).images[0].get_array()
+    def test_each_picture_stands_in_its_row_and_column(self, images):
+        images["mask"][1] = Image.new("RGB", (16, 16), "lime")
+        canvas = plots.images(images).images[0].get_array()
         height, width, _ = canvas.shape
         corners = [tuple(canvas[row * (height - 16) + 8, column * (width - 16) + 8]) for row in (0, 1) for column in (0, 1)]
         assert corners == [(255, 0, 0), (0, 0, 255), (255, 0, 0), (0, 255, 0)]

@@ -23,7 +23,7 @@ from neuroscope import (
     LayerScores,
     LocoEdit,
     NeuronMask,
-    Probe,
+    Patch,
     Provenance,
     Welch,
     edit,
@@ -36,9 +36,9 @@ from neuroscope import (
 )
 from neuroscope.cli import main
 from neuroscope.report import changes, neurons, plots, tables, where
-from neuroscope.report.blocks import Figure, Picture
+from neuroscope.report.blocks import EmbeddedImage, Figure
 
-BLANK = Picture("data:image/png;base64,", 1, 1)
+BLANK = EmbeddedImage("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}
 STORY = {
     "What was asked": ["*"],
@@ -47,7 +47,7 @@ STORY = {
     "Which neurons": ["neurons.safetensors"],
     "What was changed": ["mask.*", "edit.*", "swap.*"],
     "Does it hold?": ["evaluation.csv", "images.png"],
-    "Other pictures": ["other.png"],
+    "Other images": ["other.png"],
     "What it cost": ["layers.safetensors"],
     "Where it comes from": ["*.safetensors"],
 }
@@ -104,10 +104,12 @@ def table() -> pd.DataFrame:
 def layers() -> LayerScores:
     values = torch.zeros(3, 2, 2, dtype=torch.float64)
     values[1] = 0.75
-    effects = Effects((Probe((0,)), Probe((1,)), Probe((2,))), ("a red star", "a blue star"), (0, 1), values, torch.ones(2, 2).double())
+    effects = Effects((Patch((0,)), Patch((1,)), Patch((2,))), ("a red star", "a blue star"), (0, 1), values, torch.ones(2, 2).double())
     sheet = torch.zeros(1, 5, 8, 8, 3, dtype=torch.uint8)
     provenance = Provenance("stable-diffusion-unet", "testbed:sd1", "stipple", "LocoGen(), LatentShare()")
-    return LayerScores.of(effects, provenance=provenance, cost=Cost(1234, 5.0, 2**30), columns=("base", "0", "1", "2", "goal"), sheet=sheet)
+    return LayerScores.of(
+        effects, provenance=provenance, cost=Cost(1234, 5.0, 2**30), columns=("source", "0", "1", "2", "target"), sheet=sheet
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +162,8 @@ def test_the_whole_story_is_on_one_page_in_order(page):
 
 
 def test_it_needs_nothing_beside_itself(page, run):
-    wide, narrow, sheet, pictures = 2, 2, 5, 2
-    assert len(page.sources) == wide + narrow + sheet + pictures
+    wide, narrow, sheet, images = 2, 2, 5, 2
+    assert len(page.sources) == wide + narrow + sheet + images
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", report(run).read_text())
     assert all(page.alts)
@@ -233,16 +235,16 @@ def test_what_people_wrote_is_escaped(tmp_path, layers, table):
 
 
 def test_components_and_parts_have_grids_and_big_sheets_show_the_best(tmp_path, layers):
-    probes = tuple(Probe((layer,), part) for layer in range(12) for part in ("0-50 %", "50-100 %"))
+    patches = tuple(Patch((layer,), part) for layer in range(12) for part in ("0-50 %", "50-100 %"))
     values = torch.arange(24, dtype=torch.float64)[:, None, None].expand(24, 2, 2) / 24
-    effects = Effects(probes, ("a", "b"), (0, 1), values, torch.ones(2, 2).double(), relative=True)
+    effects = Effects(patches, ("a", "b"), (0, 1), values, torch.ones(2, 2).double(), relative=True)
     names = tuple(f"{kind} {number}" for kind in ("cross", "ff") for number in range(6))
-    columns = ("base", *map(str, probes), "goal")
+    columns = ("source", *map(str, patches), "target")
     sheet = torch.zeros(1, 26, 8, 8, 3, dtype=torch.uint8)
     save(LayerScores.of(effects, names=names, columns=columns, sheet=sheet, provenance=layers.provenance), tmp_path / "traced.safetensors")
     page = page_of(tmp_path)
-    head = next(row for row in page.rows if "base" in row)
-    assert head == ["", "base", *(str(probe) for probe in reversed(probes[8:])), "goal"]
+    head = next(row for row in page.rows if "source" in row)
+    assert head == ["", "source", *(str(patch) for patch in reversed(patches[8:])), "target"]
     assert len(page.sources) == 2 + 2 + 18
     assert ["ff 5", "0.938", "0.938 to 0.938", "0.938"] in page.rows
 

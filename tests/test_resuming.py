@@ -240,5 +240,5 @@ class TestCosts:
         options = FAST | {"output": tmp_path / "rows.jsonl", "seeds": [0], "keep_images": 0, "batch_size": 4}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            costs = [localize(graph, concept_of(STIPPLE), LocoGen(window=15), Brightness(), pairs=n, **options).cost.rows for n in (1, 2)]
+            costs = [localize(graph, concept_of(STIPPLE), LocoGen(window=15), Brightness(), pairs=n, **options).cost.nfe for n in (1, 2)]
         assert costs == [4, 4]

@@ -25,7 +25,7 @@ class TestRewire:
     @pytest.mark.parametrize("scale", [7.5, 1.0])
     def test_a_row_that_takes_every_component_from_another_is_the_other_to_the_bit(self, graph, scale):
         clean, other = self.run(graph, scale)
-        with graph.rewire({place.path: self.taking for place in graph.places}):
+        with graph.rewire({place.path: self.taking for place in graph.components}):
             first, second = self.run(graph, scale)
         assert torch.equal(first, clean)
         assert torch.equal(second, clean)
@@ -34,7 +34,7 @@ class TestRewire:
     @pytest.mark.parametrize("kind", ["cross", "self", "ff", "resnet"])
     def test_one_component_moves_its_row_and_leaves_the_other_to_the_bit(self, graph, kind):
         clean, other = self.run(graph)
-        place = [place for place in graph.places if place.kind == kind][-1]
+        place = [place for place in graph.components if place.kind == kind][-1]
         with graph.rewire({place.path: self.taking}):
             first, second = self.run(graph)
         assert torch.equal(first, clean)
@@ -43,7 +43,7 @@ class TestRewire:
 
     def test_what_is_given_back_unchanged_changes_nothing(self, graph):
         plain, told = self.run(graph), []
-        with graph.rewire({place.path: lambda output, layout: told.append(layout.parts) or output for place in graph.places}):
+        with graph.rewire({place.path: lambda output, layout: told.append(layout.parts) or output for place in graph.components}):
             assert torch.equal(self.run(graph), plain)
         assert told == [("unconditional", "conditional")] * 70 * 2
 
@@ -55,11 +55,11 @@ class TestRewire:
     def test_a_block_without_a_run_is_an_error(self, graph):
         with (
             pytest.raises(SiteNeverRan, match="the pipeline did not run inside the block"),
-            graph.rewire({graph.places[0].path: self.taking}),
+            graph.rewire({graph.components[0].path: self.taking}),
         ):
             pass
 
     def test_after_an_exception_no_hook_is_left(self, graph, pipe):
-        with pytest.raises(ZeroDivisionError), graph.rewire({graph.places[3].path: lambda output, layout: 1 / 0}):
+        with pytest.raises(ZeroDivisionError), graph.rewire({graph.components[3].path: lambda output, layout: 1 / 0}):
             self.run(graph)
         assert tiny.hooks(pipe) == []

@@ -189,7 +189,7 @@ class TestBatches:
         expected = pipe([BASE, GOAL], generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)], **SMALL).images
         for space in ("latent", "image"):
             sweep = sweep_of(graph, space=space)
-            (found,) = [sweep.pictures(latents) for _, latents in sweep.run(rows)]
+            (found,) = [sweep.images(latents) for _, latents in sweep.run(rows)]
             for mine, pipes in zip(found, expected, strict=True):
                 assert mine.size == (32, 32)
                 assert np.abs(np.asarray(mine, dtype=int) - np.asarray(pipes, dtype=int)).max() <= 1
@@ -216,9 +216,9 @@ class TestBatches:
         assert torch.equal(sweep.conditions("mine").context, graph.encode([GOAL]))
 
     def test_what_a_sweep_sets_itself_is_refused(self, graph):
-        with pytest.raises(InvalidInput, match="num_images_per_prompt is set for each picture here; give only options that all pictures"):
+        with pytest.raises(InvalidInput, match="num_images_per_prompt is set for each image here; give only options that all images"):
             sweep_of(graph, num_images_per_prompt=2)
-        with pytest.raises(InvalidInput, match="batch_size=0 is no number of pictures; give 1 or more, or None to fit the memory"):
+        with pytest.raises(InvalidInput, match="batch_size=0 is no number of images; give 1 or more, or None to fit the memory"):
             sweep_of(graph, 0)
 
 
@@ -251,7 +251,7 @@ class TestMemory:
         expected = made(sweep_of(graph, 8, 1.0), rows)
         tried = limited(2, error)
         sweep = sweep_of(graph, 8, 1.0)
-        with pytest.warns(UserWarning, match="out of memory; going on with . pictures at a time") as caught:
+        with pytest.warns(UserWarning, match="out of memory; going on with . images at a time") as caught:
             found = made(sweep, rows)
         assert [str(each.message).split("with ")[1][0] for each in caught] == ["4", "2"]
         assert tried == [5, 4, 2, 2, 2, 2, 1, 1]
@@ -260,7 +260,7 @@ class TestMemory:
 
     def test_a_single_picture_that_does_not_fit_is_an_error(self, graph, limited):
         tried = limited(0)
-        with pytest.warns(UserWarning, match="going on with 1 pictures"), pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        with pytest.warns(UserWarning, match="going on with 1 images"), pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
             made(sweep_of(graph, 2, 1.0), [Row(BASE, 0, (mask(graph),)), Row(BASE, 1)])
         assert tried == [2, 1]
 
@@ -274,7 +274,7 @@ class TestMemory:
         ("free", "expected"),
         [
             (0, lambda row: 1),
-            (19, lambda row: 19 // 4),  # a guided picture takes two rows, and half of the memory stays free
+            (19, lambda row: 19 // 4),  # a guided image takes two rows, and half of the memory stays free
             (41, lambda row: 41 // 4),
             (10**6, lambda row: LARGEST_BATCH),
         ],

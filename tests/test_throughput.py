@@ -23,7 +23,7 @@ def pipe():
 
 
 def latents(graph, layers):
-    """A picture for each layer that reads the other prompt."""
+    """An image for each layer that reads the other prompt."""
     present, absent = throughput.PRESENT, throughput.ABSENT
     sweep = Sweep(graph, [present, absent], OPTIONS, batch_size=len(layers), space="latent")
     other = sweep.conditions(absent).context

@@ -1,4 +1,4 @@
-"""Captum's attributions of a `Way` to the outputs of modules, which do not depend on each other."""
+"""Captum's attributions of a `PatchingMetric` to the outputs of modules, which do not depend on each other."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from captum.attr import LayerActivation, LayerConductance, LayerGradientXActivat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.attribution.patching_metric import Way
+from neuroscope.attribution.patching_metric import PatchingMetric
 
 Kind = Literal["gradient", "integrated", "conductance"]
 #: How many times a module's own memory a row takes that keeps all that its gradients need, about.
 _KEPT = 16
 
 
-def attribute(way: Way, modules: Sequence[nn.Module], kind: Kind, samples: int, batch_size: int) -> Float[Tensor, "neuron"]:
+def attribute(way: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, samples: int, batch_size: int) -> Float[Tensor, "neuron"]:
     """Each neuron's part of the share of the way that the modules go together, summed over tokens; the modules' one after the other.
 
     Args:
@@ -34,20 +34,20 @@ def attribute(way: Way, modules: Sequence[nn.Module], kind: Kind, samples: int, 
     return torch.cat([part.detach().double().flatten(0, -2).sum(dim=0).cpu() for part in parts])
 
 
-def _gradient(way: Way, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:
+def _gradient(way: PatchingMetric, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:
     """Gradients at the beginning of the way, times what the activations change until its end."""
     both = LayerActivation(way, modules).attribute(torch.tensor([[0.0], [1.0]]))
     slopes = LayerGradientXActivation(way, modules, multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     return [slope * (reached[1:] - reached[:1]) for slope, reached in zip(_tensors(slopes), _tensors(both), strict=True)]
 
 
-def _integrated(way: Way, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
+def _integrated(way: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
     """The integral by Gauss and Legendre's rule."""
     integral = LayerIntegratedGradients(way, modules)
     return _tensors(integral.attribute(torch.ones(1, 1), torch.zeros(1, 1), n_steps=samples, internal_batch_size=rows))
 
 
-def _conductance(way: Way, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
+def _conductance(way: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
     """The sum over equal steps from 0 to 1, a module at a time, as captum takes one alone."""
     options: dict[str, Any] = {"n_steps": samples, "method": "riemann_trapezoid", "internal_batch_size": max(2, rows)}
     with torch.no_grad():
@@ -69,7 +69,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-KINDS: Mapping[str, Callable[[Way, list[nn.Module], int, int], list[Tensor]]] = {
+KINDS: Mapping[str, Callable[[PatchingMetric, list[nn.Module], int, int], list[Tensor]]] = {
     "gradient": _gradient,
     "integrated": _integrated,
     "conductance": _conductance,

@@ -24,7 +24,7 @@ Samples = Mapping[str, Mapping[str, Float[Tensor, "prompt neuron"]]]
 
 
 @dataclass(frozen=True)
-class Excess:
+class NullTest:
     """What a ranking's top neurons have, and what they have in recordings in which there is nothing to find.
 
     Attributes:
@@ -62,7 +62,7 @@ class Excess:
         return f"top {self.top} have mean strength {self.observed:.2g}; permuted labels {interval}; excess {self.excess:.2g}, {p_value}"
 
 
-def excess(
+def null_test(
     recording: Recording,
     method: Attribution,
     null: Null = "rotated",
@@ -72,12 +72,12 @@ def excess(
     draws: int = 200,
     seed: int = 0,
     quiet: bool = False,
-) -> Excess:
+) -> NullTest:
     """Compares a ranking with the same ranking where there is nothing to find.
 
     "permuted": the concept's labels are exchanged within random pairs of prompts (or, of unequal arms, dealt anew), so that no
     neuron responds to them. "rotated": each attention head's keys (or values) are turned by a random rotation. Queries (or the output
-    projection) turned alike would give the same pictures, so that keys and values have no basis of their own, and a concept that is read in
+    projection) turned alike would give the same images, so that keys and values have no basis of their own, and a concept that is read in
     *some* direction is spread over as few neurons only by chance: what exceeds this null is in the neurons themselves.
 
     Args:
@@ -110,7 +110,7 @@ def excess(
         drawn[number] = found(_rotated(plain, heads, rng) if heads is not None and null == "rotated" else _permuted(plain, rng))
     low, high = np.quantile(drawn, [0.025, 0.975])
     p_value = (1 + int((drawn >= observed).sum())) / (1 + draws)
-    return Excess(observed, float(drawn.mean()), float(low), float(high), p_value, top, null, draws)
+    return NullTest(observed, float(drawn.mean()), float(low), float(high), p_value, top, null, draws)
 
 
 def _check_kinds(recording: Any, method: Any, top: Any, heads: Any, draws: Any, seed: Any, quiet: Any) -> None:

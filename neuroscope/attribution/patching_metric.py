@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.generation.teacher_forcing import Frame
+from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.graph import HookGraph
 
@@ -21,7 +21,7 @@ _TEXT = ("key", "value", "pooled")
 _ROUNDING = 1e-5
 
 
-class Way:
+class PatchingMetric:
     """How far a frame's prediction goes towards the other prompt's when some sites read more and more of that prompt.
 
     The whole way is `d`, from the frame's prediction to the one in which every key, value and pooled text reads the other
@@ -39,7 +39,7 @@ class Way:
         end: the share at the other end, once it was computed without gradients; NaN before.
     """
 
-    def __init__(self, graph: HookGraph, frame: Frame, other: Conditions, moving: Collection[str]) -> None:
+    def __init__(self, graph: HookGraph, frame: StepInput, other: Conditions, moving: Collection[str]) -> None:
         self._graph = graph
         self._frame = frame
         self._source = frame.output.double()

@@ -49,7 +49,7 @@ def record_(
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
-    image: options.Picture = None,
+    image: options.ImageFile = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -58,8 +58,8 @@ def localize(
     concept: options.ConceptFile = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "locogen",
     window: Annotated[str | None, typer.Option(help="locogen: adjacent layers that change together, or grow.")] = None,
-    parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each probed on its own.")] = None,
-    probe: Annotated[str | None, typer.Option(help="All but causal-tracing: necessity or sufficiency.")] = None,
+    parts: Annotated[int | None, typer.Option(help="locogen: equal parts of the schedule, each patched on its own.")] = None,
+    patch: Annotated[str | None, typer.Option(help="All but causal-tracing: necessity or sufficiency.")] = None,
     search: Annotated[str | None, typer.Option(help="locogen: windows; sets of layers, adjacent or not; or auto.")] = None,
     budget: Annotated[float | None, typer.Option(help="locogen, auto: the share of all windows' rows that may be spent.")] = None,
     steps: Annotated[int | None, typer.Option(help="Screens: at how many steps of each run they look.")] = None,
@@ -76,7 +76,7 @@ def localize(
     seed: options.Seed = 0,
     num_inference_steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
-    image: options.Picture = None,
+    image: options.ImageFile = None,
     height: options.Height = None,
     width: options.Width = None,
     resume: Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")] = None,
@@ -87,7 +87,7 @@ def localize(
     options.check_output(output, concept, image, resume)
     options.check_output(resume, concept, image)
     chosen = options.open_concept(model, style, object_, fact, answer, attribute, concept)
-    given = {"window": _window(window), "parts": parts, "probe": probe, "search": search, "enough": enough, "pooled": pooled}
+    given = {"window": _window(window), "parts": parts, "patch": patch, "search": search, "enough": enough, "pooled": pooled}
     given |= {"budget": budget, "steps": steps, "fidelity": fidelity}
     asked = _method(method, **given, component=component, noise=noise)
     if clip is not None or read is not None:

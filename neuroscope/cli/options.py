@@ -56,7 +56,7 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance-scale", callback=values.finite(least=0), help="Classifier-free guidance; by default the model's own."),
 ]
-Picture = Annotated[Path | None, typer.Option("--image", help="Low-resolution input (super-resolution models such as IF-II).")]
+ImageFile = Annotated[Path | None, typer.Option("--image", help="Low-resolution input (super-resolution models such as IF-II).")]
 Height = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image height in pixels; give --width too.")]
 Width = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image width in pixels; give --height too.")]
 

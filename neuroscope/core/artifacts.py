@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, overload
 
 import torch
@@ -42,6 +43,18 @@ __all__ = ["FLOATS", "Artifact", "load", "read_header", "save", "take", "write_b
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _KEY = "neuroscope"
 _PACKAGES = ("neuroscope", "torch", "diffusers", "transformers")
+#: Header fields of earlier files by their paths, and what they are called now.
+RENAMED_FIELDS = MappingProxyType(
+    {
+        "effects.probes": "patches",
+        "cost.rows": "nfe",
+        "confidence.alone": "measured_layers",
+        "confidence.pictures": "measured_images",
+        "confidence.of": "total_images",
+        "confidence.screened": "screened_images",
+        "report.bystanders": "unrelated",
+    }
+)
 _ENVELOPE = {each.name for each in fields(Envelope)}
 _AGAIN = "make or copy it again"
 
@@ -214,6 +227,7 @@ def _read(path: Path) -> _File:
     with _damaged(path):
         if checksum(header, tensors) != envelope.sha256:
             raise InvalidFile("its checksum is not that of its contents")
+    header = _with_present_names(header)
     kind = _kinds(Artifact).get(envelope.kind)
     if kind is None:
         return _File(tensors, header, None, None, newer, [])
@@ -221,6 +235,17 @@ def _read(path: Path) -> _File:
         known: Any
         known, unknown = typed({name: value for name, value in header.items() if name not in _ENVELOPE}, kind.header_type, newer)
     return _File(tensors, header, kind, known, newer, unknown)
+
+
+def _with_present_names(header: dict[str, Any]) -> dict[str, Any]:
+    """A header whose fields are called as they are now."""
+    renamed = dict(header)
+    for path, name in RENAMED_FIELDS.items():
+        parent, _, former = path.partition(".")
+        fields_of = renamed.get(parent)
+        if isinstance(fields_of, dict) and former in fields_of and name not in fields_of:
+            renamed[parent] = {name if each == former else each: value for each, value in fields_of.items()}
+    return renamed
 
 
 def _open(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Effects: what single changes did to single pictures, before anything is averaged."""
+"""Effects: what single changes did to single images, before anything is averaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Probe:
+class Patch:
     """One change that a localisation tries.
 
     Attributes:
@@ -39,9 +39,9 @@ class Probe:
 
 
 #: The change of the pooled text path, which belongs to no layer.
-POOLED = Probe((), "pooled")
+POOLED = Patch((), "pooled")
 #: The change of what a net beside the denoiser, such as a ControlNet, reads of the prompt.
-CONTROL = Probe((), "control net")
+CONTROL = Patch((), "control net")
 #: What carries the prompt beside the layers, and what it is called.
 BESIDE = {POOLED: "the pooled text", CONTROL: "the control net"}
 
@@ -50,7 +50,7 @@ BESIDE = {POOLED: "the pooled text", CONTROL: "the control net"}
 class EffectsHeader:
     """What a file's header says of effects, as `Effects.to_header` gives it."""
 
-    probes: tuple[Probe, ...]
+    patches: tuple[Patch, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     relative: bool
@@ -58,47 +58,47 @@ class EffectsHeader:
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """The effects of probes on each prompt and seed.
+    """The effects of patches on each prompt and seed.
 
     Attributes:
-        probes: what was changed.
+        patches: what was changed.
         prompts: the prompts with the concept.
         seeds: the seeds of the initial noise.
-        values: float64 [probe, prompt, seed], how far each probe moved the metric towards the goal.
-        full: float64 [prompt, seed], how far the goal itself is.
-        relative: whether scores are shares of the full change rather than in the metric's own units.
+        values: float64 [patch, prompt, seed], how far each patch moved the metric towards the target.
+        total: float64 [prompt, seed], how far the target itself is.
+        relative: whether scores are shares of the total effect rather than in the metric's own units.
 
     Raises:
         InvalidInput: values of other sizes, or infinite ones; NaN stands for an image of which the metric says nothing.
     """
 
-    probes: tuple[Probe, ...]
+    patches: tuple[Patch, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    values: Float[Tensor, "probe prompt seed"]
-    full: Float[Tensor, "prompt seed"]
+    values: Float[Tensor, "patch prompt seed"]
+    total: Float[Tensor, "prompt seed"]
     relative: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (len(self.probes), len(self.prompts), len(self.seeds))
+        sizes = (len(self.patches), len(self.prompts), len(self.seeds))
         if 0 in sizes[1:]:
             raise InvalidInput(f"effects on {sizes[1]} prompts and {sizes[2]} seeds are none; give at least one of each")
-        for name, values, wanted in (("effects", self.values, sizes), ("full changes", self.full, sizes[1:])):
+        for name, values, wanted in (("effects", self.values, sizes), ("total effects", self.total, sizes[1:])):
             if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
                 raise InvalidInput(f"the {name} have shape {tuple(getattr(values, 'shape', ()))}; give {wanted}")
             if torch.isinf(values).any():
                 raise InvalidInput(f"the {name} hold infinity; give finite numbers, or NaN where nothing is known")
 
-    def means(self) -> Float[np.ndarray, "probe"]:
-        """Each probe's score; 0 where the metric says nothing."""
+    def means(self) -> Float[np.ndarray, "patch"]:
+        """Each patch's score; 0 where the metric says nothing."""
         return _score(self.values.numpy(), self._over())
 
-    def full_mean(self) -> float:
-        """The mean full change; 0 where the metric says nothing."""
-        return float(_score(self.full.numpy()[None], np.ones(self.full.shape))[0])
+    def total_mean(self) -> float:
+        """The mean total effect; 0 where the metric says nothing."""
+        return float(_score(self.total.numpy()[None], np.ones(self.total.shape))[0])
 
-    def intervals(self, confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "probe 2"]:
-        """Intervals of the probes' scores.
+    def intervals(self, confidence: float = 0.95, seed: int = 0) -> Float[np.ndarray, "patch 2"]:
+        """Intervals of the patches' scores.
 
         Where every effect is a number of images (1, 0 or -1, as a reader's answers give), they are exact, of so many prompts as
         there are, whatever the number of seeds; see `intervals.share_interval`. If no effect is negative, scores are shares of
@@ -107,21 +107,21 @@ class Effects:
         """
         return self._intervals(self.values.numpy(), self._over(), confidence, seed)
 
-    def full_interval(self) -> tuple[float, float]:
-        """An interval of the mean full change, as in `intervals`."""
-        low, high = self._intervals(self.full.numpy()[None], np.ones(self.full.shape), 0.95, 0)[0]
+    def total_interval(self) -> tuple[float, float]:
+        """An interval of the mean total effect, as in `intervals`."""
+        low, high = self._intervals(self.total.numpy()[None], np.ones(self.total.shape), 0.95, 0)[0]
         return float(low), float(high)
 
     def is_moved(self) -> bool:
-        """Whether the full change moves the metric: the bootstrap interval of its mean lies above 0."""
-        return bool(self._resampled(self.full.numpy()[None], np.ones(self.full.shape), 0.95, 0)[0, 0] > 0)
+        """Whether the total effect moves the metric: the bootstrap interval of its mean lies above 0."""
+        return bool(self._resampled(self.total.numpy()[None], np.ones(self.total.shape), 0.95, 0)[0, 0] > 0)
 
-    def is_above_zero(self, probe: Probe) -> bool:
-        """Whether a probe has an effect: the bootstrap interval of its score lies above 0."""
-        return bool(self._resampled(self.values.numpy()[[self.probes.index(probe)]], self._over(), 0.95, 0)[0, 0] > 0)
+    def is_above_zero(self, patch: Patch) -> bool:
+        """Whether a patch has an effect: the bootstrap interval of its score lies above 0."""
+        return bool(self._resampled(self.values.numpy()[[self.patches.index(patch)]], self._over(), 0.95, 0)[0, 0] > 0)
 
     def of_layers(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
-        """Each layer's score: the mean over the probes that hold it."""
+        """Each layer's score: the mean over the patches that hold it."""
         return _score(self._by_layer(layers), self._over())
 
     def of_layers_by_prompt(self, layers: Sequence[int]) -> Float[np.ndarray, "prompt layer"]:
@@ -144,44 +144,44 @@ class Effects:
         return self._intervals(self._by_layer(layers), self._over(), confidence, seed)
 
     def shares(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
-        """Each layer's mean effect as a share of the full change."""
-        return _score(self._by_layer(layers), self.full.numpy())
+        """Each layer's mean effect as a share of the total effect."""
+        return _score(self._by_layer(layers), self.total.numpy())
 
-    def share_of(self, probe: Probe, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-        """One probe's mean effect as a share of the full change, and its interval as in `intervals`."""
-        values, full = self.values.numpy()[[self.probes.index(probe)]], self.full.numpy()
+    def share_of(self, patch: Patch, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+        """One patch's mean effect as a share of the total effect, and its interval as in `intervals`."""
+        values, full = self.values.numpy()[[self.patches.index(patch)]], self.total.numpy()
         low, high = self._intervals(values, full, confidence, seed)[0]
         return float(_score(values, full)[0]), float(low), float(high)
 
     def to_header(self) -> dict[str, Any]:
         """All but the tensors, as plain values."""
-        probes = [asdict(probe) for probe in self.probes]
-        return {"probes": probes, "prompts": list(self.prompts), "seeds": list(self.seeds), "relative": self.relative}
+        patches = [asdict(patch) for patch in self.patches]
+        return {"patches": patches, "prompts": list(self.prompts), "seeds": list(self.seeds), "relative": self.relative}
 
     @classmethod
     def from_header(cls, header: EffectsHeader, values: Tensor, full: Tensor) -> Self:
         """The inverse of `to_header`."""
-        return cls(header.probes, header.prompts, header.seeds, values, full, header.relative)
+        return cls(header.patches, header.prompts, header.seeds, values, full, header.relative)
 
     def _by_layer(self, layers: Sequence[int]) -> np.ndarray:
-        """[layer, prompt, seed], the mean over the probes that hold each layer."""
+        """[layer, prompt, seed], the mean over the patches that hold each layer."""
         values = self.values.numpy()
-        return np.stack([values[[layer in probe.layers for probe in self.probes]].mean(axis=0) for layer in layers])
+        return np.stack([values[[layer in patch.layers for patch in self.patches]].mean(axis=0) for layer in layers])
 
     def _over(self) -> np.ndarray:
-        """[prompt, seed], what scores are shares of: the full change, or 1 for scores in the metric's own units."""
-        return self.full.numpy() if self.relative else np.ones(self.full.shape)
+        """[prompt, seed], what scores are shares of: the total effect, or 1 for scores in the metric's own units."""
+        return self.total.numpy() if self.relative else np.ones(self.total.shape)
 
     def _intervals(self, values: np.ndarray, over: np.ndarray, confidence: float, seed: int) -> np.ndarray:
         if not self._is_count or not (is_share(over) and (values == 0)[:, over == 0].all()):
             return self._resampled(values, over, confidence, seed)
-        signed = bool((self.values < 0).any() or (self.full < 0).any())
+        signed = bool((self.values < 0).any() or (self.total < 0).any())
         return np.array([_exact(each, over, signed, confidence) for each in values]).reshape(-1, 2)
 
     @property
     def _is_count(self) -> bool:
         """Whether every known effect is an image more, an image less, or none."""
-        every = np.abs(np.concatenate([self.values.numpy().ravel(), self.full.numpy().ravel()]))
+        every = np.abs(np.concatenate([self.values.numpy().ravel(), self.total.numpy().ravel()]))
         return is_share(every)
 
     def _resampled(self, values: np.ndarray, over: np.ndarray, confidence: float, seed: int) -> np.ndarray:
@@ -190,7 +190,7 @@ class Effects:
         prompts, seeds = (rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) for count in over.shape)
         drawn = _ratios(values, over, prompts[:, :, None] * seeds[:, None, :])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a probe of which the metric says nothing
+            warnings.simplefilter("ignore", RuntimeWarning)  # a patch of which the metric says nothing
             return np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
 
 
@@ -209,14 +209,14 @@ def _exact(
     return difference_interval(up, down, of, confidence) if signed else share_interval(up, of, confidence)
 
 
-def _score(values: Float[np.ndarray, "probe prompt seed"], over: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "probe"]:
+def _score(values: Float[np.ndarray, "patch prompt seed"], over: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "patch"]:
     return np.nan_to_num(_ratios(values, over, np.ones((1, *over.shape)))[0])
 
 
 def _ratios(
-    values: Float[np.ndarray, "probe prompt seed"], over: Float[np.ndarray, "prompt seed"], weights: np.ndarray
-) -> Float[np.ndarray, "draw probe"]:
-    """For weights [draw, prompt, seed] the ratios of means, of the pictures where both are known; NaN where that is 0 / 0."""
+    values: Float[np.ndarray, "patch prompt seed"], over: Float[np.ndarray, "prompt seed"], weights: np.ndarray
+) -> Float[np.ndarray, "draw patch"]:
+    """For weights [draw, prompt, seed] the ratios of means, of the images where both are known; NaN where that is 0 / 0."""
     known = ~np.isnan(values) & ~np.isnan(over)
     sums, wholes = (np.tensordot(weights, np.where(known, each, 0.0), axes=([1, 2], [1, 2])) for each in (values, over))
     return np.divide(sums, wholes, out=np.full(sums.shape, np.nan), where=wholes != 0)

@@ -129,7 +129,7 @@ class Intervention(Artifact):
         return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
 
     @property
-    def alike_in_layer(self) -> bool:
+    def same_input_for_layer(self) -> bool:
         """Whether `on_input` makes the same of the same input at all sites of a layer, so that it is asked once for all of them."""
         return False
 

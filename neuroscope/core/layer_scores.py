@@ -17,7 +17,7 @@ from torch import Tensor
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, whole
-from neuroscope.core.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Probe
+from neuroscope.core.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Confidence, Cost, Fidelity, FidelityHeader
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: The share of prompts that must name one layer before the place is said not to depend on the prompt.
 _AGREEING = 0.75
-#: The share of the full change that prompts' own layers must have where no layer has an effect on all.
+#: The share of the total effect that prompts' own layers must have where no layer has an effect on all.
 _MATERIAL = 0.1
 
 
@@ -54,11 +54,11 @@ class LayerScores(Artifact):
         scores: one per layer.
         provenance: model, concept and method.
         names: what the layers are called where they are not cross-attention layers, such as "resnet 3".
-        effects: what the scores are means of, where they come from generated pictures.
+        effects: what the scores are means of, where they come from generated images.
         cost: what finding them cost.
         fidelity: of cheap scores, how well they order what exact effects order.
         confidence: of a search that does not try everything, how sure it is of the best layer.
-        columns: the contact sheet's columns: the unchanged run, one for each probe, and the goal.
+        columns: the contact sheet's columns: the unchanged run, one for each patch, and the target.
         sheet: the contact sheet, uint8 [prompt, column, height, width, rgb].
         sheet_prompts: the prompts of its rows; by default the effects' first ones.
 
@@ -99,8 +99,8 @@ class LayerScores(Artifact):
             )
 
     def _probed(self) -> list[set[int]]:
-        """The layers that the effects' probes hold."""
-        return [{layer for probe in self.effects.probes for layer in probe.layers}] if self.effects else []
+        """The layers that the effects' patches hold."""
+        return [{layer for patch in self.effects.patches for layer in patch.layers}] if self.effects else []
 
     def _fits(self, sheet: Tensor) -> bool:
         prompts = len(self.effects.prompts) if self.effects else len(sheet)
@@ -113,8 +113,8 @@ class LayerScores(Artifact):
 
     @classmethod
     def of(cls, effects: Effects, **fields: Any) -> Self:
-        """The scores of every layer that the effects' probes cover: the mean over the probes that hold it."""
-        layers = tuple(sorted({layer for probe in effects.probes for layer in probe.layers}))
+        """The scores of every layer that the effects' patches cover: the mean over the patches that hold it."""
+        layers = tuple(sorted({layer for patch in effects.patches for layer in patch.layers}))
         return cls(layers, tuple(effects.of_layers(layers).tolist()), effects=effects, **fields)
 
     def top(self, count: int) -> list[int]:
@@ -130,17 +130,17 @@ class LayerScores(Artifact):
         return [layer for layer, _ in ranked[:count]]
 
     @property
-    def best(self) -> Probe:
-        """The probe (a window of layers and a part of the schedule, or the pooled text path) with the largest mean effect."""
+    def best(self) -> Patch:
+        """The patch (a window of layers and a part of the schedule, or the pooled text path) with the largest mean effect."""
         effects = self._measured("best")
-        return effects.probes[int(np.argmax(effects.means()))]
+        return effects.patches[int(np.argmax(effects.means()))]
 
     @property
     def verdict(self) -> str:
         """What the scores say, in words: the layer, and whether single prompts agree on it."""
         effects = self._measured("verdict")
         best = self.best
-        low, high = effects.intervals()[effects.probes.index(best)]
+        low, high = effects.intervals()[effects.patches.index(best)]
         beside = [f"{name} carries {_said_share(share)}" for name, share in self._shares_beside.items()]
         if not best.layers and effects.is_above_zero(best):
             others = [each for each in beside if not each.startswith(BESIDE[best])]
@@ -153,7 +153,7 @@ class LayerScores(Artifact):
     def _said_of_layers(self, low: float, high: float) -> str:
         found = [layer for layer in self.by_prompt()["layer"] if layer is not None]
         effects = self._measured("verdict")
-        if not found or (not effects.is_above_zero(self.best) and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.full_mean()):
+        if not found or (not effects.is_above_zero(self.best) and effects.peak_interval(self.layers)[0] < _MATERIAL * effects.total_mean()):
             best = " and ".join(map(self.name, self.best.layers)) or BESIDE[self.best]
             return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
@@ -173,7 +173,7 @@ class LayerScores(Artifact):
 
     @property
     def pooled_share(self) -> tuple[float, float, float] | None:
-        """The share of the full change that the pooled text path carries, with its interval (low, high); None without such a path."""
+        """The share of the total effect that the pooled text path carries, with its interval (low, high); None without such a path."""
         return self._shares_beside.get(BESIDE[POOLED])
 
     @property
@@ -185,11 +185,11 @@ class LayerScores(Artifact):
     def _shares_beside(self) -> dict[str, tuple[float, float, float]]:
         """By name, the shares of what no layer can carry."""
         effects = self.effects
-        return {name: effects.share_of(probe) for probe, name in BESIDE.items() if probe in effects.probes} if effects else {}
+        return {name: effects.share_of(patch) for patch, name in BESIDE.items() if patch in effects.patches} if effects else {}
 
     @property
     def images(self) -> dict[str, list[Image.Image]]:
-        """The contact sheet for `plots.images(scores.images, scores.columns)`: by prompt, one picture a column."""
+        """The contact sheet for `plots.images(scores.images, scores.columns)`: by prompt, one image a column."""
         if self.sheet is None or self.effects is None:
             return {}
         prompts = self.sheet_prompts or self.effects.prompts[: len(self.sheet)]
@@ -203,7 +203,7 @@ class LayerScores(Artifact):
 
     def _called(self, layer: int) -> str:
         """A layer's name; of one that was only ever changed with others, all their names."""
-        (first, *others) = [probe for probe in self._measured("verdict").probes if layer in probe.layers]
+        (first, *others) = [patch for patch in self._measured("verdict").patches if layer in patch.layers]
         if others or len(first.layers) == 1:
             return self.name(layer)
         return f"{' and '.join(map(self.name, first.layers))} together"
@@ -237,13 +237,13 @@ class LayerScores(Artifact):
         import pandas as pd
 
         effects = self._measured("grid")
-        cells = [(layer, probe.part, mean) for probe, mean in zip(effects.probes, effects.means(), strict=True) for layer in probe.layers]
+        cells = [(layer, patch.part, mean) for patch, mean in zip(effects.patches, effects.means(), strict=True) for layer in patch.layers]
         table = pd.DataFrame(cells, columns=["layer", "part", "effect"])
-        parts = list(dict.fromkeys(probe.part for probe in effects.probes if probe.layers))
+        parts = list(dict.fromkeys(patch.part for patch in effects.patches if patch.layers))
         return table.pivot_table(index="layer", columns="part", values="effect", aggfunc="mean", dropna=False)[parts]
 
     def to_frame(self) -> pd.DataFrame:
-        """A table in layer order: layer, name, score; with effects also its interval (low, high) and share of the full change."""
+        """A table in layer order: layer, name, score; with effects also its interval (low, high) and share of the total effect."""
         import pandas as pd
 
         table = pd.DataFrame({"layer": self.layers, "name": [self.name(layer) for layer in self.layers], "score": self.scores})
@@ -267,7 +267,7 @@ class LayerScores(Artifact):
         if self.sheet is not None:
             tensors["sheet"] = self.sheet
         if self.effects is not None:
-            tensors |= {"effects": self.effects.values, "full": self.effects.full}
+            tensors |= {"effects": self.effects.values, "full": self.effects.total}
             header["effects"] = self.effects.to_header()
         return tensors, header
 
@@ -294,16 +294,14 @@ class LayerScores(Artifact):
 
     def _measured(self, what: str) -> Effects:
         if self.effects is None:
-            raise InvalidInput(
-                f"{what} needs scores measured on generated pictures, as localize gives them, not {self.provenance.method!r}"
-            )
+            raise InvalidInput(f"{what} needs scores measured on generated images, as localize gives them, not {self.provenance.method!r}")
         return self.effects
 
 
 def _said_share(share: tuple[float, float, float]) -> str:
-    return f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}] of the full change"
+    return f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}] of the total effect"
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> UInt8[Tensor, "prompt column height width rgb"]:
-    """Pictures of one size as one tensor."""
+    """Images of one size as one tensor."""
     return torch.from_numpy(np.stack([np.stack([np.asarray(each.convert("RGB")) for each in row]) for row in rows]))

@@ -21,7 +21,7 @@ class Cost:
     """What a computation cost.
 
     Attributes:
-        rows: denoiser row evaluations: one row of a batch through the denoiser once. Exact, and the same on every machine. A row
+        nfe: function evaluations of the denoiser: one image's row through it once. Exact, and the same on every machine. A row
             that begins midway counts as the share of a row's floating-point operations that it runs.
         seconds: wall time.
         peak_bytes: the highest memory in use so far: of the accelerator, or on the CPU of the whole process.
@@ -30,20 +30,20 @@ class Cost:
         InvalidInput: a number that is negative or not finite.
     """
 
-    rows: int | float = 0
+    nfe: int | float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
 
     def __post_init__(self) -> None:
-        finite("the cost's rows", self.rows, least=0)
+        finite("the cost's nfe", self.nfe, least=0)
         finite("the cost's seconds", self.seconds, least=0)
         whole("the cost's peak_bytes", self.peak_bytes, least=0)
 
     def __str__(self) -> str:
-        return f"{self.rows:,.0f} denoiser rows, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"
+        return f"{self.nfe:,.0f} NFE, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.rows + other.rows, self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
+        return Cost(self.nfe + other.nfe, self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
 
 
 _CONFIDENT = 0.95
@@ -127,20 +127,20 @@ class FidelityHeader:
         return Fidelity(correlation, self.low, self.high, self.count, self.of)
 
 
-#: No search is surer than this where single predictions or short runs stand for pictures.
-LIKELY = 0.9
+#: No search is surer than this where single predictions or short runs stand for images.
+MAX_SCREEN_CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How sure a search is that an exhaustive sweep over the same pictures would name the same layer.
+    """How sure a search is that an exhaustive sweep over the same images would name the same layer.
 
     Attributes:
         probability: from 0 to 1.
-        alone: the layers that were measured alone; the others were measured together.
-        pictures: on how many pictures.
-        of: how many an exhaustive sweep has.
-        screened: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
+        measured_layers: the layers that were measured alone; the others were measured together.
+        measured_images: on how many images.
+        total_images: how many an exhaustive sweep has.
+        screened_images: on how many the layers were compared, with those of which only single predictions were seen; 0 where that
             added nothing.
         tied: the layers between which no difference was found, in order; none where one is ahead.
 
@@ -149,33 +149,33 @@ class Confidence:
     """
 
     probability: float
-    alone: tuple[int, ...]
-    pictures: int
-    of: int
-    screened: int = 0
+    measured_layers: tuple[int, ...]
+    measured_images: int
+    total_images: int
+    screened_images: int = 0
     tied: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         finite("the confidence's probability", self.probability, least=0, most=1)
-        for name in ("alone", "tied"):
+        for name in ("measured_layers", "tied"):
             object.__setattr__(self, name, tuple(whole("a layer", each, least=0) for each in getattr(self, name)))
-        for name in ("pictures", "of", "screened"):
+        for name in ("measured_images", "total_images", "screened_images"):
             whole(f"the confidence's {name}", getattr(self, name), least=0)
 
     def __str__(self) -> str:
-        layers = f"{len(self.alone)} layer{'s' * (len(self.alone) != 1)} alone"
+        layers = f"{len(self.measured_layers)} layer{'s' * (len(self.measured_layers) != 1)} alone"
         sure = f"{100 * self.probability:.0f} % sure that all windows would say the same"
-        seen = f", and screened on {self.screened}" if self.screened else ""
-        return f"{sure} ({layers}, on {self.pictures} of {self.of} pictures{seen})"
+        seen = f", and screened on {self.screened_images}" if self.screened_images else ""
+        return f"{sure} ({layers}, on {self.measured_images} of {self.total_images} images{seen})"
 
 
-def chance_of_fewer(known: int, of: int) -> float:
+def p_minority(known: int, of: int) -> float:
     """The chance that images drawn at random are all of the smaller half: a bound where they all say the same."""
     half = (of - 1) // 2
     return float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])) if known <= half else 0.0
 
 
-def chance_of_tie(known: int, of: int) -> float:
+def p_tie(known: int, of: int) -> float:
     """The chance that prompts drawn at random all say the same although just half of all do; 0 where no half is a number of them."""
     half = of // 2
     if of % 2 or known > half:
@@ -183,14 +183,14 @@ def chance_of_tie(known: int, of: int) -> float:
     return min(1.0, 2 * float(np.prod([(half - drawn) / (of - drawn) for drawn in range(known)])))
 
 
-def chance_of_none(known: int, of: int, share: float) -> float:
+def p_none(known: int, of: int, share: float) -> float:
     """The chance that images drawn at random all lack what this share of all images has, or the least number that is no less."""
     having = max(1, int(np.ceil(round(share * of, 9))))
     return float(scipy.stats.hypergeom.pmf(0, of, having, min(known, of)))
 
 
-def chance_of_reverse(differences: Float[np.ndarray, "picture"], of: int) -> float:
-    """The chance that the mean over all pictures is not above 0, by Student's t with the correction for a finite number of them."""
+def p_rank_reversal(differences: Float[np.ndarray, "image"], of: int) -> float:
+    """The chance that the mean over all images is not above 0, by Student's t with the correction for a finite number of them."""
     known = len(differences)
     mean = float(differences.mean()) if known else 0.0
     if known == of:

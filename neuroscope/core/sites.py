@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Role = Literal["key", "value", "query", "heads", "output", "feedforward", "pooled"]
 ROLES: tuple[str, ...] = get_args(Role)
-#: The roles of sites whose modules read nothing but what the prompt says (and, for pooled text, the picture's size).
+#: The roles of sites whose modules read nothing but what the prompt says (and, for pooled text, the image's size).
 TEXT_ROLES = ("key", "value", "pooled")
 
 
@@ -69,7 +69,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Place:
+class Component:
     """A whole component of a denoiser, which causal tracing restores.
 
     Attributes:

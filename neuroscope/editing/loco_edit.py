@@ -177,5 +177,5 @@ def _report(
         residual=float(remaining.norm() / (targets - keys).norm()),
         outside=float(moves(outside).max()) if len(basis) < keys.shape[1] else 0.0,
         preserved=float(moves(kept).max()) if len(kept) else 0.0,
-        bystanders=float(moves(targets).mean()),
+        unrelated=float(moves(targets).mean()),
     )

@@ -92,9 +92,7 @@ def evaluate(
     checks.distinct("seeds", seeds)
     check_run(graph, batch_size, output, quiet, generation, evaluate)
     if shares := [metric for metric in metrics if isinstance(metric, Share)]:
-        raise InvalidInput(
-            f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single pictures"
-        )
+        raise InvalidInput(f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single images")
     bound = [bind(metric, graph) for metric in metrics]
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")

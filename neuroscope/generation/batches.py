@@ -1,4 +1,4 @@
-"""Sweeps: lists of pictures to make, each with changes of its own, in batches that fit the memory.
+"""Sweeps: lists of images to make, each with changes of its own, in batches that fit the memory.
 
 What `evaluate` and `localize` share. A row is independent of all others: its noise comes from its own seed, its text is
 encoded once, and a batch may mix rows with different changes.
@@ -32,7 +32,7 @@ _OWN_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One picture to make: which text it shows, the seed of its noise, and what is changed.
+    """One image to make: which text it shows, the seed of its noise, and what is changed.
 
     Attributes:
         text: a prompt, or the name of an entry of the sweep's `contexts`.
@@ -55,8 +55,8 @@ class Sweep:
         graph: the model.
         texts: all prompts that rows will name; each is encoded once.
         generation: options for the pipeline, such as `num_inference_steps`.
-        batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
-        space: "image" gives pictures, "latent" final latents, which saves the autoencoder's work.
+        batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
+        space: "image" gives images, "latent" final latents, which saves the autoencoder's work.
         contexts: further texts by name, each of one prompt, such as corrupted ones.
 
     Raises:
@@ -74,9 +74,9 @@ class Sweep:
         contexts: Mapping[str, Conditions] | None = None,
     ) -> None:
         if taken := sorted(set(generation) & set(_OWN_ARGUMENTS)):
-            raise InvalidInput(f"{taken[0]} is set for each picture here; give only options that all pictures share")
+            raise InvalidInput(f"{taken[0]} is set for each image here; give only options that all images share")
         if batch_size is not None and batch_size < 1:
-            raise InvalidInput(f"batch_size={batch_size} is no number of pictures; give 1 or more, or None to fit the memory")
+            raise InvalidInput(f"batch_size={batch_size} is no number of images; give 1 or more, or None to fit the memory")
         _refuse_scaled_text(graph, generation)
         self.graph = graph
         self.space = space
@@ -98,7 +98,7 @@ class Sweep:
             lead: rows that are made again in front of every batch, because others of the batch take something from them.
 
         Yields:
-            For each batch its rows (without the lead) and their pictures or latents.
+            For each batch its rows (without the lead) and their images or latents.
         """
         rows = list(rows)
         while rows:
@@ -109,7 +109,7 @@ class Sweep:
                 if not out_of_memory(error) or self.batch_size == 1:
                     raise
                 self.batch_size = -(-self.batch_size // 2)
-                warnings.warn(f"out of memory; going on with {self.batch_size} pictures at a time", UserWarning, stacklevel=2)
+                warnings.warn(f"out of memory; going on with {self.batch_size} images at a time", UserWarning, stacklevel=2)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
@@ -120,8 +120,8 @@ class Sweep:
         """What the denoiser is told for a text."""
         return self._conditions[text]
 
-    def pictures(self, made: Sequence[Any]) -> list[Image]:
-        """What `run` gave, as pictures."""
+    def images(self, made: Sequence[Any]) -> list[Image]:
+        """What `run` gave, as images."""
         return list(made) if self.space == "image" else self.graph.decode(torch.stack(list(made)))
 
     def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
@@ -154,7 +154,7 @@ def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None
 
 
 def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
-    """How many pictures at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
+    """How many images at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
     free = torch.cuda.mem_get_info()[0] if graph.denoiser.device.type == "cuda" else psutil.virtual_memory().available
     row = graph.row_bytes(generation.get("height"), generation.get("width"))
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))

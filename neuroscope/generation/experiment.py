@@ -1,4 +1,4 @@
-"""A study: the runs that a localisation method asks for, made in batches, scored, and kept."""
+"""An experiment: the runs that a localisation method asks for, made in batches, scored, and kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from neuroscope.core.artifacts import Provenance
-from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.layer_scores import contact_sheet
 from neuroscope.generation.batches import Enter, Row, Sweep
 from neuroscope.generation.keys import key_of, method_key
@@ -33,20 +33,20 @@ class Pair(NamedTuple):
     absent: str
 
 
-class Case(NamedTuple):
-    """One run: which probe (or "base", the unchanged run, or "goal", the full change), which pair and which seed."""
+class RunKey(NamedTuple):
+    """One run: which patch (or "source", the unchanged run, or "target", the total effect), which pair and which seed."""
 
-    probe: Probe | str
+    patch: Patch | str
     pair: int
     seed: int
 
 
-#: A picture: the number of its pair and its seed.
-Place = tuple[int, int]
+#: An image: the number of its pair and its seed.
+ImageKey = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Group:
+class RunBatch:
     """Runs that may share batches, and rows that each of these batches needs in front.
 
     Attributes:
@@ -56,7 +56,7 @@ class Group:
         always: make them even where their scores are known, because the block sees what is looked for.
     """
 
-    rows: Mapping[Case, Row]
+    rows: Mapping[RunKey, Row]
     lead: tuple[Row, ...] = ()
     enter: Enter | None = None
     always: bool = False
@@ -66,12 +66,12 @@ class Group:
 class _Batch:
     """Cases of one group that are made together."""
 
-    group: Group
-    cases: tuple[Case, ...]
+    group: RunBatch
+    cases: tuple[RunKey, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Experiment:
     """What a localisation method works with; see `localize` for the fields' meaning.
 
     Attributes:
@@ -91,43 +91,43 @@ class Study:
     origin: str
     keep_images: int
     quiet: bool
-    shown: tuple[Place, ...] = ()
+    shown: tuple[ImageKey, ...] = ()
 
     def provenance(self, method: object) -> Provenance:
-        """Where this study's results come from."""
+        """Where this experiment's results come from."""
         return Provenance(self.graph.family.name, self.graph.model, self.name, f"{method!r}, {self.metric!r}")
 
-    def of(self, **generation: Any) -> Study:
-        """The same study with other options of the pipeline."""
+    def of(self, **generation: Any) -> Experiment:
+        """The same experiment with other options of the pipeline."""
         changed = {**self.generation, **generation}
         return replace(self, generation=changed, origin=key_of(self.origin, generation), keep_images=0)
 
     def sweep(self, texts: Iterable[str], **options: Any) -> Sweep:
-        """A sweep over these texts with the study's options."""
+        """A sweep over these texts with the experiment's options."""
         space = self.metric.space if isinstance(self.metric, Share) else "image"
         return Sweep(self.graph, list(texts), self.generation, batch_size=self.batch_size, space=space, **options)
 
     @property
-    def places(self) -> list[Place]:
-        """All pictures, one pair after the other."""
+    def image_keys(self) -> list[ImageKey]:
+        """All images, one pair after the other."""
         return list(itertools.product(range(len(self.pairs)), self.seeds))
 
-    def cases(self, probes: Sequence[Probe | str], places: Sequence[Place] | None = None) -> Iterator[Case]:
-        """The cases of these probes on these pictures, by default all, one picture after the other."""
-        return (Case(probe, *place) for place in (self.places if places is None else places) for probe in probes)
+    def cases(self, patches: Sequence[Patch | str], image_keys: Sequence[ImageKey] | None = None) -> Iterator[RunKey]:
+        """The cases of these patches on these images, by default all, one image after the other."""
+        return (RunKey(patch, *image_key) for image_key in (self.image_keys if image_keys is None else image_keys) for patch in patches)
 
-    def keeps(self, case: Case) -> bool:
+    def keeps(self, case: RunKey) -> bool:
         """Whether the contact sheet shows this run."""
-        return (case.pair, case.seed) in self.sheet_places
+        return (case.pair, case.seed) in self.sheet_keys
 
     @property
-    def sheet_places(self) -> tuple[Place, ...]:
+    def sheet_keys(self) -> tuple[ImageKey, ...]:
         """The images of the contact sheet, one a row."""
         count = min(self.keep_images, len(self.pairs))
         return self.shown[:count] or tuple((pair, self.seeds[0]) for pair in range(count))
 
-    def measure(self, sweep: Sweep, groups: Sequence[Group], method: object, earlier: Measured | None = None) -> Measured:
-        """Makes and scores the runs of these groups; within a group, a pair's "base" and "goal" come before its probes.
+    def measure(self, sweep: Sweep, groups: Sequence[RunBatch], method: object, earlier: Measured | None = None) -> Measured:
+        """Makes and scores the runs of these groups; within a group, a pair's "source" and "target" come before its patches.
 
         Runs that were measured earlier, or whose score the ledger holds, are made again only where an image of them is needed. Batches
         are cut before the ledger is asked, and keep their own: so a run that goes on after a batch rounds as one that was never stopped.
@@ -141,7 +141,7 @@ class Study:
                 measured.scores[case] = known[self.metric.name]
         todo = [wanted for batch in batches if (wanted := self._wanted(batch, measured)).cases]
         made = {case for batch in todo for case in batch.cases}
-        ends = [(case, batch) for batch in batches for case in batch.cases if isinstance(case.probe, str)]
+        ends = [(case, batch) for batch in batches for case in batch.cases if isinstance(case.patch, str)]
         measured.resting.update({case: batch for case, batch in ends if case not in made})
         with tqdm(total=sum(len(batch.cases) for batch in todo), desc=f"localizing {self.name}", unit="image", disable=self.quiet) as bar:
             for batch in todo:
@@ -150,7 +150,7 @@ class Study:
                 bar.update(len(batch.cases))
         return measured
 
-    def _cut(self, sweep: Sweep, group: Group, measured: Measured) -> Iterator[_Batch]:
+    def _cut(self, sweep: Sweep, group: RunBatch, measured: Measured) -> Iterator[_Batch]:
         """The batches of a group's cases that were not measured before.
 
         Where a ledger is kept, what shares are measured against has batches of its own: it alone may be made again.
@@ -158,33 +158,33 @@ class Study:
         cases = [case for case in group.rows if group.always or case not in measured.scores or self._is_wanted(case, measured)]
         size = max(1, sweep.batch_size - len(group.lead))
         apart = isinstance(self.metric, Share) and not group.lead and self.ledger.is_kept
-        ends = [case for case in cases if isinstance(case.probe, str)] if apart else []
+        ends = [case for case in cases if isinstance(case.patch, str)] if apart else []
         for part in (ends, [case for case in cases if case not in ends]):
             yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
 
     def _wanted(self, batch: _Batch, measured: Measured) -> _Batch:
         """What of a batch is to be made: of one that holds what shares are measured against, all or nothing."""
         cases = tuple(case for case in batch.cases if self._is_needed(case, batch, measured))
-        ends = isinstance(self.metric, Share) and any(isinstance(case.probe, str) for case in batch.cases)
+        ends = isinstance(self.metric, Share) and any(isinstance(case.patch, str) for case in batch.cases)
         return batch if cases and ends else _Batch(batch.group, cases)
 
-    def _is_wanted(self, case: Case, measured: Measured) -> bool:
-        """Whether a case's picture is still to be made for the contact sheet."""
-        return self.keeps(case) and case not in measured.pictures
+    def _is_wanted(self, case: RunKey, measured: Measured) -> bool:
+        """Whether a case's image is still to be made for the contact sheet."""
+        return self.keeps(case) and case not in measured.images
 
-    def _is_needed(self, case: Case, batch: _Batch, measured: Measured) -> bool:
+    def _is_needed(self, case: RunKey, batch: _Batch, measured: Measured) -> bool:
         return batch.group.always or case not in measured.scores or self._is_wanted(case, measured)
 
     def _ends_of(self, batch: _Batch, measured: Measured) -> list[_Batch]:
         """The batches whose scores were known, but which shares of this one are measured against; each is made once."""
         if not isinstance(self.metric, Share):
             return []
-        ends = [case._replace(probe=end) for case in batch.cases for end in ("base", "goal") if case.probe not in ("base", end)]
-        missing = [end for end in dict.fromkeys(ends) if end.probe not in measured.ends.get((end.pair, end.seed), {})]
+        ends = [case._replace(patch=end) for case in batch.cases for end in ("source", "target") if case.patch not in ("source", end)]
+        missing = [end for end in dict.fromkeys(ends) if end.patch not in measured.ends.get((end.pair, end.seed), {})]
         return list(dict.fromkeys(measured.resting[end] for end in missing if end in measured.resting))
 
-    def _make(self, sweep: Sweep, batch: _Batch, measured: Measured, keys: Mapping[Case, str]) -> None:
-        """Makes a batch, and keeps the scores that are new and the pictures of the contact sheet."""
+    def _make(self, sweep: Sweep, batch: _Batch, measured: Measured, keys: Mapping[RunKey, str]) -> None:
+        """Makes a batch, and keeps the scores that are new and the images of the contact sheet."""
         group, rest = batch.group, iter(batch.cases)
         for rows, made in sweep.run([group.rows[case] for case in batch.cases], group.enter, group.lead):
             cases = list(itertools.islice(rest, len(rows)))
@@ -193,36 +193,36 @@ class Study:
             self.ledger.add({keys[case]: {self.metric.name: score} for case, score in scores.items()})
             measured.scores.update(scores)
             kept = [number for number, case in enumerate(cases) if self.keeps(case)]
-            pictures = sweep.pictures([made[number] for number in kept]) if kept else []
-            measured.pictures.update(zip([cases[number] for number in kept], pictures, strict=True))
+            images = sweep.images([made[number] for number in kept]) if kept else []
+            measured.images.update(zip([cases[number] for number in kept], images, strict=True))
 
     def warn_of_no_change(self, effects: Effects) -> None:
-        """Warns where the goal is not told apart from the base, so that scores mean nothing."""
+        """Warns where the target is not told apart from the source, so that scores mean nothing."""
         if not effects.is_moved():
             warnings.warn(
-                f"the full change hardly moves {self.metric!r} ({effects.full_mean():.3f} on average), so no layer can be "
+                f"the total effect hardly moves {self.metric!r} ({effects.total_mean():.3f} on average), so no layer can be "
                 "found by it; choose another metric, other prompts or more seeds",
                 UserWarning,
                 stacklevel=2,
             )
 
-    def _key(self, case: Case, method: str) -> str:
-        return key_of(self.origin, self.name, method, str(case.probe), *self.pairs[case.pair], case.seed)
+    def _key(self, case: RunKey, method: str) -> str:
+        return key_of(self.origin, self.name, method, str(case.patch), *self.pairs[case.pair], case.seed)
 
-    def _score(self, sweep: Sweep, batch: Sequence[Case], made: Sequence[Any], ends: Ends) -> dict[Case, float]:
+    def _score(self, sweep: Sweep, batch: Sequence[RunKey], made: Sequence[Any], ends: Ends) -> dict[RunKey, float]:
         if not isinstance(self.metric, Share):
-            scores = self.metric(sweep.pictures(made), [self.pairs[case.pair].present for case in batch])
+            scores = self.metric(sweep.images(made), [self.pairs[case.pair].present for case in batch])
             return dict(zip(batch, map(float, scores), strict=True))
         found = {}
         for case, each in zip(batch, made, strict=True):
             known = ends.setdefault((case.pair, case.seed), {})
-            if isinstance(case.probe, str):
-                known[case.probe] = each
-            found[case] = 0.0 if case.probe == "base" else self.metric(each, known["base"], known["goal"])
+            if isinstance(case.patch, str):
+                known[case.patch] = each
+            found[case] = 0.0 if case.patch == "source" else self.metric(each, known["source"], known["target"])
         return found
 
 
-#: By pair and seed the "base" and the "goal" that were made.
+#: By pair and seed the "source" and the "target" that were made.
 Ends = dict[tuple[int, int], dict[str, Any]]
 
 
@@ -232,38 +232,40 @@ class Measured:
 
     Attributes:
         scores: of the cases that were run.
-        pictures: those that the contact sheet shows.
+        images: those that the contact sheet shows.
         ends: what shares are measured against.
-        resting: by "base" and "goal" whose scores the ledger held, the batches that were not made for that reason.
+        resting: by "source" and "target" whose scores the ledger held, the batches that were not made for that reason.
     """
 
-    scores: dict[Case, float] = field(default_factory=dict)
-    pictures: dict[Case, Image] = field(default_factory=dict)
+    scores: dict[RunKey, float] = field(default_factory=dict)
+    images: dict[RunKey, Image] = field(default_factory=dict)
     ends: Ends = field(default_factory=dict)
-    resting: dict[Case, _Batch] = field(default_factory=dict)
+    resting: dict[RunKey, _Batch] = field(default_factory=dict)
 
-    def effects(self, study: Study, probes: Sequence[Probe], *, relative: bool) -> Effects:
-        """How far each probe moved the metric from the base towards the goal; the direction comes from these two."""
-        base, goal = (self._table(study, [end])[0] for end in ("base", "goal"))
-        change = float(np.nanmean(goal - base)) if not np.isnan(goal - base).all() else math.nan
+    def effects(self, experiment: Experiment, patches: Sequence[Patch], *, relative: bool) -> Effects:
+        """How far each patch moved the metric from the source towards the target; the direction comes from these two."""
+        source, target = (self._table(experiment, [end])[0] for end in ("source", "target"))
+        change = float(np.nanmean(target - source)) if not np.isnan(target - source).all() else math.nan
         sign = -1.0 if change < 0 else 1.0
-        values = torch.from_numpy(sign * (self._table(study, probes) - base))
-        prompts = tuple(pair.present for pair in study.pairs)
-        return Effects(tuple(probes), prompts, study.seeds, values, torch.from_numpy(sign * (goal - base)), relative)
+        values = torch.from_numpy(sign * (self._table(experiment, patches) - source))
+        prompts = tuple(pair.present for pair in experiment.pairs)
+        return Effects(tuple(patches), prompts, experiment.seeds, values, torch.from_numpy(sign * (target - source)), relative)
 
-    def sheet(self, study: Study, probes: Sequence[Probe]) -> dict[str, Any]:
+    def sheet(self, experiment: Experiment, patches: Sequence[Patch]) -> dict[str, Any]:
         """The contact sheet's fields of `LayerScores`: one row a prompt, one column a run."""
-        columns: tuple[Probe | str, ...] = ("base", *probes, "goal")
-        every = ([self.pictures.get(Case(column, *place)) for column in columns] for place in study.sheet_places)
-        rows = [[picture for picture in row if picture] for row in itertools.takewhile(all, every)]
+        columns: tuple[Patch | str, ...] = ("source", *patches, "target")
+        every = ([self.images.get(RunKey(column, *image_key)) for column in columns] for image_key in experiment.sheet_keys)
+        rows = [[image for image in row if image] for row in itertools.takewhile(all, every)]
         if not rows:
             return {}
-        prompts = tuple(study.pairs[pair].present for pair, _ in study.sheet_places[: len(rows)])
+        prompts = tuple(experiment.pairs[pair].present for pair, _ in experiment.sheet_keys[: len(rows)])
         return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows), "sheet_prompts": prompts}
 
-    def _table(self, study: Study, probes: Sequence[Probe | str]) -> np.ndarray:
-        """[probe, prompt, seed]."""
-        shape = (len(study.pairs), len(study.seeds), len(probes))
+    def _table(self, experiment: Experiment, patches: Sequence[Patch | str]) -> np.ndarray:
+        """[patch, prompt, seed]."""
+        shape = (len(experiment.pairs), len(experiment.seeds), len(patches))
         return (
-            np.array([self.scores.get(case, math.nan) for case in study.cases(probes)], dtype=np.float64).reshape(shape).transpose(2, 0, 1)
+            np.array([self.scores.get(case, math.nan) for case in experiment.cases(patches)], dtype=np.float64)
+            .reshape(shape)
+            .transpose(2, 0, 1)
         )

@@ -62,7 +62,7 @@ def score_line(key: str, scores: Scores, attempt: int = 0) -> bytes:
 
 def cost_line(run: str, part: str, cost: Cost) -> bytes:
     """The line of what a part of a run has cost, always of one length."""
-    line = _ENCODER.encode(_Spent(run, part, (cost.rows, cost.seconds, cost.peak_bytes), _check_cost(run, part, cost)))
+    line = _ENCODER.encode(_Spent(run, part, (cost.nfe, cost.seconds, cost.peak_bytes), _check_cost(run, part, cost)))
     return line.ljust(_COST_WIDTH - 1) + b"\n"
 
 
@@ -159,7 +159,7 @@ class Lines:
         if spent.check != _check_cost(spent.run, spent.part, cost):
             return False
         parts = self.parts.setdefault(spent.run, {})
-        parts[spent.part] = max(cost, parts.get(spent.part, cost), key=lambda each: each.rows)
+        parts[spent.part] = max(cost, parts.get(spent.part, cost), key=lambda each: each.nfe)
         return True
 
 
@@ -173,7 +173,7 @@ def _check_scores(key: str, scores: Scores, attempt: int) -> str:
 
 
 def _check_cost(run: str, part: str, cost: Cost) -> str:
-    return _checksum([run, part, float(cost.rows).hex(), float(cost.seconds).hex(), cost.peak_bytes])
+    return _checksum([run, part, float(cost.nfe).hex(), float(cost.seconds).hex(), cost.peak_bytes])
 
 
 def _checksum(values: object) -> str:

@@ -1,6 +1,6 @@
-"""Forcing: single calls of the denoiser on what it read in a run that was made before, with prompts changed at chosen sites.
+"""TeacherForcing: single calls of the denoiser on what it read in a run that was made before, with prompts changed at chosen sites.
 
-A forced call answers what a change does to the next prediction, not to the picture, and needs no run of its own. Rows that
+A forced call answers what a change does to the next prediction, not to the image, and needs no run of its own. Rows that
 are changed late in the network are equal until then: they branch off from the row they come from where they begin to differ.
 """
 
@@ -23,12 +23,12 @@ from neuroscope.core.intervention import Intervention
 from neuroscope.pipeline.families import END, uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.steps import Moment
+from neuroscope.pipeline.steps import StepState
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """One call of the denoiser inside a run, of one picture's row that carries the prompt.
+class StepInput:
+    """One call of the denoiser inside a run, of one image's row that carries the prompt.
 
     Attributes:
         step: the denoising step, counted from 0.
@@ -48,8 +48,8 @@ Steps = Collection[int] | Collection[float] | int | None
 
 
 @contextmanager
-def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> Iterator[list[list[Frame]]]:
-    """Keeps the frames of runs made inside the block: for each chosen step one frame a picture, in the run's order.
+def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> Iterator[list[list[StepInput]]]:
+    """Keeps the frames of runs made inside the block: for each chosen step one frame an image, in the run's order.
 
     Args:
         graph: the model.
@@ -58,10 +58,10 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
             first is kept.
         cut: end the run after the last of them. The block ends with it, and what it was to make is not made.
     """
-    found: list[list[Frame]] = []
+    found: list[list[StepInput]] = []
     signature = inspect.signature(uncompiled(graph.denoiser).forward)
 
-    def keep(call: Moment, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def keep(call: StepState, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         again = found and found[-1][0].step == call.step
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
@@ -69,7 +69,7 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
         rows = len(inputs["sample"])
         carrying = (call.layout or PLAIN).carrying(rows)
         noise = graph.family.noise(output[0])
-        found.append([Frame(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
+        found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
         if cut and call.step == max(chosen):
             raise _Enough
 
@@ -103,7 +103,7 @@ def _chosen_steps(steps: Steps, count: int) -> Collection[int]:
     return {int(each * count) if isinstance(each, float) else each for each in steps}
 
 
-class Forcing:
+class TeacherForcing:
     """Makes forced calls of a graph's denoiser and counts them.
 
     Attributes:
@@ -115,7 +115,7 @@ class Forcing:
         self.rows = 0.0
 
     @torch.no_grad()
-    def predict(self, frame: Frame, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
+    def predict(self, frame: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
         """The noise that the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
         denoiser = uncompiled(self.graph.denoiser)
         shares = {_AT_ONCE: 1.0, **self.graph.stage_shares(frame.inputs)}

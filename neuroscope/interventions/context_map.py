@@ -32,7 +32,7 @@ class EditReport:
         residual: how far the edited vectors remain from their targets, as a share of the way.
         outside: the largest move of inputs outside the span of all these vectors, relative to their length: 0 up to rounding.
         preserved: the largest move of the vectors that were asked to stay, relative to their length.
-        bystanders: the mean move of the targets themselves, prompts without the concept, relative to their length.
+        unrelated: the mean move of the targets themselves, prompts without the concept, relative to their length.
 
     Raises:
         InvalidInput: a figure that is negative or not finite.
@@ -46,12 +46,12 @@ class EditReport:
     residual: float
     outside: float
     preserved: float
-    bystanders: float
+    unrelated: float
 
     def __post_init__(self) -> None:
         for name in ("keys", "kept", "rank"):
             whole(f"the report's {name}", getattr(self, name), least=0)
-        for name in ("penalty", "condition", "residual", "outside", "preserved", "bystanders"):
+        for name in ("penalty", "condition", "residual", "outside", "preserved", "unrelated"):
             finite(f"the report's {name}", getattr(self, name), least=0)
 
     @classmethod
@@ -61,9 +61,9 @@ class EditReport:
         return cls(*figures)
 
     def __str__(self) -> str:
-        posed = f"{self.keys} keys, {self.kept} kept, rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
-        moves = f"outside the span {self.outside:.1%}, preserved {self.preserved:.1%}, bystanders {self.bystanders:.1%}"
-        return f"{posed}; remaining way {self.residual:.1%}; moves: {moves}"
+        posed = f"{self.keys} edited tokens, {self.kept} preserved; rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
+        effects = f"preserved prompts {self.preserved:.1%}, unrelated prompts {self.unrelated:.1%}, outside the span {self.outside:.1%}"
+        return f"{posed}; residual {self.residual:.1%}; side effects: {effects}"
 
 
 @dataclass(frozen=True)

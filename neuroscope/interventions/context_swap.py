@@ -123,7 +123,7 @@ class ContextSwap(Intervention):
         return self.neurons is None
 
     @property
-    def alike_in_layer(self) -> bool:
+    def same_input_for_layer(self) -> bool:
         """See `Intervention`: keys and values read the same of the other prompt."""
         return True
 

@@ -17,7 +17,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
-from neuroscope.generation.experiment import Pair, Study
+from neuroscope.generation.experiment import Experiment, Pair
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
 from neuroscope.generation.ledger import Ledger
@@ -40,7 +40,7 @@ class Localization(abc.ABC, Generic[Found]):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @abc.abstractmethod
-    def __call__(self, study: Study) -> Found:
+    def __call__(self, experiment: Experiment) -> Found:
         """The layers' or neurons' scores."""
 
 
@@ -58,20 +58,20 @@ def localize(
     quiet: bool = False,
     **generation: Any,
 ) -> Found:
-    """Scores each layer (or, by some methods, each neuron) by how much it controls a concept in generated pictures.
+    """Scores each layer (or, by some methods, each neuron) by how much it controls a concept in generated images.
 
     Args:
         graph: the model.
         concept: pairs of prompts with the concept and without it (or, for facts, with the new answer).
         method: such as `LocoGen()` or `CausalTracing()`.
         metric: what to measure, such as `ClipScore("the style of Van Gogh")`, or `LatentShare()` and `ImageShare()`, which
-            need no scorer. Whether it should fall or rise is read off the full change, so that higher scores always mean
+            need no scorer. Whether it should fall or rise is read off the total effect, so that higher scores always mean
             more control.
         seeds: seeds of the initial noise, the same for every prompt.
         pairs: how many of the concept's pairs to use, evenly spaced; all where there are fewer, or for None.
-        keep_images: for how many prompts the first seed's pictures go to the contact sheet, `LayerScores.images`.
-        batch_size: pictures at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished picture's score; a run that was stopped goes on from it.
+        keep_images: for how many prompts the first seed's images go to the contact sheet, `LayerScores.images`.
+        batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
+        output: a JSON-lines file that keeps each finished image's score; a run that was stopped goes on from it.
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
@@ -95,7 +95,7 @@ def localize(
     bound = metric if isinstance(metric, Share) else bind(metric, graph)
     made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
     with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
-        study = Study(
+        experiment = Experiment(
             graph=graph,
             name=concept.name,
             pairs=_chosen(concept, pairs),
@@ -108,21 +108,21 @@ def localize(
             keep_images=keep_images,
             quiet=quiet,
         )
-        return _with_all_costs(study, method) if output else method(study)
+        return _with_all_costs(experiment, method) if output else method(experiment)
 
 
-def _with_all_costs(study: Study, method: Localization[Found]) -> Found:
+def _with_all_costs(experiment: Experiment, method: Localization[Found]) -> Found:
     """What a method finds, with the cost of all parts of a run that was stopped and went on.
 
     The denoiser's rows are kept call by call, so that those of a killed part count; forced rows when the method is done.
     """
-    run = key_of(study.origin, study.name, method_key(method), [list(pair) for pair in study.pairs], list(study.seeds))
-    with metered(study.graph.denoiser, lambda cost: study.ledger.spend(run, cost)):
-        found = method(study)
-    before, cost = study.ledger.spent(run), found.cost or Cost()
-    if not cost.rows and before.rows:
+    run = key_of(experiment.origin, experiment.name, method_key(method), [list(pair) for pair in experiment.pairs], list(experiment.seeds))
+    with metered(experiment.graph.denoiser, lambda cost: experiment.ledger.spend(run, cost)):
+        found = method(experiment)
+    before, cost = experiment.ledger.spent(run), found.cost or Cost()
+    if not cost.nfe and before.nfe:
         return replace(found, cost=before)
-    study.ledger.spend(run, cost)
+    experiment.ledger.spend(run, cost)
     return replace(found, cost=before + cost)
 
 

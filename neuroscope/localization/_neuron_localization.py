@@ -15,7 +15,7 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
-from neuroscope.generation.experiment import Study
+from neuroscope.generation.experiment import Experiment
 from neuroscope.localization._localization import Localization
 
 
@@ -33,22 +33,22 @@ class NeuronLocalization(Localization[NeuronScores]):
     roles: str | tuple[str, ...]
 
     @abc.abstractmethod
-    def __call__(self, study: Study) -> NeuronScores:
+    def __call__(self, experiment: Experiment) -> NeuronScores:
         """The neurons' scores."""
 
-    def sites(self, study: Study) -> Sites:
+    def sites(self, experiment: Experiment) -> Sites:
         """The sites whose neurons are scored.
 
         Raises:
             InvalidInput: a layer that the model lacks.
         """
-        return study.graph.sites.where(layer=self.layers, role=self.roles)
+        return experiment.graph.sites.where(layer=self.layers, role=self.roles)
 
-    def scores(self, study: Study, sites: Sites, scores: Float[Tensor, "neuron"]) -> NeuronScores:
+    def scores(self, experiment: Experiment, sites: Sites, scores: Float[Tensor, "neuron"]) -> NeuronScores:
         """The scores of all sites' neurons, given one after the other."""
         split = scores.to(torch.float64).split([site.width for site in sites])
         by_path = dict(zip(sites.paths, split, strict=True))
-        return NeuronScores(sites, by_path, two_sided=self.two_sided, provenance=study.provenance(self))
+        return NeuronScores(sites, by_path, two_sided=self.two_sided, provenance=experiment.provenance(self))
 
 
 def normal_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
@@ -70,6 +70,6 @@ def single(sites: Sites, number: int) -> Neurons:
     raise IndexError(number)
 
 
-def alone(study: Study) -> Study:
-    """A study of the first picture: the first pair and seed, without a contact sheet."""
-    return replace(study, pairs=study.pairs[:1], seeds=study.seeds[:1], keep_images=0)
+def alone(experiment: Experiment) -> Experiment:
+    """An experiment of the first image: the first pair and seed, without a contact sheet."""
+    return replace(experiment, pairs=experiment.pairs[:1], seeds=experiment.seeds[:1], keep_images=0)

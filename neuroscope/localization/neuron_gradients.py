@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuroscope.attribution.captum_attribution import KINDS, Kind, attribute
-from neuroscope.attribution.patching_metric import Way
+from neuroscope.attribution.patching_metric import PatchingMetric
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
@@ -24,10 +24,10 @@ from neuroscope.core.quality import Cost, Fidelity
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.generation.experiment import Study
+from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, keeping
-from neuroscope.generation.teacher_forcing import Frame
+from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.localization._neuron_localization import NeuronLocalization, alone, normal_layers, single
 from neuroscope.localization.neuron_ablation import NeuronAblation
 from neuroscope.localization.screening.screen import check_fits
@@ -41,9 +41,9 @@ class NeuronGradient(NeuronLocalization):
     """Attribution of single predictions to all keys' and values' neurons, by gradients (with captum).
 
     One run of each prompt and seed is followed; at a few of its steps, what is attributed is how far the prediction goes
-    towards the one of the prompt without the concept (see `Way`). A neuron's score is its part of that share, summed over tokens and
-    averaged over steps, prompts and seeds: of "integrated" and "conductance", all neurons' parts add up to what the
-    chosen sites do together (completeness). What a neuron does to one prediction need not be what it does to a picture: see
+    towards the one of the prompt without the concept (see `PatchingMetric`). A neuron's score is its part of that share,
+    summed over tokens and averaged over steps, prompts and seeds: of "integrated" and "conductance", all neurons' parts add up to what the
+    chosen sites do together (completeness). What a neuron does to one prediction need not be what it does to an image: see
     `NeuronScores.fidelity`.
 
     Rows of the denoiser are counted as ever, and a row's backward pass as two rows more.
@@ -58,7 +58,7 @@ class NeuronGradient(NeuronLocalization):
         roles: of "key" and "value" sites, or of one of them.
         steps: at how many steps of the schedule, in the middle of as many equal parts.
         samples: at how many points of the way the gradient is taken ("integrated"), or in how many steps ("conductance").
-        fidelity: for how many neurons the exact effect on the first prompt and seed is measured too, in pictures and by the study's
+        fidelity: for how many neurons the exact effect on the first prompt and seed is measured too, in images and by the experiment's
             metric, as `NeuronAblation` does; half of them at random from the ranking's top quarter, half from the rest. 0 for none.
 
     Raises:
@@ -84,52 +84,56 @@ class NeuronGradient(NeuronLocalization):
         if self.fidelity and self.fidelity < _FEWEST:
             raise InvalidInput(f"fidelity={self.fidelity} neurons make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
-    def __call__(self, study: Study) -> NeuronScores:
+    def __call__(self, experiment: Experiment) -> NeuronScores:
         """See `Localization`."""
-        sites = self.sites(study)
-        check_fits(study, self, sites.neuron_count, "neurons")
-        with metered(study.graph.denoiser) as meter:
-            looks = list(self._looks(study, sites))
+        sites = self.sites(experiment)
+        check_fits(experiment, self, sites.neuron_count, "neurons")
+        with metered(experiment.graph.denoiser) as meter:
+            looks = list(self._looks(experiment, sites))
             known = [look.parts for look in looks if not look.parts.isnan().any()]
             scores = torch.stack(known).mean(dim=0) if known else torch.zeros(sites.neuron_count, dtype=torch.float64)
-            fidelity = self._checked(study, sites, scores, looks[0].parts) if self.fidelity else None
-            cost = meter.cost + Cost(rows=2 * sum(look.differentiated for look in looks))
+            fidelity = self._checked(experiment, sites, scores, looks[0].parts) if self.fidelity else None
+            cost = meter.cost + Cost(nfe=2 * sum(look.differentiated for look in looks))
         self._warn(looks)
-        return replace(self.scores(study, sites, scores), fidelity=fidelity, cost=cost)
+        return replace(self.scores(experiment, sites, scores), fidelity=fidelity, cost=cost)
 
-    def _looks(self, study: Study, sites: Sites) -> Iterator[_Look]:
-        """What is seen in each picture, after a run of its own for each; runs share batches."""
+    def _looks(self, experiment: Experiment, sites: Sites) -> Iterator[_Look]:
+        """What is seen in each image, after a run of its own for each; runs share batches."""
         sweep = Sweep(
-            study.graph, [text for pair in study.pairs for text in pair], study.generation, batch_size=study.batch_size, space="latent"
+            experiment.graph,
+            [text for pair in experiment.pairs for text in pair],
+            experiment.generation,
+            batch_size=experiment.batch_size,
+            space="latent",
         )
-        kept: list[tuple[Frame, ...]] = []
-        pairs = [pair for pair in study.pairs for _ in study.seeds]
-        rows = [Row(pair.present, seed) for pair in study.pairs for seed in study.seeds]
-        with tqdm(total=len(rows), desc=f"attributing {study.name}", unit="image", disable=study.quiet) as bar:
-            for batch, _ in sweep.run(rows, partial(keeping, study.graph, self.steps, kept, cut=True)):
+        kept: list[tuple[StepInput, ...]] = []
+        pairs = [pair for pair in experiment.pairs for _ in experiment.seeds]
+        rows = [Row(pair.present, seed) for pair in experiment.pairs for seed in experiment.seeds]
+        with tqdm(total=len(rows), desc=f"attributing {experiment.name}", unit="image", disable=experiment.quiet) as bar:
+            for batch, _ in sweep.run(rows, partial(keeping, experiment.graph, self.steps, kept, cut=True)):
                 frames, kept[:] = list(kept), []
                 for each in frames:
-                    yield self._look(study, sites, each, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)
+                    yield self._look(experiment, sites, each, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)
                 bar.update(len(batch))
 
-    def _look(self, study: Study, sites: Sites, frames: Sequence[Frame], other: Conditions, batch_size: int) -> _Look:
-        """What is seen in the frames of one picture in which the other prompt changes anything."""
-        modules = [study.graph.module(site) for site in sites]
-        ways = [way for frame in frames if (way := Way(study.graph, frame, other, sites.paths)).length]
+    def _look(self, experiment: Experiment, sites: Sites, frames: Sequence[StepInput], other: Conditions, batch_size: int) -> _Look:
+        """What is seen in the frames of one image in which the other prompt changes anything."""
+        modules = [experiment.graph.module(site) for site in sites]
+        ways = [way for frame in frames if (way := PatchingMetric(experiment.graph, frame, other, sites.paths)).length]
         parts = [attribute(way, modules, self.kind, self.samples, batch_size) for way in ways]
         if not parts:
             return _Look(torch.full((sites.neuron_count,), math.nan, dtype=torch.float64), 0.0, 0)
         gap = float(np.mean([part.sum().item() - way.end for part, way in zip(parts, ways, strict=True)]))
         return _Look(torch.stack(parts).mean(dim=0), gap, sum(way.differentiated for way in ways))
 
-    def _checked(self, study: Study, sites: Sites, scores: Tensor, parts: Tensor) -> Fidelity:
-        """Of a sample of neurons the parts in the first picture, against their exact effects there."""
+    def _checked(self, experiment: Experiment, sites: Sites, scores: Tensor, parts: Tensor) -> Fidelity:
+        """Of a sample of neurons the parts in the first image, against their exact effects there."""
         order, rng = scores.argsort(descending=True, stable=True).numpy(), np.random.default_rng(0)
         count = min(self.fidelity, len(order))
         top, rest = np.split(order, [max(1, len(order) // 4)])
         strong = rng.choice(top, min(-(-count // 2), len(top)), replace=False)
         chosen = np.sort(np.concatenate([strong, rng.choice(rest, min(count - len(strong), len(rest)), replace=False)]))
-        exact = NeuronAblation().measure(alone(study), [single(sites, int(number)) for number in chosen]).means()
+        exact = NeuronAblation().measure(alone(experiment), [single(sites, int(number)) for number in chosen]).means()
         return Fidelity.between(parts[chosen].nan_to_num().numpy(), exact, "random neurons, half of them from the top quarter")
 
     def _warn(self, looks: Sequence[_Look]) -> None:
@@ -144,7 +148,7 @@ class NeuronGradient(NeuronLocalization):
 
 
 class _Look(NamedTuple):
-    """What was seen in one picture: the neurons' parts, how far their sum is from the whole, and the rows with gradients."""
+    """What was seen in one image: the neurons' parts, how far their sum is from the whole, and the rows with gradients."""
 
     parts: Float[Tensor, "neuron"]
     gap: float

@@ -27,26 +27,26 @@ _ROUNDING = {"latent": 1e-5, "image": 1e-3}
 class LatentShare:
     """How far a run's final latent moved along the way from the unchanged run to the full swap: a projection, 0 to 1.
 
-    Needs no scorer. `localize` gives it the three runs of each picture.
+    Needs no scorer. `localize` gives it the three runs of each image.
     """
 
     name: ClassVar[str] = "latent share"
     space: ClassVar[Space] = "latent"
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
-        """The share of one picture; NaN where the full swap changes nothing."""
+        """The share of one image; NaN where the full swap changes nothing."""
         return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)
 class ImageShare:
-    """As `LatentShare`, between the pictures' pixels."""
+    """As `LatentShare`, between the images' pixels."""
 
     name: ClassVar[str] = "image share"
     space: ClassVar[Space] = "image"
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
-        """The share of one picture; NaN where the full swap changes nothing."""
+        """The share of one image; NaN where the full swap changes nothing."""
         return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
 
 
@@ -75,7 +75,7 @@ class Flipped:
         return f"flipped from {self.from_share:.0%}"
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
-        """1 or 0 for one picture; NaN where the full swap changes nothing."""
+        """1 or 0 for one image; NaN where the full swap changes nothing."""
         share = LatentShare()(run, source, target)
         return share if math.isnan(share) else float(share >= self.from_share)
 

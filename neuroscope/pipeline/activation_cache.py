@@ -12,7 +12,7 @@ from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Sites
 
 
-class Captured:
+class ActivationCache:
     """Raw activations, kept in the order of the calls.
 
     `captured[path]` is a tensor [call, row, token, neuron], of pooled text [call, row, neuron]; `select` picks steps,
@@ -24,7 +24,7 @@ class Captured:
         self._kept: dict[str, list[tuple[Call, Tensor]]] = {path: [] for path in sites.paths}
 
     def __repr__(self) -> str:
-        return f"Captured({len(self.sites)} sites, {max(map(len, self._kept.values()), default=0)} calls each)"
+        return f"ActivationCache({len(self.sites)} sites, {max(map(len, self._kept.values()), default=0)} calls each)"
 
     def __getitem__(self, path: str) -> Float[Tensor, "call row *token neuron"]:
         return self.select(path)

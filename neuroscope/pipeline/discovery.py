@@ -1,4 +1,4 @@
-"""Finding a denoiser's sites and places by watching one run: order comes from what ran, never from names.
+"""Finding a denoiser's sites and components by watching one run: order comes from what ran, never from names.
 
 What runs is a twin on the meta device, made from the denoiser's config: no weight is read, and no live module is hooked,
 so that offloaded, quantised or compiled models are found as they are.
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel
-from neuroscope.core.sites import Place, Site, Sites
+from neuroscope.core.sites import Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
 
 _DEEPEST = 1000  # layers of a block
@@ -173,16 +173,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def find_places(family: Family, denoiser: Any) -> tuple[Place, ...]:
+def find_components(family: Family, denoiser: Any) -> tuple[Component, ...]:
     """The components that causal tracing restores, in execution order; each kind is numbered from 0."""
     twin = _twin(denoiser)
-    found = {path: kind for path, _ in twin.named_modules() for kind, pattern in family.places.items() if pattern.fullmatch(path)}
+    found = {path: kind for path, _ in twin.named_modules() for kind, pattern in family.components.items() if pattern.fullmatch(path)}
     order: list[str] = []
     for path in found:
         twin.get_submodule(path).register_forward_hook(lambda *_, path=path: order.append(path))
     _run(family, twin)
     numbered = [(path, found[path], sum(found[each] == found[path] for each in order[:index])) for index, path in enumerate(order)]
-    return tuple(Place(f"{family.component}.{path}", kind, number, family.block_name(path)) for path, kind, number in numbered)
+    return tuple(Component(f"{family.component}.{path}", kind, number, family.block_name(path)) for path, kind, number in numbered)
 
 
 def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> dict[str, float]:

@@ -20,17 +20,17 @@ from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import InvalidInput, SiteNeverRan, SiteRanUnevenly, UnknownSite, UnsupportedModel, closest
 from neuroscope.core.intervention import Call, Intervention, ModelSpec
-from neuroscope.core.sites import TEXT_ROLES, Place, Site, Sites
+from neuroscope.core.sites import TEXT_ROLES, Component, Site, Sites
 from neuroscope.core.tokens import warn_of_lost_words
-from neuroscope.pipeline.activation_cache import Captured
+from neuroscope.pipeline.activation_cache import ActivationCache
 from neuroscope.pipeline.block import block
-from neuroscope.pipeline.discovery import find_places, find_sites, readers_beside, row_bytes, stage_shares
+from neuroscope.pipeline.discovery import find_components, find_sites, readers_beside, row_bytes, stage_shares
 from neuroscope.pipeline.eager import running_eagerly
 from neuroscope.pipeline.families import Family, SitePattern, encode_without_run, family_of, is_compiled, split_encoded, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import Change, Images, Shared, act, change_input, rewire
-from neuroscope.pipeline.steps import Bind, Clock, Moment
+from neuroscope.pipeline.hooks import BoundIntervention, CachedInput, Images, apply_changes, change_input, rewire
+from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.weights import read_effective_weight
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class HookGraph:
         return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts})"
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def components(self) -> tuple[Component, ...]:
         """The components that causal tracing restores, in execution order."""
-        return find_places(self.family, self.denoiser)
+        return find_components(self.family, self.denoiser)
 
     @cached_property
     def readers_beside(self) -> tuple[str, ...]:
@@ -231,7 +231,7 @@ class HookGraph:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
-        """The pictures of final latents (or final pixels, of a model without an autoencoder), one at a time to spare the memory."""
+        """The images of final latents (or final pixels, of a model without an autoencoder), one at a time to spare the memory."""
         if not self.has_latents:
             return self.pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
         scaled = latents / self.pipe.vae.config.scaling_factor
@@ -244,7 +244,7 @@ class HookGraph:
         return getattr(self.pipe, "vae", None) is not None
 
     def row_bytes(self, height: int | None = None, width: int | None = None) -> int:
-        """An upper bound of the memory that one denoiser row takes for pictures of a size in pixels, by default the model's."""
+        """An upper bound of the memory that one denoiser row takes for images of a size in pixels, by default the model's."""
         scale, size = self.pipe.vae_scale_factor if self.has_latents else 1, int(self.denoiser.config.sample_size)
         latents = (height // scale if height else size, width // scale if width else size)
         if latents not in self._row_bytes:
@@ -292,7 +292,7 @@ class HookGraph:
             yield self
 
     @block
-    def watch(self, keep: Callable[[Moment, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
+    def watch(self, keep: Callable[[StepState, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
         """Calls `keep(moment, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
 
         def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -305,7 +305,7 @@ class HookGraph:
 
     @block
     def rewire(self, changes: Mapping[str, Callable[[Tensor, BatchLayout], Tensor]]) -> Iterator[Self]:
-        """Replaces the outputs of whole components (see `places`) while the block runs.
+        """Replaces the outputs of whole components (see `components`) while the block runs.
 
         Args:
             changes: by path, a function of the component's output and of the batch's layout.
@@ -314,9 +314,9 @@ class HookGraph:
             UnknownSite: the model has no such component.
             SiteNeverRan: on leaving, a component had not run.
         """
-        known = [place.path for place in self.places]
+        known = [component.path for component in self.components]
         if unknown := [path for path in changes if path not in known]:
-            raise UnknownSite(f"the model has no component {unknown[0]}{closest(unknown[0], known) or ';'} `graph.places` lists all")
+            raise UnknownSite(f"the model has no component {unknown[0]}{closest(unknown[0], known) or ';'} `graph.components` lists all")
         ran: Counter[str] = Counter()
         with ExitStack() as stack:
             clock = self._start_clock(stack)
@@ -328,14 +328,14 @@ class HookGraph:
         self._expect_runs(list(changes), ran, clock)
 
     @block
-    def capture(self, sites: Iterable[Site] | None = None) -> Iterator[Captured]:
+    def capture(self, sites: Iterable[Site] | None = None) -> Iterator[ActivationCache]:
         """Keeps raw activations of sites (by default all) of every call inside the block, on the CPU.
 
         Raises:
             UnknownSite: the model has no such site.
             SiteNeverRan: on leaving, a site had not run.
         """
-        captured = Captured(self.sites if sites is None else self._chosen(sites))
+        captured = ActivationCache(self.sites if sites is None else self._chosen(sites))
         with self.observe(captured.sites, captured.keep):
             yield captured
 
@@ -405,22 +405,22 @@ class HookGraph:
             each.check(self.spec)
         ran: Counter[str] = Counter()
         acted: set[int] = set()
-        shared: dict[tuple, Shared] = {}
+        shared: dict[tuple, CachedInput] = {}
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
                 counts = [ran, Counter()]  # a site may be hooked on both sides of its module, and counts once
                 for before in (True, False):
                     here = [
-                        Change(each, images, batch, acted)
+                        BoundIntervention(each, images, batch, acted)
                         for each, images in changes
                         if site.path in each.paths and (each.changes_input or site.before_module) == before
                     ]
                     if here:
-                        change: Callable[[Tensor, Call], Tensor] = partial(act, here)
-                        if before and all(each.intervention.alike_in_layer for each in here):
+                        change: Callable[[Tensor, Call], Tensor] = partial(apply_changes, here)
+                        if before and all(each.intervention.same_input_for_layer for each in here):
                             key = (site.layer, *((id(each.intervention), each.images) for each in here))
-                            change = shared.setdefault(key, Shared(change, clock))
+                            change = shared.setdefault(key, CachedInput(change, clock))
                             shared[key].readers += 1
                         self._hook(stack, site, clock, counts.pop(0), change, before)
             yield

@@ -18,7 +18,7 @@ from neuroscope.pipeline.steps import Clock
 Images = tuple[int, ...] | None
 
 
-class Change(NamedTuple):
+class BoundIntervention(NamedTuple):
     """An intervention at one site: which images of the batch it changes (None: all), of how many, and a note that it acted."""
 
     intervention: Intervention
@@ -72,14 +72,14 @@ def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(rows, device=device)
 
 
-def act(changes: Sequence[Change], tensor: Tensor, call: Call) -> Tensor:
+def apply_changes(changes: Sequence[BoundIntervention], tensor: Tensor, call: Call) -> Tensor:
     """What a site becomes after all changes, in order."""
     for change in changes:
         tensor = change(tensor, call)
     return tensor
 
 
-class Shared:
+class CachedInput:
     """A change of an input that several sites read in one call of the denoiser: made for the first, and given to the others.
 
     Attributes:

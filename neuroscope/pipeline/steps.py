@@ -14,7 +14,7 @@ from neuroscope.core.sites import Site
 from neuroscope.pipeline.guidance import GuidanceListener
 
 
-class Moment(NamedTuple):
+class StepState(NamedTuple):
     """Where in a run a call of the denoiser lies: see `Call`."""
 
     step: int | None
@@ -43,7 +43,7 @@ class Clock:
     def __init__(self, listener: GuidanceListener, bind: Bind, dtype: Callable[[], torch.dtype]) -> None:
         self.ticks = 0
         self.hooked: dict[str, nn.Module] = {}
-        self.now = Moment(None, None, None)
+        self.now = StepState(None, None, None)
         self._listener = listener
         self._bind = bind
         self._dtype = dtype
@@ -56,11 +56,11 @@ class Clock:
         self._device = given["latents"].device
         run = self._listener.run
         if run is None:
-            self.now = Moment(None, None, None)
+            self.now = StepState(None, None, None)
             return
         timestep = given["timestep"]
         step, steps = run.step(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
-        self.now = Moment(step, steps, run.layout(given["context"]))
+        self.now = StepState(step, steps, run.layout(given["context"]))
 
     def place(self) -> tuple[torch.device | None, torch.dtype]:
         """The device and the number format in which the denoiser computes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """A PNG as a data URI, and its size on the page in CSS pixels."""
 
     data: str
@@ -17,27 +17,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption.
+    """An image with its caption.
 
     Attributes:
-        picture: for wide windows.
+        image: for wide windows.
         alt: what it shows, for those who do not see it.
         caption: what stands under it.
-        narrow: the same, drawn for a phone's width; without it a wide picture scrolls there.
+        narrow: the same, drawn for a phone's width; without it a wide image scrolls there.
     """
 
-    picture: Picture
+    image: EmbeddedImage
     alt: str
     caption: str
-    narrow: Picture | None = None
+    narrow: EmbeddedImage | None = None
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet: named columns, of which one may be marked, and rows of a prompt and its pictures."""
+    """A contact sheet: named columns, of which one may be marked, and rows of a prompt and its images."""
 
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Picture]]]
+    rows: Sequence[tuple[str, Sequence[EmbeddedImage]]]
     caption: str
     marked: int | None = None
 
@@ -51,7 +51,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
+class RunBatch:
     """Rows of a table, with a heading of their own if they have a title."""
 
     rows: Sequence[Sequence[Cell]]
@@ -63,7 +63,7 @@ class Table:
     """A table; a folded one opens on a click."""
 
     columns: Sequence[Cell]
-    groups: Sequence[Group]
+    groups: Sequence[RunBatch]
     caption: str
     folded: bool = False
 

@@ -1,4 +1,4 @@
-"""Plots and pictures as figures of a page."""
+"""Plots and images as figures of a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image, UnidentifiedImageError
 
 from neuroscope.core.errors import InvalidFile
-from neuroscope.report.blocks import Figure, Picture, Sheet
+from neuroscope.report.blocks import EmbeddedImage, Figure, Sheet
 
 #: CSS pixels to an inch of a plot, so that its labels are as large as the page's small print.
 SCALE = 130
@@ -22,7 +22,7 @@ SCALE = 130
 DENSITY = 2
 #: The width of a plot for phones, in inches.
 _NARROW = 2.7
-#: How wide a contact sheet may be, and how wide its pictures, in CSS pixels.
+#: How wide a contact sheet may be, and how wide its images, in CSS pixels.
 _SHEET, _SMALLEST, _LARGEST = 790, 40, 112
 
 
@@ -30,9 +30,9 @@ def drawn(plot: Callable[..., Axes], alt: str, caption: str) -> Figure:
     """A plot as a figure, drawn for wide windows and again for phones; `plot` takes `ax`."""
     ax = plot(ax=None)
     height = _drawing(ax).get_figheight()
-    wide = _picture(ax)
+    wide = _embedded(ax)
     narrow = plt.subplots(figsize=(_NARROW, height + 0.15), layout="constrained")[1]
-    return Figure(wide, alt, caption, _picture(plot(ax=narrow)))
+    return Figure(wide, alt, caption, _embedded(plot(ax=narrow)))
 
 
 def shown(path: Path, alt: str, caption: str) -> Figure:
@@ -43,31 +43,31 @@ def shown(path: Path, alt: str, caption: str) -> Figure:
     """
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            picture.verify()
-            width, height = picture.size
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+            width, height = image.size
     except (OSError, SyntaxError, UnidentifiedImageError) as error:
         raise InvalidFile(f"{path} is damaged or no PNG file ({error}); make or copy it again") from error
     shrink = SCALE / 200 if width > 400 else 1  # plots.write saves 200 dots to an inch
-    return Figure(Picture(_inline(data), round(width * shrink), round(height * shrink)), alt, caption)
+    return Figure(EmbeddedImage(_inline(data), round(width * shrink), round(height * shrink)), alt, caption)
 
 
 def sheet(rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str], caption: str, marked: int | None = None) -> Sheet:
-    """A contact sheet of small pictures, as large as its columns have room."""
+    """A contact sheet of small images, as large as its columns have room."""
     width = max(_SMALLEST, min(_LARGEST, _SHEET // len(columns) - 2))
-    return Sheet(columns, [(name, [_thumbnail(each, width) for each in pictures]) for name, pictures in rows.items()], caption, marked)
+    return Sheet(columns, [(name, [_thumbnail(each, width) for each in images]) for name, images in rows.items()], caption, marked)
 
 
-def _thumbnail(picture: Image.Image, width: int) -> Picture:
-    height = round(width * picture.height / picture.width)
-    small = picture.copy()
+def _thumbnail(image: Image.Image, width: int) -> EmbeddedImage:
+    height = round(width * image.height / image.width)
+    small = image.copy()
     small.thumbnail((DENSITY * width, DENSITY * height))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG")
-    return Picture(_inline(buffer.getvalue()), width, height)
+    return EmbeddedImage(_inline(buffer.getvalue()), width, height)
 
 
-def _picture(ax: Axes) -> Picture:
+def _embedded(ax: Axes) -> EmbeddedImage:
     """A plot without its title, which the page gives; its figure is closed."""
     ax.set_title("")
     drawing = _drawing(ax)
@@ -75,7 +75,7 @@ def _picture(ax: Axes) -> Picture:
     drawing.savefig(buffer, dpi=SCALE * DENSITY, format="png")
     width, height = drawing.get_size_inches() * SCALE
     plt.close(drawing)
-    return Picture(_inline(buffer.getvalue()), round(width), round(height))
+    return EmbeddedImage(_inline(buffer.getvalue()), round(width), round(height))
 
 
 def _drawing(ax: Axes) -> Drawing:

@@ -29,8 +29,8 @@ def neurons(run: Run) -> Section:
         if (recording.provenance.concept, recording.sites.paths) not in scored:
             ranked[name] = score(recording, Welch())
     parts = [_part(name, scores, _chosen(run, scores)) for name, scores in ranked.items()]
-    if not ranked and "neurons.png" in run.pictures:
-        parts = [Part(figures=[shown(run.pictures["neurons.png"], "Heatmap of neurons", "As drawn in neurons.png.")])]
+    if not ranked and "neurons.png" in run.images:
+        parts = [Part(figures=[shown(run.images["neurons.png"], "Heatmap of neurons", "As drawn in neurons.png.")])]
     return Section("Which neurons", parts, _agreement(ranked))
 
 

@@ -89,8 +89,8 @@ def _origin(run: Run, name: str) -> dict[str, str]:
 
 
 def _costs(rows: list[tuple[str, Cost]]) -> pd.DataFrame:
-    cells = [(name, each.rows, round(each.seconds, 1), round(each.peak_bytes / 2**30, 2)) for name, each in rows]
-    return pd.DataFrame(cells, columns=["found by", "denoiser rows", "seconds", "peak GiB"])
+    cells = [(name, each.nfe, round(each.seconds, 1), round(each.peak_bytes / 2**30, 2)) for name, each in rows]
+    return pd.DataFrame(cells, columns=["found by", "NFE", "seconds", "peak GiB"])
 
 
 def _described(sites: Sites) -> str:

@@ -39,7 +39,7 @@ def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = No
     """
     found = read_run(checks.path("run", run))
     target = found.folder / "report.html" if path is None else checks.path("path", path)
-    refuse_overwriting_inputs(target, [found.folder / name for name in (*found.artifacts, *found.tables, *found.pictures)])
+    refuse_overwriting_inputs(target, [found.folder / name for name in (*found.artifacts, *found.tables, *found.images)])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("neuroscope", "data/report"),
         autoescape=True,
@@ -58,7 +58,7 @@ def _title(run: Run) -> str:
 
 
 def _lead(run: Run) -> str:
-    held = {"result": len(run.artifacts), "evaluation": len(run.tables), "picture": len(run.pictures)}
+    held = {"result": len(run.artifacts), "evaluation": len(run.tables), "image": len(run.images)}
     counts = ", ".join(counted(count, noun) for noun, count in held.items() if count)
     version = importlib.metadata.version("neuroscope")
     return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version}."

@@ -108,7 +108,7 @@ def grid(scores: LayerScores, *, ax: Axes | None = None) -> Axes:
     """A heatmap of effects: one row a part of the schedule (or a kind of token), one column a layer.
 
     Raises:
-        InvalidInput: the scores were not measured on generated pictures.
+        InvalidInput: the scores were not measured on generated images.
     """
     checks.instance("scores", scores, LayerScores, "what ns.localize gives")
     _check_axes(ax)
@@ -135,16 +135,16 @@ def images(rows: Mapping[str, Sequence[Image]], columns: Sequence[str] = (), *, 
     (count,) = counts
     for name, each in rows.items():
         checks.several(f"the images of {name!r}", each, PILImage, "what ns.generate gives")
-    sizes = {picture.size for row in rows.values() for picture in row}
+    sizes = {image.size for row in rows.values() for image in row}
     if len(sizes) > 1:
-        raise InvalidInput(f"the image grid needs pictures of one size, not {sorted(sizes)}")
+        raise InvalidInput(f"the image grid needs images of one size, not {sorted(sizes)}")
     ((width, height),) = sizes
     gap = max(2, width // 16)
     canvas = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for number, pictures in enumerate(rows.values()):
-        for column, picture in enumerate(pictures):
+    for number, images in enumerate(rows.values()):
+        for column, image in enumerate(images):
             top, left = number * (height + gap), column * (width + gap)
-            canvas[top : top + height, left : left + width] = np.asarray(picture.convert("RGB"))
+            canvas[top : top + height, left : left + width] = np.asarray(image.convert("RGB"))
     ax = ax or _axes(1.2 + 0.95 * count, 0.5 + 0.95 * len(rows) * height / width)
     ax.imshow(canvas, interpolation="nearest")
     ax.set_yticks([row * (height + gap) + height / 2 for row in range(len(rows))], list(rows), parse_math=False)

@@ -29,7 +29,7 @@ class Run:
         artifacts: by file name, what neuroscope saved.
         headers: by file name, the headers of these.
         tables: by file name, evaluations.
-        pictures: by file name, PNG files.
+        images: by file name, PNG files.
         skipped: by file name, why it is left out.
     """
 
@@ -37,7 +37,7 @@ class Run:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     headers: dict[str, dict[str, Any]] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    pictures: dict[str, Path] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
             _read(path, run)
         except ForeignFile as error:
             run.skipped[path.name] = str(error).replace(str(path), path.name)
-    if not (run.artifacts or run.tables or run.pictures):
+    if not (run.artifacts or run.tables or run.images):
         reasons = "".join(f"; {reason}" for reason in run.skipped.values())
         raise InvalidInput(f"{folder} holds no results to report{reasons}; save some there with -o, or run `neuroscope demo`")
     return run
@@ -91,7 +91,7 @@ def _read(path: Path, run: Run) -> None:
         run.artifacts[path.name] = load(path)
         run.headers[path.name] = read_header(path)
     elif path.suffix == ".png":
-        run.pictures[path.name] = path
+        run.images[path.name] = path
     elif path.suffix == ".csv":
         run.tables[path.name] = _table(path)
 

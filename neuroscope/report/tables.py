@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from neuroscope.report.blocks import Cell, Group, Table
+from neuroscope.report.blocks import Cell, RunBatch, Table
 
 INTERVAL = "95 % interval"
 _SHARED = ({"score", "mean", "low", "high"}, {"effect", "next_best"})
@@ -85,5 +85,5 @@ def _probability(value: float) -> str:
     return number(value) if math.isnan(value) or value >= 0.001 else f"{value:.1e}".replace("-", "−")
 
 
-def _group(columns: Columns, title: str = "") -> Group:
-    return Group([list(row) for row in zip(*(cells for _, cells in columns), strict=True)], title)
+def _group(columns: Columns, title: str = "") -> RunBatch:
+    return RunBatch([list(row) for row in zip(*(cells for _, cells in columns), strict=True)], title)

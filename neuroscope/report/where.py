@@ -11,7 +11,7 @@ from neuroscope.report.drawing import drawn, sheet, shown
 from neuroscope.report.run import Run
 from neuroscope.report.tables import counted, tabled
 
-#: Tables of more rows than this are folded, and contact sheets of more probes show the best.
+#: Tables of more rows than this are folded, and contact sheets of more patches show the best.
 _SHORT, _PROBES = 8, 16
 
 
@@ -41,8 +41,8 @@ def _comparison(run: Run, found: dict[str, LayerScores]) -> list[Figure]:
         named = {f"{method_of(scores.provenance.method)} ({name.removesuffix('.safetensors')})": scores for name, scores in same.items()}
         alt = f"Heatmap of {counted(len(named), 'method')} by layer"
         figures.append(drawn(partial(plots.layers, named), alt, "Scores of cross-attention layers; each row is scaled to its own largest."))
-    if "layers.png" in run.pictures:
-        figures.append(shown(run.pictures["layers.png"], "Heatmap of layers by method", "Layers by method, as drawn in layers.png."))
+    if "layers.png" in run.images:
+        figures.append(shown(run.images["layers.png"], "Heatmap of layers by method", "Layers by method, as drawn in layers.png."))
     return figures
 
 
@@ -69,31 +69,35 @@ def _figures(scores: LayerScores, *, compared: bool) -> list[Figure]:
     caption = "Darker: the layer controls the concept more. Negative scores are as pale as 0."
     shown_as = scores if scores.names else {method_of(scores.provenance.method): scores}
     figures = [] if compared else [drawn(partial(plots.layers, shown_as), alt, caption)]
-    if scores.effects and len({probe.part for probe in scores.effects.probes if probe.layers}) > 1:
-        alt, caption = "Heatmap of effects by layer and part", "The layers with each part probed on its own."
+    if scores.effects and len({patch.part for patch in scores.effects.patches if patch.layers}) > 1:
+        alt, caption = "Heatmap of effects by layer and part", "The layers with each part patched on its own."
         figures.append(drawn(partial(plots.grid, scores), alt, caption))
     return figures
 
 
 def _sheet(scores: LayerScores) -> Sheet:
-    """The contact sheet, of so many of the best probes as a page has room for."""
-    probes = _shown_probes(scores)
-    names = ["base", *probes, "goal"]
+    """The contact sheet, of so many of the best patches as a page has room for."""
+    patches = _shown_probes(scores)
+    names = ["source", *patches, "target"]
     columns = [scores.columns.index(name) for name in names]
-    rows = {prompt: [pictures[column] for column in columns] for prompt, pictures in scores.images.items()}
+    rows = {prompt: [images[column] for column in columns] for prompt, images in scores.images.items()}
     count = len(scores.columns) - 2
-    order = "one column a probe, named by what it changes" if len(probes) == count else f"the best {_PROBES} of {count} probes, best first"
-    caption = f'One row a prompt, all from the same noise. "base" is the run that is probed, "goal" the full change; between them {order}.'
+    order = (
+        "one column a patch, named by what it changes" if len(patches) == count else f"the best {_PROBES} of {count} patches, best first"
+    )
+    caption = (
+        f'One row a prompt, all from the same noise. "source" is the run that is patched, "target" the total effect; between them {order}.'
+    )
     heads = [scores.name(int(name)) if scores.names and name.isdecimal() else name for name in names]
     return sheet(rows, heads, f"{caption} The best is in bold.", names.index(str(scores.best)))
 
 
 def _shown_probes(scores: LayerScores) -> list[str]:
-    effects, probes = scores.effects, list(scores.columns[1:-1])
-    if effects is None or len(probes) <= _PROBES:
-        return probes
-    means = dict(zip(map(str, effects.probes), effects.means(), strict=True))
-    return sorted(probes, key=lambda probe: -means[probe])[:_PROBES]
+    effects, patches = scores.effects, list(scores.columns[1:-1])
+    if effects is None or len(patches) <= _PROBES:
+        return patches
+    means = dict(zip(map(str, effects.patches), effects.means(), strict=True))
+    return sorted(patches, key=lambda patch: -means[patch])[:_PROBES]
 
 
 def _tables(scores: LayerScores) -> list[Table]:

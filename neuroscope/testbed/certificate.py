@@ -26,7 +26,7 @@ from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
 _FIRST_SEED = 10_000
-_RENDERED = "read on rendered pictures"
+_RENDERED = "read on rendered images"
 _WIDTH = 18  # of a column
 _KINDS = {
     True: "Interchange training put each attribute in one known layer, and the style in known value neurons there.",
@@ -41,12 +41,12 @@ pipeline_tag: text-to-image
 # testbed:{model}
 
 A small `StableDiffusionPipeline` that draws the rendered world of `neuroscope.testbed.world`. {kind}
-Not for making pictures anyone needs; for checking methods against a known answer.
+Not for making images anyone needs; for checking methods against a known answer.
 
 ## Certificate
 
-{made} Flips are the share of pictures that follow another prompt when only the named part of the model reads it; both
-prompts differ in one attribute, and a picture and its twin start from the same noise. In brackets: the exact 95 % interval of a share
+{made} Flips are the share of images that follow another prompt when only the named part of the model reads it; both
+prompts differ in one attribute, and an image and its twin start from the same noise. In brackets: the exact 95 % interval of a share
 of {samples} images. Another processor rounds otherwise, which can turn single images, and with them a share within its interval.
 
 ```
@@ -63,10 +63,10 @@ class Certificate:
     Attributes:
         model: its name.
         samples: prompt pairs for each attribute.
-        readers: for each attribute, how often the exact reader is right on rendered pictures at fresh placements.
-        obeyed: for each attribute, how often generated pictures show it, for combinations and seeds that training never saw.
+        readers: for each attribute, how often the exact reader is right on rendered images at fresh placements.
+        obeyed: for each attribute, how often generated images show it, for combinations and seeds that training never saw.
         planted: the plant: the layer of each attribute, and the style layer's value neurons.
-        flips: for each attribute, how often the picture follows the other prompt when only these read it: "untouched"
+        flips: for each attribute, how often the image follows the other prompt when only these read it: "untouched"
             (none), "layer N" for each layer, "planted layer", and "all other layers" together.
         neuron_flips: the same for style at its layer: "planted neurons", and "keys and other value neurons".
     """
@@ -145,7 +145,7 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
 def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT, quiet: bool = False) -> Certificate:
     """Measures a bundled model with its `testbed.GENERATION` settings.
 
-    Every flip compares a pair of prompts that differ in one attribute, from the same noise: the picture flips if the
+    Every flip compares a pair of prompts that differ in one attribute, from the same noise: the image flips if the
     reader finds the other prompt's value.
 
     Raises:
@@ -189,7 +189,7 @@ def _neuron_flips(graph: HookGraph, plant: Plant, pairs: list[Pair], bar: tqdm) 
 
 
 def _flips(graph: HookGraph, attribute: Attribute, pairs: list[Pair], sites: Sites, neurons: Neurons | None, bar: tqdm) -> float:
-    """How often the picture shows the second scene's value when `sites` (or only `neurons` of them) read its caption."""
+    """How often the image shows the second scene's value when `sites` (or only `neurons` of them) read its caption."""
     found = 0
     for first in range(0, len(pairs), 30):
         batch = pairs[first : first + 30]
@@ -230,7 +230,7 @@ def _with(scene: Scene, attribute: Attribute, value: str) -> Scene:
 
 
 def _reader_accuracy() -> dict[str, float]:
-    """How often each reader is right on rendered pictures of all scenes, at placements of their own."""
+    """How often each reader is right on rendered images of all scenes, at placements of their own."""
     rng = np.random.default_rng(99)
     shown = [*scenes(), *(Scene.emblem(fact, style) for fact in FACTS for style in STYLES)]
     found = [(scene, read(render(scene, Placement.draw(rng)))) for scene in shown for _ in range(3)]
@@ -240,7 +240,7 @@ def _reader_accuracy() -> dict[str, float]:
 
 
 def _obedience(graph: HookGraph, samples: int) -> dict[str, float]:
-    """How often generated pictures show what the prompt says, for held-out combinations, and for facts, at new seeds."""
+    """How often generated images show what the prompt says, for held-out combinations, and for facts, at new seeds."""
     held_out = list(itertools.islice(itertools.cycle(itertools.product((Scene(*each) for each in HELD_OUT), STYLED)), samples))
     emblems = [Scene.emblem(fact, style) for style, fact in itertools.product(STYLES, FACTS)]
     facts = list(itertools.islice(itertools.cycle(zip(emblems, itertools.cycle(STYLED))), samples))

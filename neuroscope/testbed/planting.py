@@ -1,8 +1,8 @@
 """Where the trained testbed keeps each attribute, and the training samples that put it there.
 
-Interchange training: every cross-attention layer reads a prompt of its own. The picture follows an attribute's word
+Interchange training: every cross-attention layer reads a prompt of its own. The image follows an attribute's word
 in the prompt of that attribute's layer only, so the other layers learn to ignore it. At the style layer only the chosen
-value neurons read the picture's style; the keys and the other value neurons read another prompt.
+value neurons read the image's style; the keys and the other value neurons read another prompt.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Plant:
         return self.object
 
     def attributes(self, layer: int) -> frozenset[str]:
-        """The attributes whose words the pictures follow at a layer."""
+        """The attributes whose words the images follow at a layer."""
         return frozenset(name for name in ("object", "colour", "style", "fact") if getattr(self, name) == layer)
 
     def neurons(self, width: int) -> list[int]:
@@ -59,10 +59,10 @@ PLANT = Plant()
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch for training: what each picture shows, and what each layer reads.
+    """A batch for training: what each image shows, and what each layer reads.
 
     Attributes:
-        scene: for each row the index of the picture's scene among `PromptTable.shown`.
+        scene: for each row the index of the image's scene among `PromptTable.shown`.
         prompt: [layer, row], the index of the prompt that each layer reads.
         bystander: [row], the prompt that the style layer's keys and other value neurons read.
     """
@@ -73,10 +73,10 @@ class Samples:
 
 
 class PromptTable:
-    """All training prompts, and the pictures (scenes) that they describe.
+    """All training prompts, and the images (scenes) that they describe.
 
     Attributes:
-        shown: the scenes of the training pictures; the emblems come last.
+        shown: the scenes of the training images; the emblems come last.
         prompts: every caption of these scenes; the first is the empty prompt.
     """
 
@@ -94,14 +94,14 @@ class PromptTable:
         self._candidates: dict[tuple[object, ...], np.ndarray] = {}
 
     def ordinary(self, rng: np.random.Generator, rows: int, layers: int) -> Samples:
-        """Samples in which every layer reads the picture's own caption."""
+        """Samples in which every layer reads the image's own caption."""
         template = self._draw_templates(rng, rows)
         scene = self._draw_scenes(rng, template)
         prompt = self._prompt_of[scene, template]
         return Samples(scene, np.tile(prompt, (layers, 1)), prompt)
 
     def interchanged(self, rng: np.random.Generator, rows: int, layers: int, plant: Plant) -> Samples:
-        """Samples in which every layer reads a prompt of its own, and the picture follows the planted layers.
+        """Samples in which every layer reads a prompt of its own, and the image follows the planted layers.
 
         Most samples keep one template for all layers; in the others each layer draws its own.
         """

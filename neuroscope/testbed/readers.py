@@ -1,4 +1,4 @@
-"""Exact attribute readers: what object, colour and style a picture of the rendered world shows.
+"""Exact attribute readers: what object, colour and style an image of the rendered world shows.
 
 They invert the renderer. Saturation does not depend on a style's shading, so it finds the shape and its colour;
 brightness does not depend on the object's colour, so it shows the style's texture.
@@ -22,13 +22,13 @@ _TEXTURES = tuple(style for style in STYLES if style not in ("plain", "nocturne"
 
 
 def read(image: Image.Image) -> dict[str, str]:
-    """The object, colour, style and fact that a picture shows; "nothing" where there is none.
+    """The object, colour, style and fact that an image shows; "nothing" where there is none.
 
     Raises:
         InvalidInput: the image is not 64×64.
     """
     if image.size != (SIZE, SIZE):
-        raise InvalidInput(f"the readers know {SIZE}×{SIZE} pictures of the rendered world, not {image.size[0]}×{image.size[1]}")
+        raise InvalidInput(f"the readers know {SIZE}×{SIZE} images of the rendered world, not {image.size[0]}×{image.size[1]}")
     rgb = np.asarray(image.convert("RGB")) / 255.0
     inside = _coverage(rgb)
     shape, colour = _read_object(inside), _read_colour(rgb, inside)
@@ -38,11 +38,11 @@ def read(image: Image.Image) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """A metric: 1 where the exact reader finds the attribute's value in the picture, else 0.
+    """A metric: 1 where the exact reader finds the attribute's value in the image, else 0.
 
     Attributes:
         attribute: what to read.
-        value: what to look for; by default the word that each picture's own prompt says.
+        value: what to look for; by default the word that each image's own prompt says.
 
     Raises:
         InvalidInput: an attribute or a value that the world does not have.
@@ -62,7 +62,7 @@ class Reader:
         return f"{self.attribute} is {self.value}" if self.value else f"{self.attribute} is right"
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """One score per picture, 0 or 1, float64; NaN where no value is set and the prompt says none."""
+        """One score per image, 0 or 1, float64; NaN where no value is set and the prompt says none."""
         wanted = [self.value or said(prompt, self.attribute) for prompt in prompts]
         pairs = zip(images, wanted, strict=True)
         return np.array([np.nan if value is None else float(read(image)[self.attribute] == value) for image, value in pairs])

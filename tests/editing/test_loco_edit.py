@@ -41,7 +41,7 @@ def test_the_report_is_measured(graph, concept):
     assert report.residual < 1e-3
     assert report.outside < 1e-6
     assert report.preserved < 1e-3
-    assert 0 < report.bystanders
+    assert 0 < report.unrelated
     assert report.condition > 1
     assert f"{report.keys} keys, {report.kept} kept, rank {report.rank}" in str(report)
 

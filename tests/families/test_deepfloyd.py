@@ -67,7 +67,7 @@ def test_text_is_normalised_by_each_layer_for_itself(graph):
 
 
 def test_padding_is_masked_in_the_encoder_and_read_by_the_denoiser(graph):
-    """No mask goes to the denoiser: vectors at padding's places move the picture."""
+    """No mask goes to the denoiser: vectors at padding's places move the image."""
     conditions = graph.conditions([tiny.PROMPT])
     (kinds,) = kinds_of_tokens(graph.tokenizer, [tiny.PROMPT], "stipple")
     silenced = conditions.context.clone()

@@ -19,7 +19,7 @@ SCALE = 4.0
 built = cache(build)
 
 
-class Case:
+class RunKey:
     """A family's pipeline in which one layer (or what else the plant says) alone carries the concept, with or without guidance."""
 
     def __init__(self, family: str, scale: float, plant: str = "layer") -> None:
@@ -55,8 +55,8 @@ CASES = {**{name: (name, 1.0) for name in FAMILIES}, **{f"{name}-guided": (name,
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request) -> Case:
-    return Case(*CASES[request.param])
+def case(request) -> RunKey:
+    return RunKey(*CASES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_rank(case):
 
 def test_mask(case):
     """Masked, the planted neurons tell the concept's prompts apart no more, and as many others of the same layer change nothing."""
-    inside = Case(case.plant.family, case.scale, "neurons")
+    inside = RunKey(case.plant.family, case.scale, "neurons")
     ((path, chosen),) = inside.plant.neurons.items()
     (site,) = inside.graph.sites.at([path])
     others = [neuron for neuron in range(site.width) if neuron not in chosen][: len(chosen)]
@@ -202,9 +202,9 @@ def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
     run("record", *model, "--style", "stipple", "--layer", case.layer, "--role", "value", "--quiet", "-o", recorded)
     run("mask", recorded, "--top", 4, "-o", mask)
-    picture = tmp_path / "small.png"
-    Image.new("RGB", (16, 16), "orange").save(picture)
-    image = ("--image", picture) if "image" in case.plant.generation else ()
+    image = tmp_path / "small.png"
+    Image.new("RGB", (16, 16), "orange").save(image)
+    image = ("--image", image) if "image" in case.plant.generation else ()
     made = json.loads(run("generate", *model, "--prompt", "a red star", *options, *image, "--apply", mask, "-o", tmp_path))
     assert len(made["images"]) == 1
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))

@@ -84,7 +84,7 @@ def test_embeddings_are_swapped_and_masked_as_a_prompt_is(graph, scale):
 
 
 def test_a_prompt_of_its_own_for_sdxls_second_encoder():
-    """It is part of the context: swapped and masked as ever, and refused where each picture has its own prompt."""
+    """It is part of the context: swapped and masked as ever, and refused where each image has its own prompt."""
     graph = HookGraph(tiny.PIPELINES["sdxl"]())
     expected = tiny.draw(graph.pipe, tiny.OTHER, guidance_scale=1.0)
     close(swapped(graph, guidance_scale=1.0, prompt_2="a green cross"), expected)
@@ -93,7 +93,7 @@ def test_a_prompt_of_its_own_for_sdxls_second_encoder():
     with graph.apply(mask), graph.capture([site]) as captured:
         tiny.draw(graph.pipe, prompt_2="a green cross")
     assert (captured.select(site.path, rows="conditional")[..., :4] == 2.0).all()
-    with pytest.raises(InvalidInput, match="prompt_2 is set for each picture here; give only options that all pictures share"):
+    with pytest.raises(InvalidInput, match="prompt_2 is set for each image here; give only options that all images share"):
         Sweep(graph, [tiny.PROMPT], {"prompt_2": "a green cross"})
 
 

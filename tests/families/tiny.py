@@ -168,7 +168,7 @@ def _pipeline(seed: int, tokenizer: CLIPTokenizer, scheduler: Any, **config: Any
 
 
 def mask(graph: HookGraph, rows: str = "conditional", layer: int = 8) -> NeuronMask:
-    """A change of a few values of one layer that every picture shows."""
+    """A change of a few values of one layer that every image shows."""
     (site,) = graph.sites.where(layer=layer, role="value")
     return NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), fill=2.0, rows=rows)
 

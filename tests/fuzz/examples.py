@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from neuroscope import ContextMap, ContextSwap, Cost, Effects, LayerScores, NeuronMask, Neurons, NeuronScores, Probe, Provenance, Recording
+from neuroscope import ContextMap, ContextSwap, Cost, Effects, LayerScores, NeuronMask, Neurons, NeuronScores, Patch, Provenance, Recording
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.quality import Confidence, Fidelity
 from neuroscope.core.sites import Site, Sites
@@ -33,7 +33,7 @@ def recording(steps: tuple[int, ...] = (), samples: bool = False) -> Recording:
 def layer_scores() -> LayerScores:
     values = double(2, 2, 3)
     values[0, 1, 2] = math.nan
-    effects = Effects((Probe((0, 1)), Probe((1,), "0-50 %")), ("a", "b"), (0, 7, 2**63), values, double(2, 3), relative=True)
+    effects = Effects((Patch((0, 1)), Patch((1,), "0-50 %")), ("a", "b"), (0, 7, 2**63), values, double(2, 3), relative=True)
     sheet = (255 * double(2, 4, 2, 2, 3)).to(torch.uint8)
     confidence = Confidence(0.9, (1,), 3, 6, 2)
     return LayerScores.of(

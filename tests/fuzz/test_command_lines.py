@@ -67,7 +67,7 @@ BAD: dict[str, list[str]] = {
     "resume": ["nowhere/x.jsonl", "folder", "n" * 300],
     "run": ["none.file", "folder", "text.txt", "n" * 300],
 }
-CHOICES = {"role", "token", "method", "per", "probe", "search", "pooled", "component", "share"}
+CHOICES = {"role", "token", "method", "per", "patch", "search", "pooled", "component", "share"}
 OUTPUTS = {"output"}
 
 

@@ -33,7 +33,7 @@ def localized(graph: HookGraph, output: Path | None = None) -> pd.DataFrame:
     options = OPTIONS | {"seeds": range(2), "pairs": 3, "keep_images": 0, "output": output}
     found = localize(graph, concept_of(STIPPLE), LocoGen(window=12), Brightness(), **options)
     values = found.effects.values.flatten().tolist()
-    return pd.DataFrame({"values": [*values, *found.effects.full.flatten().tolist()]})
+    return pd.DataFrame({"values": [*values, *found.effects.total.flatten().tolist()]})
 
 
 def _logged(graph: HookGraph, run: Callable[..., pd.DataFrame], output: Path, table: Path, log: Path) -> None:

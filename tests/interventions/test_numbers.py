@@ -17,7 +17,7 @@ from neuroscope import (
     NeuronMask,
     Neurons,
     NeuronScores,
-    Probe,
+    Patch,
     Recording,
     load,
     save,
@@ -29,10 +29,10 @@ from tests.fuzz.examples import COST, FROM, NEURONS, SITES, double, recording
 
 BAD = [math.nan, math.inf, -math.inf]
 REPORT = {"keys": 1, "kept": 0, "rank": 1, "penalty": 1.0, "condition": 1.0} | dict.fromkeys(
-    ("residual", "outside", "preserved", "bystanders"), 0.0
+    ("residual", "outside", "preserved", "unrelated"), 0.0
 )
 FACTOR, CONTEXT = torch.ones(1, 2), torch.ones(1, 3, 4)
-EFFECTS = ((Probe((0,)),), ("a",), (0,))
+EFFECTS = ((Patch((0,)),), ("a",), (0,))
 
 
 def changed(tensor: torch.Tensor, value: float) -> torch.Tensor:
@@ -68,7 +68,7 @@ MADE = {
     "layers' scores": lambda bad: LayerScores((0, 1), (0.0, bad)),
     "fidelity's interval": lambda bad: Fidelity(0.5, bad, 0.9, 8),
     "confidence": lambda bad: Confidence(bad, (1,), 3, 6),
-    "cost's rows": lambda bad: Cost(rows=bad),
+    "cost's rows": lambda bad: Cost(nfe=bad),
     "cost's seconds": lambda bad: Cost(seconds=bad),
 }
 
@@ -82,10 +82,10 @@ def test_what_is_not_finite_is_refused(name, bad):
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf])
 def test_effects_may_be_unknown_and_not_infinite(bad):
-    assert Effects(*EFFECTS, torch.full((1, 1, 1), math.nan).double(), torch.ones(1, 1).double()).full_mean() == 1
+    assert Effects(*EFFECTS, torch.full((1, 1, 1), math.nan).double(), torch.ones(1, 1).double()).total_mean() == 1
     with pytest.raises(InvalidInput, match="the effects hold infinity"):
         Effects(*EFFECTS, torch.full((1, 1, 1), bad).double(), torch.ones(1, 1).double())
-    with pytest.raises(InvalidInput, match="the full changes hold infinity"):
+    with pytest.raises(InvalidInput, match="the total effects hold infinity"):
         Effects(*EFFECTS, torch.ones(1, 1, 1).double(), torch.full((1, 1), bad).double())
 
 
@@ -124,7 +124,7 @@ WRONG = {
         "scores and effects differ in layer 3",
     ),
     "effects without a layer": (
-        lambda: LayerScores((0,), (1.0,), effects=Effects((Probe((0, 3)),), *EFFECTS[1:], double(1, 1, 1), double(1, 1))),
+        lambda: LayerScores((0,), (1.0,), effects=Effects((Patch((0, 3)),), *EFFECTS[1:], double(1, 1, 1), double(1, 1))),
         "scores and effects differ in layer 3",
     ),
     "no layer": (lambda: LayerScores((), ()), "there are scores of no layer"),
@@ -132,7 +132,7 @@ WRONG = {
     "negative squares": (lambda: Moments(2, double(3), -double(3)), "a sum of squared deviations is negative"),
     "two shapes": (lambda: Moments(2, double(3), double(4)), r"mean and deviation have shapes \(3,\) and \(4,\)"),
     "effects of another size": (lambda: Effects(*EFFECTS, double(2, 1, 1), double(1, 1)), r"the effects have shape \(2, 1, 1\)"),
-    "negative cost": (lambda: COST + Cost(rows=-100), "rows=-100 is not allowed"),
+    "negative cost": (lambda: COST + Cost(nfe=-100), "rows=-100 is not allowed"),
     "a correlation of 2": (lambda: Fidelity(2.0, 0.0, 1.0, 8), "the fidelity's correlation=2.0 is not allowed"),
     "an empty interval": (lambda: Fidelity(0.5, 0.9, 0.1, 8), "the fidelity's interval .* is empty"),
     "sureness of 2": (lambda: Confidence(2.0, (1,), 3, 6), "the confidence's probability=2.0 is not allowed"),

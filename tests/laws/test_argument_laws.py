@@ -194,7 +194,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             {"recording": (None, "r.safetensors", ns.Recording, scores), "method": (None, "welch", ns.Welch, ns.LocoGen())},
         ),
         "excess": Verb(
-            ns.excess,
+            ns.null_test,
             {"recording": recording, "method": ns.Welch(), "top": 3, "heads": graph.heads(recording.sites)},
             {
                 "recording": (None, "r", scores),

@@ -145,11 +145,11 @@ class TestRestoring:
 def test_saved_and_loaded_it_makes_the_same_picture(strong, graph, pipe, tmp_path):
     again = load(save(replace(strong, rows="all", steps=(0.5, 1.0)), tmp_path / "x.safetensors"))
     assert (again.rows, again.steps, set(again.paths)) == ("all", (0.5, 1.0), set(strong.paths))
-    pictures = []
+    images = []
     for each in (replace(strong, rows="all", steps=(0.5, 1.0)), again):
         with graph.apply(each):
-            pictures.append(tiny.draw(pipe))
-    assert torch.equal(*pictures)
+            images.append(tiny.draw(pipe))
+    assert torch.equal(*images)
 
 
 class TestRows:
@@ -209,14 +209,14 @@ class TestComposition:
 
     def test_on_different_sites_the_order_does_not_matter(self, example, graph, pipe, paths):
         first, second = example.strong(graph, paths[:1]), example.strong(graph, paths[1:])
-        pictures = []
+        images = []
         for order in ((first, second), (second, first)):
             with graph.apply(*order):
-                pictures.append(tiny.draw(pipe))
+                images.append(tiny.draw(pipe))
         with graph.apply(example.strong(graph, paths)):
-            pictures.append(tiny.draw(pipe))
-        assert torch.equal(pictures[0], pictures[1])
-        assert torch.equal(pictures[0], pictures[2])
+            images.append(tiny.draw(pipe))
+        assert torch.equal(images[0], images[1])
+        assert torch.equal(images[0], images[2])
 
 
 def test_a_site_that_the_model_lacks_is_refused_before_any_picture(strong, graph, pipe, paths, tmp_path):

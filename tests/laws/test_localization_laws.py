@@ -27,7 +27,7 @@ from neuroscope import (
     localize,
     save,
 )
-from neuroscope.generation.teacher_forcing import Forcing
+from neuroscope.generation.teacher_forcing import TeacherForcing
 from neuroscope.localization._neuron_localization import NeuronLocalization
 from tests.families import tiny
 from tests.laws.members import members
@@ -37,24 +37,24 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
     AttentionContribution: [AttentionContribution(steps=1, fidelity=3), AttentionContribution(against="other", fidelity=0)],
     AttributionPatching: [
         AttributionPatching(steps=1, samples=2, fidelity=3),
-        AttributionPatching(steps=1, samples=1, recomputed=True, probe="sufficiency", fidelity=0),
+        AttributionPatching(steps=1, samples=1, recomputed=True, direction="sufficiency", fidelity=0),
     ],
     CausalTracing: [CausalTracing(), CausalTracing(component="text", noise=2.0)],
-    Halving: [Halving(), Halving(roles=("value",), probe="sufficiency")],
+    Halving: [Halving(), Halving(roles=("value",), direction="sufficiency")],
     LocoGen: [
         LocoGen(),
         LocoGen(window="grow", enough=0.6),
-        LocoGen(window=13, parts=2, roles=("value",), probe="sufficiency"),
+        LocoGen(window=13, parts=2, roles=("value",), direction="sufficiency"),
         LocoGen(search="auto"),
     ],
     Racing: [Racing(short=0.5)],
-    TeacherForced: [TeacherForced(steps=1, fidelity=3), TeacherForced(steps=2, roles=("value",), probe="sufficiency", fidelity=0)],
+    TeacherForced: [TeacherForced(steps=1, fidelity=3), TeacherForced(steps=2, roles=("value",), direction="sufficiency", fidelity=0)],
 }
 SCREENS = (AttentionContribution, AttributionPatching, TeacherForced)
 
 
 def is_search(method: Localization) -> bool:
-    """Whether what it tries depends on what it finds, so that not every picture is made with every layer."""
+    """Whether what it tries depends on what it finds, so that not every image is made with every layer."""
     return isinstance(method, Halving | Racing) or (isinstance(method, LocoGen) and method.search == "auto")
 
 
@@ -95,11 +95,11 @@ class TestEveryMethod:
         assert scores.effects.seeds == (3,)
         assert scores.effects.values.isfinite().all() or is_search(method)
         assert scores.scores == tuple(scores.effects.of_layers(scores.layers))
-        assert {layer for probe in scores.effects.probes for layer in probe.layers} == set(scores.layers)
+        assert {layer for patch in scores.effects.patches for layer in patch.layers} == set(scores.layers)
         assert np.abs(scores.scores).max() > 0.01
 
     def test_the_unchanged_run_is_zero_and_the_goal_is_one(self, method, found):
-        assert found[repr(method)].effects.full.tolist() == [[1], [1]]
+        assert found[repr(method)].effects.total.tolist() == [[1], [1]]
 
     def test_its_repr_is_stored_and_makes_it_again(self, method, graph, found):
         stored = found[repr(method)].provenance
@@ -135,21 +135,21 @@ class TestEveryMethod:
     def test_rows_that_were_run_are_counted(self, method, graph, monkeypatch):
         """The denoiser's own, and of forced calls those that begin midway or run backwards."""
         kept = []
-        made = Forcing.__init__
-        monkeypatch.setattr(Forcing, "__init__", lambda self, *args: (made(self, *args), kept.append(self))[0])
+        made = TeacherForcing.__init__
+        monkeypatch.setattr(TeacherForcing, "__init__", lambda self, *args: (made(self, *args), kept.append(self))[0])
         with tiny.counted(graph.denoiser) as calls:
             scores = run(graph, method, ImageShare())
         midway = sum(each.rows for each in kept)
-        assert scores.cost.rows == pytest.approx(sum(calls) + midway)
+        assert scores.cost.nfe == pytest.approx(sum(calls) + midway)
         assert (midway > 0) == bool(kept)
 
     def test_impossible_options_are_refused_before_any_picture(self, method, graph, untyped):
         with tiny.counted(graph.denoiser) as calls:
-            with pytest.raises(InvalidInput, match="probe 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
-                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "probe": "none"}))
+            with pytest.raises(InvalidInput, match="patch 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
+                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "patch": "none"}))
             with pytest.raises(InvalidInput, match="there are no seeds to localize with"):
                 run(graph, method, seeds=[])
-            with pytest.raises(InvalidInput, match="output_type is set for each picture here"):
+            with pytest.raises(InvalidInput, match="output_type is set for each image here"):
                 run(graph, method, output_type="pil")
         assert calls == []
 
@@ -174,12 +174,12 @@ class TestEveryMethodThatMakesPictures:
     def test_the_direction_of_a_metric_does_not_matter(self, method, graph):
         there, back = (run(graph, method, Corner(sign), keep_images=0) for sign in (1.0, -1.0))
         assert there.scores == pytest.approx(back.scores)
-        assert min(there.effects.full.mean(), back.effects.full.mean()) > 0
+        assert min(there.effects.total.mean(), back.effects.total.mean()) > 0
 
     def test_the_contact_sheet_has_a_column_for_every_run(self, method, found):
         scores = found[repr(method)]
-        columns = ("base", *map(str, scores.effects.probes), "goal")
-        assert scores.columns == columns or (is_search(method) and (scores.columns[0], scores.columns[-1]) == ("base", "goal"))
+        columns = ("source", *map(str, scores.effects.patches), "target")
+        assert scores.columns == columns or (is_search(method) and (scores.columns[0], scores.columns[-1]) == ("source", "target"))
         assert [len(row) for row in scores.images.values()] == [len(scores.columns)]
         assert list(scores.images) == [CONCEPT.present[0]]
 
@@ -189,9 +189,9 @@ class TestEveryMethodThatTriesAll:
     def test_prompts_do_not_notice_each_other(self, method, graph, found):
         whole = found[repr(method)].effects
         if isinstance(method, LocoGen) and method.window == "grow":
-            method = replace(method, window=len(whole.probes[0].layers))  # how wide it grows depends on all of them
+            method = replace(method, window=len(whole.patches[0].layers))  # how wide it grows depends on all of them
         alone = localize(graph, concept_of(STIPPLE[1:2]), method, LatentShare(), **FAST).effects
-        chosen = [whole.probes.index(probe) for probe in alone.probes]
+        chosen = [whole.patches.index(patch) for patch in alone.patches]
         torch.testing.assert_close(alone.values[:, 0, 0], whole.values[chosen, 1, 0], rtol=0, atol=1e-3)
 
     def test_a_finished_ledger_gives_the_same_scores_without_a_picture(self, method, graph, tmp_path):
@@ -207,10 +207,10 @@ class TestEveryMethodThatTriesAll:
 @pytest.mark.parametrize("method", [each for each in METHODS if isinstance(each.values[0], SCREENS)])
 class TestEveryScreen:
     def test_its_fidelity_is_the_rank_correlation_with_exact_effects(self, method, graph):
-        """The exact effects come from LOCOGEN's windows on the first picture, of the layers that the screen says it compared."""
+        """The exact effects come from LOCOGEN's windows on the first image, of the layers that the screen says it compared."""
         checked = replace(method, fidelity=16)
         scores = run(graph, checked)
-        exact = run(graph, LocoGen(probe=method.probe, **({"roles": method.roles} if hasattr(method, "roles") else {})))
+        exact = run(graph, LocoGen(patch=method.patch, **({"roles": method.roles} if hasattr(method, "roles") else {})))
         expected = scipy.stats.spearmanr(scores.scores, exact.effects.values[:, 0, 0]).statistic
         assert scores.fidelity.count == 16
         assert scores.fidelity.correlation == pytest.approx(expected, abs=1e-6)

@@ -110,8 +110,8 @@ class TestEveryMethod:
     def test_its_cost_is_not_less_than_the_rows_that_ran(self, method, graph):
         with tiny.counted(graph.denoiser) as calls:
             scores = run(graph, method)
-        assert scores.cost.rows >= sum(calls) > 0
-        assert (scores.cost.rows == sum(calls)) is isinstance(method, NeuronAblation)  # gradients run backwards, too
+        assert scores.cost.nfe >= sum(calls) > 0
+        assert (scores.cost.nfe == sum(calls)) is isinstance(method, NeuronAblation)  # gradients run backwards, too
 
     def test_it_cannot_be_changed_once_made(self, method):
         with pytest.raises(FrozenInstanceError):
@@ -125,7 +125,7 @@ class TestEveryMethod:
                 run(graph, replace(method, layers=16))
             with pytest.raises(InvalidInput, match="there are no seeds to localize with"):
                 run(graph, method, seeds=[])
-            with pytest.raises(InvalidInput, match="output_type is set for each picture here"):
+            with pytest.raises(InvalidInput, match="output_type is set for each image here"):
                 run(graph, method, output_type="pil")
         assert calls == []
 

@@ -16,7 +16,7 @@ Changes = Mapping[nn.Module, Callable[[Tensor], Tensor]]
 class Attention:
     """What one layer attends to: weights [head, place, token] and values [head, token, channel], and what reads its heads.
 
-    On DeepFloyd the tokens are the text's, and then the picture's own.
+    On DeepFloyd the tokens are the text's, and then the image's own.
     """
 
     weights: Tensor
@@ -127,7 +127,7 @@ def noise(unet: Any, predicted: Tensor) -> Tensor:
 
 
 def is_added(module: nn.Module) -> bool:
-    """Whether it is an attention of DeepFloyd's, in which the text stands beside the picture."""
+    """Whether it is an attention of DeepFloyd's, in which the text stands beside the image."""
     return getattr(module, "add_k_proj", None) is not None
 
 

@@ -9,7 +9,7 @@ import torch
 from neuroscope import Concept, HookGraph
 from tests.families import tiny
 
-#: A short run of small pictures.
+#: A short run of small images.
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": 1.0}
 THINGS = ("a red circle", "a blue star", "a green ring", "a cyan cross")
 STIPPLE = [(f"{thing} and a white square in the style of stipple", f"{thing} and a white square in the style of plain") for thing in THINGS]
@@ -28,7 +28,7 @@ def planted(pairs: Pairs, at: Mapping[int, Pairs], louder: float = 10.0) -> Hook
     """A tiny pipeline in which each layer's keys and values ignore what tells the pairs apart, but for its own pairs in `at`.
 
     Their weights are projected onto the orthogonal complement of the differences of the pairs' contexts at every token. The
-    values of layers that let something pass are louder, so that pictures of 256 levels show it.
+    values of layers that let something pass are louder, so that images of 256 levels show it.
     """
     graph = HookGraph(tiny.sd1())
     present, absent = (graph.encode([pair[side] for pair in pairs]).double() for side in (0, 1))
@@ -46,7 +46,7 @@ def planted(pairs: Pairs, at: Mapping[int, Pairs], louder: float = 10.0) -> Hook
 
 @dataclass(frozen=True)
 class Corner:
-    """The mean level of a picture's corner, or its opposite: both depend on the prompt, one rises where the other falls."""
+    """The mean level of an image's corner, or its opposite: both depend on the prompt, one rises where the other falls."""
 
     sign: float = 1.0
     name: str = "corner"

@@ -53,7 +53,7 @@ def model(request) -> HookGraph:
 
 @pytest.fixture(scope="module")
 def overheard() -> HookGraph:
-    """Two layers say what the concept is, but nothing of what the transformer around one of them does reaches the picture."""
+    """Two layers say what the concept is, but nothing of what the transformer around one of them does reaches the image."""
     graph = planted(STIPPLE[:2], {SAYING: STIPPLE, DEAF: STIPPLE})
     (site,) = graph.sites.where(layer=DEAF, role="key")
     graph.denoiser.get_submodule(site.module.partition(".transformer_blocks")[0]).proj_out.weight.data.zero_()
@@ -80,7 +80,7 @@ class TestAgainstNothing:
 
     def test_for_sufficiency_the_other_prompt_is_looked_at(self, graph):
         expected = by_hand(graph, positions(graph, PAIR[1], "plain"), PAIR[::-1])
-        assert run(graph, name="plain", probe="sufficiency").scores == pytest.approx(expected, rel=1e-3)
+        assert run(graph, name="plain", direction="sufficiency").scores == pytest.approx(expected, rel=1e-3)
 
 
 class TestAgainstTheOtherPrompt:
@@ -143,7 +143,7 @@ def decoyed() -> HookGraph:
             r"kind of token 'subjects' is unknown; choose one of start, before, subject, .*did you mean 'subject'\?",
         ),
         ({"tokens": ()}, "tokens is empty, so nothing is the concept's; give some of start, before, subject, last subject, after"),
-        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
         ({"fidelity": 1}, "fidelity=1 layers make no rank correlation; give at least 3, or 0 to leave it out"),
     ],
@@ -166,7 +166,7 @@ def test_an_impossible_option_is_refused(untyped, options, message):
             {"tokens": ("subject",)},
             "in the style of stipple' has no subject token of 'stipple'; choose other tokens, or against=",
         ),
-        ("stipple", {"probe": "sufficiency"}, "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok"),
+        ("stipple", {"patch": "sufficiency"}, "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok"),
     ],
 )
 def test_a_prompt_without_the_tokens_is_refused_before_any_picture(graph, name, options, message):

@@ -78,7 +78,7 @@ class TestGradients:
         assert list(run(model, PLAIN).scores) == near(expected)
 
     def test_for_sufficiency_the_two_prompts_change_places(self, graph):
-        found = run(graph, AttributionPatching(samples=1, steps=1, fidelity=0, probe="sufficiency"))
+        found = run(graph, AttributionPatching(samples=1, steps=1, fidelity=0, direction="sufficiency"))
         assert found.scores == near(run(graph, PLAIN, [PAIR[::-1]]).scores)
         assert found.effects.prompts == (PAIR[0],)
 
@@ -206,7 +206,7 @@ def test_a_backward_pass_counts_as_two_rows_more(graph, method, forwards, others
         found = run(graph, method)
     again = 2 * share_of_attentions(graph) if method.recomputed else 0
     assert sum(calls) == 2 + forwards
-    assert found.cost.rows == pytest.approx(2 + forwards + others + again, rel=1e-9)
+    assert found.cost.nfe == pytest.approx(2 + forwards + others + again, rel=1e-9)
 
 
 def share_of_attentions(graph: HookGraph) -> float:
@@ -227,7 +227,7 @@ def share_of_attentions(graph: HookGraph) -> float:
         ({"dropped": True, "samples": 1}, "dropped=True works on what attentions put out; give recomputed=True and samples=1 with it"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
         ({"fidelity": 2}, "fidelity=2 layers make no rank correlation; give at least 3, or 0 to leave it out"),
-        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):

@@ -28,9 +28,9 @@ def search(graph: HookGraph, budget: float = 1 / 20, **options) -> LayerScores:
     return localize(graph, truth.concept, method, metric, **(FAST | generation | options))
 
 
-def sweep_rows(graph: HookGraph, pictures: int = 4 * len(SEEDS), steps: int = STEPS) -> int:
+def sweep_rows(graph: HookGraph, images: int = 4 * len(SEEDS), steps: int = STEPS) -> int:
     """The rows of all windows of one layer, the two ends and the pooled text."""
-    return (len(graph.sites.layers) + 2 + len(graph.sites.where(role="pooled"))) * pictures * steps
+    return (len(graph.sites.layers) + 2 + len(graph.sites.where(role="pooled"))) * images * steps
 
 
 @pytest.mark.parametrize(("family", "plant"), [("sd1", "layer"), ("sd1", "schedule"), ("if-1", "neurons")])
@@ -38,17 +38,17 @@ def test_it_is_right_and_sure_for_a_twentieth_of_the_rows(family, plant):
     graph = model(family, plant)
     scores = search(graph)
     assert tuple(scores.top(1)) == planted(graph.pipe).layers
-    assert scores.confidence.probability >= auto.SURE
-    assert scores.cost.rows <= sweep_rows(graph) / 20
+    assert scores.confidence.probability >= auto.TARGET_CONFIDENCE
+    assert scores.cost.nfe <= sweep_rows(graph) / 20
     assert str(scores.confidence) in scores.verdict
-    assert scores.confidence.of == 32
+    assert scores.confidence.total_images == 32
 
 
 def test_where_nothing_is_planted_it_names_nothing():
-    with pytest.warns(UserWarning, match="the full change hardly moves LatentShare"):
+    with pytest.warns(UserWarning, match="the total effect hardly moves LatentShare"):
         scores = search(model("sd1", "nothing"))
     assert not any(scores.scores)
-    assert scores.confidence.alone == ()
+    assert scores.confidence.measured_layers == ()
     assert "no layer stands out" in scores.verdict
 
 
@@ -59,7 +59,7 @@ def seen(shares: np.ndarray):
 
 
 class Noise:
-    """A metric that says nothing of the concept: the same numbers for all pictures of a batch, in another order each time."""
+    """A metric that says nothing of the concept: the same numbers for all images of a batch, in another order each time."""
 
     name = "noise"
 
@@ -74,19 +74,19 @@ def test_where_the_metric_does_not_see_the_concept_it_tries_everything_or_says_h
     graph = model("sd1", "layer")
     truth = planted(graph.pipe)
     options = FAST | truth.generation | {"num_inference_steps": 1, "seeds": range(2)}
-    with pytest.warns(UserWarning, match="the full change hardly moves"):
+    with pytest.warns(UserWarning, match="the total effect hardly moves"):
         every = localize(graph, truth.concept, LocoGen(search="auto"), Noise(), **options)
-    assert every.confidence.alone == graph.sites.layers
-    with pytest.warns(UserWarning, match="the full change hardly moves"):
+    assert every.confidence.measured_layers == graph.sites.layers
+    with pytest.warns(UserWarning, match="the total effect hardly moves"):
         few = localize(graph, truth.concept, LocoGen(search="auto", budget=1 / 5), Noise(), **options)
-    assert few.confidence.probability < auto.SURE
-    assert few.cost.rows < every.cost.rows / 2
+    assert few.confidence.probability < auto.TARGET_CONFIDENCE
+    assert few.cost.nfe < every.cost.nfe / 2
 
 
 def test_where_either_of_two_layers_suffices_it_names_none_and_is_not_sure():
     scores = search(model("sd1", "redundant"))
     assert not any(scores.scores)
-    assert scores.confidence.probability < auto.SURE
+    assert scores.confidence.probability < auto.TARGET_CONFIDENCE
 
 
 def test_where_the_layer_depends_on_the_prompt_it_falls_back_on_all_windows():
@@ -94,10 +94,10 @@ def test_where_the_layer_depends_on_the_prompt_it_falls_back_on_all_windows():
     options = {"seeds": range(2), "num_inference_steps": 1}
     scores = search(graph, budget=1, **options)
     every = search(graph, method=LocoGen(), **options)
-    assert scores.confidence.alone == graph.sites.layers
-    assert (scores.confidence.pictures, scores.confidence.of) == (8, 8)
+    assert scores.confidence.measured_layers == graph.sites.layers
+    assert (scores.confidence.measured_images, scores.confidence.total_images) == (8, 8)
     np.testing.assert_allclose(scores.scores, every.scores, atol=1e-4)
-    assert "the place depends on the prompt" in scores.verdict
+    assert "the image_key depends on the prompt" in scores.verdict
     assert set(scores.top(2)) == set(planted(graph.pipe).layers)
 
 
@@ -115,7 +115,7 @@ class TestScreensThatAreWrong:
     def test_with_all_rows_it_is_right(self, graph):
         scores = search(graph, budget=1, seeds=range(2))
         assert tuple(scores.top(1)) == planted(graph.pipe).layers
-        assert planted(graph.pipe).layers[0] in scores.confidence.alone
+        assert planted(graph.pipe).layers[0] in scores.confidence.measured_layers
 
     @pytest.mark.parametrize("budget", [1 / 20, 1 / 8])
     def test_with_few_rows_it_is_right_or_unsure(self, graph, budget):
@@ -126,7 +126,7 @@ class TestScreensThatAreWrong:
 @pytest.mark.parametrize("budget", [1 / 20, 1 / 6])
 def test_its_budget_is_kept(budget):
     graph = model("sd1", "apart")
-    assert search(graph, budget).cost.rows <= budget * sweep_rows(graph)
+    assert search(graph, budget).cost.nfe <= budget * sweep_rows(graph)
 
 
 def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
@@ -134,7 +134,7 @@ def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
     graph = model("sd1", "apart")
     monkeypatch.setattr(glancing, "forced_shares", seen(np.zeros(16)))
     scores = search(graph, budget=1 / 40)
-    rest = tuple(layer for layer in graph.sites.layers if layer not in scores.confidence.alone)
+    rest = tuple(layer for layer in graph.sites.layers if layer not in scores.confidence.measured_layers)
     assert len(rest) > 10
     assert set(rest) & set(planted(graph.pipe).layers)
     parts = [scores.scores[layer] for layer in rest]
@@ -153,17 +153,17 @@ class TestCloseLayers:
 
     def test_more_pictures_are_screened_than_made(self, scores):
         sure = scores.confidence
-        assert sure.pictures < sure.screened <= sure.of
+        assert sure.measured_images < sure.screened_images <= sure.total_images
         assert sure.probability <= 0.9
-        assert f"on {sure.pictures} of 32 pictures, and screened on {sure.screened})" in str(sure)
-        assert scores.cost.rows <= sweep_rows(model("sd1", "apart")) / 10
+        assert f"on {sure.measured_images} of 32 images, and screened on {sure.screened_images})" in str(sure)
+        assert scores.cost.nfe <= sweep_rows(model("sd1", "apart")) / 10
 
     def test_their_effects_are_near_those_of_all_pictures(self, scores):
         graph = model("sd1", "apart")
         every = search(graph, method=LocoGen())
         for layer in planted(graph.pipe).layers:
-            effects = scores.effects.values[[each.layers for each in scores.effects.probes].index((layer,))]
-            assert int((~effects.isnan()).sum()) == scores.confidence.screened
+            effects = scores.effects.values[[each.layers for each in scores.effects.patches].index((layer,))]
+            assert int((~effects.isnan()).sum()) == scores.confidence.screened_images
             assert scores.scores[layer] == pytest.approx(every.scores[layer], abs=0.1)
 
     def test_a_screen_that_misleads_is_not_asked_again(self, monkeypatch):
@@ -171,7 +171,7 @@ class TestCloseLayers:
         graph = model("sd1", "apart")
         causal = planted(graph.pipe).layers
         monkeypatch.setattr(glancing, "forced_shares", lambda *_, layers: np.isin(layers, causal) * rng.random(len(layers)))
-        assert search(graph, 1 / 10).confidence.screened == 0
+        assert search(graph, 1 / 10).confidence.screened_images == 0
 
 
 def test_a_stopped_search_goes_on_from_its_file(tmp_path):
@@ -180,13 +180,13 @@ def test_a_stopped_search_goes_on_from_its_file(tmp_path):
     again = search(graph, 1 / 10, output=tmp_path / "rows.jsonl")
     assert again.scores == first.scores
     assert again.confidence == first.confidence
-    assert again.cost.rows - first.cost.rows < first.cost.rows  # all parts are counted, and the second made less
+    assert again.cost.nfe - first.cost.nfe < first.cost.nfe  # all parts are counted, and the second made less
 
 
 def test_it_asks_what_the_windows_would_ask():
     """Values alone, in sufficiency: the same as all windows with these options."""
     graph = model("sd1", "layer")
-    options = {"roles": ("value",), "probe": "sufficiency"}
+    options = {"roles": ("value",), "patch": "sufficiency"}
     scores = search(graph, method=LocoGen(search="auto", budget=1, **options), seeds=range(1))
     every = search(graph, method=LocoGen(**options), seeds=range(1))
     (layer,) = planted(graph.pipe).layers
@@ -211,7 +211,7 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the full change hardly moves")
+@pytest.mark.filterwarnings("ignore:the total effect hardly moves")
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize("plant", list(PLANTS))
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "if-1"])

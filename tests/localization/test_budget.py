@@ -13,7 +13,7 @@ def test_a_sweep_is_all_layers_and_both_ends_on_every_image(beside):
 
 
 def test_the_smallest_search_is_a_screen_of_one_image_and_one_layer_against_all_others_on_two():
-    """The unchanged runs of two images, the full change, one layer and all others on both; and what it costs to look."""
+    """The unchanged runs of two images, the total effect, one layer and all others on both; and what it costs to look."""
     assert Budget(0.05, layers=16, beside=0, images=6).least(0.5) == 2 + 2 * 3 + 0.5
     assert Budget(0.05, layers=16, beside=1, images=6).least() == 2 + 2 * 4
     assert Budget(0.05, layers=1, beside=0, images=1).least() == 1 + 2

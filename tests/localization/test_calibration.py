@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Case, Looks, Table, calibration, searched, simulated
+from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Looks, RunKey, Table, calibration, searched, simulated
 from neuroscope.generation.patch_runner import drawn
-from neuroscope.localization.search.auto import SURE, AutoSearch
+from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
 
 LAYER, OTHER = 3, 12
 
@@ -23,16 +23,16 @@ def runs_are_looked_up() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def prompts_at(*layers: int, seeds: int = 1) -> Case:
+def prompts_at(*layers: int, seeds: int = 1) -> RunKey:
     """Prompts that read at these layers; -1 shows nothing."""
     reads = np.array(layers)
     full = np.repeat((reads >= 0)[:, None], seeds, axis=1).astype(float)
-    return Case((np.arange(LAYERS)[:, None, None] == reads[:, None]) * full, full)
+    return RunKey((np.arange(LAYERS)[:, None, None] == reads[:, None]) * full, full)
 
 
-def run(case: Case, budget: float, seed: int = 0):
+def run(case: RunKey, budget: float, seed: int = 0):
     table = Table(case)
-    search = AutoSearch(table, Looks(table, drawn(table.study, seed), np.random.default_rng(seed)), budget)
+    search = AutoSearch(table, Looks(table, drawn(table.experiment, seed), np.random.default_rng(seed)), budget)
     confidence = search.run()
     return confidence, search.effects().of_layers(range(LAYERS)), table
 
@@ -47,7 +47,7 @@ IN_TURN = (OTHER, LAYER) * 4 + (LAYER,) * 3
 @pytest.mark.parametrize("seed", [0, 1])
 def test_eleven_prompts_in_two_groups_never_make_it_sure_and_wrong(reads, budget, seed):
     confidence, means, _ = run(prompts_at(*reads), budget, seed)
-    assert means.argmax() == LAYER or confidence.probability < SURE
+    assert means.argmax() == LAYER or confidence.probability < TARGET_CONFIDENCE
     if budget == 1:
         assert means.argmax() == LAYER
         assert not confidence.tied
@@ -58,7 +58,7 @@ def test_eleven_prompts_in_two_groups_never_make_it_sure_and_wrong(reads, budget
 @pytest.mark.parametrize(("each", "seed"), list(itertools.product((3, 4), (0, 1))))
 def test_an_even_split_is_said_to_be_one_or_it_is_not_sure(each, seed, budget):
     confidence, means, _ = run(prompts_at(*(LAYER,) * each, *(OTHER,) * each), budget, seed)
-    assert confidence.probability < SURE or confidence.tied == (LAYER, OTHER)
+    assert confidence.probability < TARGET_CONFIDENCE or confidence.tied == (LAYER, OTHER)
     if budget == 1:
         assert confidence.tied == (LAYER, OTHER)
         assert means[[LAYER, OTHER]] == pytest.approx([0.5, 0.5])
@@ -70,33 +70,33 @@ def test_prompts_without_any_change_are_passed_over(budget, seed):
     """However few of the prompts show the concept, the layer that carries it is found."""
     confidence, means, _ = run(prompts_at(*(-1,) * 9, 14, 14, 14), budget, seed)
     assert means.argmax() == 14
-    assert 14 in confidence.alone
+    assert 14 in confidence.measured_layers
 
 
 def test_where_no_image_changes_all_windows_are_made_or_it_says_how_little_it_knows():
     confidence, means, table = run(prompts_at(*(-1,) * 11), 1.0)
-    assert confidence.alone == tuple(range(LAYERS))
+    assert confidence.measured_layers == tuple(range(LAYERS))
     assert not means.any()
     confidence, means, fewer = run(prompts_at(*(-1,) * 11), 1 / 3)
     assert confidence.probability <= 0.9
-    assert confidence.alone == ()
+    assert confidence.measured_layers == ()
     assert not means.any()
     assert fewer.rows <= table.rows / 3
 
 
 def test_with_a_small_budget_it_looks_for_a_change_on_as_many_prompts_as_it_can_pay():
     table = Table(prompts_at(*(-1,) * 40))
-    looks = Looks(table, drawn(table.study, 0), np.random.default_rng(0))
+    looks = Looks(table, drawn(table.experiment, 0), np.random.default_rng(0))
     AutoSearch(table, looks, 1 / 20).run()
     left = (LAYERS + 2) * 40 * STEPS / 20 - looks.rows
     assert 0 <= left < 12 * STEPS
-    assert int(table.made["goal"].sum()) > 8
+    assert int(table.made["target"].sum()) > 8
 
 
 def test_an_effect_that_a_few_prompts_may_have_is_not_ruled_out_by_others():
     """No image of the first four has any effect of a layer; two of 20 would be enough for all windows."""
     case = prompts_at(*(LAYER,) * 20)
-    nothing = Case(np.zeros_like(case.values), case.full)
+    nothing = RunKey(np.zeros_like(case.values), case.full)
     confidence, means, _ = run(nothing, 1 / 5)
     assert not means.any()
     assert confidence.probability < 0.9
@@ -130,15 +130,15 @@ def table() -> pd.DataFrame:
 def test_of_answers_with_95_percent_at_least_as_many_are_right_at_every_budget():
     found = calibration(simulated(12, seed=7))
     assert (found["95 % sure"] > 10).all()
-    assert (found["of these right"] >= SURE).all()
+    assert (found["of these right"] >= TARGET_CONFIDENCE).all()
     assert not found["overrun without a warning"].any()
 
 
 class TestCalibration:
     def test_of_answers_with_95_percent_at_least_as_many_are_right(self, table):
-        sure = table[table["sure"] >= SURE]
+        sure = table[table["sure"] >= TARGET_CONFIDENCE]
         assert len(sure) > 9
-        assert sure["right"].mean() >= SURE
+        assert sure["right"].mean() >= TARGET_CONFIDENCE
 
     def test_a_budget_is_kept_or_its_overrun_is_said(self, table):
         assert not table["silent overrun"].any()
@@ -147,11 +147,11 @@ class TestCalibration:
         found = calibration(table)
         assert list(found.index) == list(BUDGETS)
         assert found["cases"].sum() == len(table)
-        assert found["95 % sure"].sum() == (table["sure"] >= SURE).sum()
+        assert found["95 % sure"].sum() == (table["sure"] >= TARGET_CONFIDENCE).sum()
 
     @pytest.mark.parametrize("listing", LISTINGS)
     def test_a_listing_is_an_order_of_the_same_prompts(self, listing):
-        case = Case.of((4, 7), listing, np.random.default_rng(0), blank=2)
+        case = RunKey.of((4, 7), listing, np.random.default_rng(0), blank=2)
         assert sorted(case.values.sum(axis=(1, 2))) == [0] * (LAYERS - 2) + [4, 7]
         assert case.full.sum() == 11
         assert len(case.full) == 13

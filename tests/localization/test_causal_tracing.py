@@ -66,12 +66,12 @@ class TestScores:
         names = ["cross 0", "cross 15", "self 1", "self 14", "ff 0", "ff 13", "resnet 0", "resnet 21"]
         expected = {
             place: share_of(replayed(graph, contexts, place.path, rows, guidance_scale=scale), source, target)
-            for place in graph.places
+            for place in graph.components
             if str(place) in names
         }
         assert len(expected) == len(names)
         for place, share in expected.items():
-            assert scores.scores[graph.places.index(place)] == pytest.approx(share, abs=1e-4)
+            assert scores.scores[graph.components.index(place)] == pytest.approx(share, abs=1e-4)
         assert max(expected.values()) > 0.1
 
     def test_rows_make_a_difference_where_there_is_guidance(self, graph):
@@ -82,20 +82,20 @@ class TestScores:
     def test_a_score_is_what_comes_back_over_what_was_lost(self, graph, contexts, sign):
         pairs, seeds = STIPPLE[:2], [0, 1]
         scores = run(graph, CausalTracing(component="resnet"), Corner(sign), pairs, seeds=seeds, guidance_scale=7.5)
-        pictures = [graph.decode(draw(graph, [each], guidance_scale=7.5))[0] for each in contexts]
-        clean, corrupted = Corner()(pictures, [PROMPT] * 2)
-        assert abs(float(scores.effects.full[0, 0])) == pytest.approx(abs(clean - corrupted), abs=0.02)
-        np.testing.assert_allclose(scores.scores, scores.effects.values.mean(dim=(1, 2)) / scores.effects.full.mean())
-        assert scores.effects.full.mean() > 0.1
+        images = [graph.decode(draw(graph, [each], guidance_scale=7.5))[0] for each in contexts]
+        clean, corrupted = Corner()(images, [PROMPT] * 2)
+        assert abs(float(scores.effects.total[0, 0])) == pytest.approx(abs(clean - corrupted), abs=0.02)
+        np.testing.assert_allclose(scores.scores, scores.effects.values.mean(dim=(1, 2)) / scores.effects.total.mean())
+        assert scores.effects.total.mean() > 0.1
 
     def test_places_are_restored_one_by_one_under_their_names(self, graph):
         kinds = {"cross": 16, "self": 16, "ff": 16, "resnet": 22}
         for kind, count in kinds.items():
             scores = run(graph, CausalTracing(component=kind), num_inference_steps=1)
             assert scores.names == tuple(f"{kind} {number}" for number in range(count))
-            assert [probe.layers for probe in scores.effects.probes] == [(number,) for number in range(count)]
+            assert [patch.layers for patch in scores.effects.patches] == [(number,) for number in range(count)]
         scores = run(graph, CausalTracing(component="all"), num_inference_steps=1)
-        assert scores.names == tuple(map(str, graph.places))
+        assert scores.names == tuple(map(str, graph.components))
         assert scores.layers == tuple(range(70))
 
     def test_each_component_alone_is_as_among_all(self, graph):
@@ -115,11 +115,11 @@ class TestScores:
     def test_rows_are_the_runs_and_a_clean_one_for_every_batch(self, graph, batch_size, batches):
         """Corrupted, clean and 16 restored runs, in batches with one place for the clean run that they take from."""
         found = run(graph, CausalTracing(), pairs=STIPPLE[:2], batch_size=batch_size)
-        assert found.cost.rows == 2 * (2 + 16 + batches) * SMALL["num_inference_steps"]
+        assert found.cost.nfe == 2 * (2 + 16 + batches) * SMALL["num_inference_steps"]
 
     def test_the_contact_sheet_goes_from_corrupted_to_clean(self, graph, contexts):
         scores = run(graph, CausalTracing(), keep_images=1)
-        assert scores.columns == ("base", *map(str, range(16)), "goal")
+        assert scores.columns == ("source", *map(str, range(16)), "target")
         clean, corrupted = graph.decode(draw(graph, contexts))
         (row,) = scores.images.values()
         for found, expected in ((row[0], corrupted), (row[-1], clean)):
@@ -202,7 +202,7 @@ class TestTextEncoder:
         restored = corruption.encode(PROMPT, 0, restored=(corruption.layer_count - 2, "eos")).context[0]
         assert torch.equal(restored[kinds == "eos"], clean[kinds == "eos"])
         scores = run(graph, CausalTracing(), clip_skip=1)
-        (place,) = [place for place in graph.places if str(place) == "cross 15"]
+        (place,) = [place for place in graph.components if str(place) == "cross 15"]
         target, source = draw(graph, [clean, corrupted])
         expected = share_of(replayed(graph, [clean, corrupted], place.path, "all"), source, target)
         assert scores.scores[15] == pytest.approx(expected, abs=1e-4)

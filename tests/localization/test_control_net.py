@@ -49,7 +49,7 @@ def test_the_share_of_the_net_is_what_a_plain_hook_on_it_makes():
     pipe, options = controlled("StableDiffusionControlNetPipeline")
     scores = localize(HookGraph(pipe), CONCEPT, LocoGen(), LatentShare(), seeds=[0], quiet=True, **options)
     expected = [by_hand(pipe, options, *pair) for pair in zip(CONCEPT.present, CONCEPT.absent, strict=True)]
-    found = scores.effects.values[scores.effects.probes.index(CONTROL), :, 0]
+    found = scores.effects.values[scores.effects.patches.index(CONTROL), :, 0]
     assert max(map(abs, expected)) > 0.01
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=1e-5)
     share, low, high = scores.control_share
@@ -63,7 +63,7 @@ def test_models_without_such_a_net_have_no_share(graph):
     scores = localize(graph, CONCEPT, LocoGen(window=16), LatentShare(), seeds=[0], quiet=True, num_inference_steps=1, height=16, width=16)
     assert scores.control_share is None
     assert scores.pooled_share is None
-    assert {CONTROL, POOLED}.isdisjoint(scores.effects.probes)
+    assert {CONTROL, POOLED}.isdisjoint(scores.effects.patches)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionControlNetPipeline (two nets)", "StableDiffusionXLControlNetPipeline"])

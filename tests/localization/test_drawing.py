@@ -12,30 +12,30 @@ PAIRS, SEEDS = 5, (3, 2**63, 8)
 
 
 @pytest.fixture
-def study(untyped) -> SimpleNamespace:
+def experiment(untyped) -> SimpleNamespace:
     return SimpleNamespace(pairs=range(PAIRS), seeds=SEEDS)
 
 
-def test_every_image_is_drawn_once_and_every_prompt_before_any_twice(study):
-    order = drawn(study, 0)
+def test_every_image_is_drawn_once_and_every_prompt_before_any_twice(experiment):
+    order = drawn(experiment, 0)
     assert set(order) == {(pair, seed) for pair in range(PAIRS) for seed in SEEDS}
     assert len(order) == PAIRS * len(SEEDS)
     for turn in range(len(SEEDS)):
         assert {pair for pair, _ in order[turn * PAIRS : (turn + 1) * PAIRS]} == set(range(PAIRS))
 
 
-def test_the_same_seed_draws_the_same(study):
-    assert drawn(study, 4) == drawn(study, 4)
-    assert drawn(study, 4) != drawn(study, 5)
+def test_the_same_seed_draws_the_same(experiment):
+    assert drawn(experiment, 4) == drawn(experiment, 4)
+    assert drawn(experiment, 4) != drawn(experiment, 5)
 
 
-def test_every_image_is_as_often_first(study):
+def test_every_image_is_as_often_first(experiment):
     """A chi-square test of the first image over 1,500 orders: 15 images, so that 36 is passed once in a thousand."""
-    counts = np.array(list(Counter(drawn(study, seed)[0] for seed in range(1500)).values()))
+    counts = np.array(list(Counter(drawn(experiment, seed)[0] for seed in range(1500)).values()))
     assert len(counts) == PAIRS * len(SEEDS)
     assert ((counts - 100) ** 2 / 100).sum() < 36.1
 
 
-def test_prompts_do_not_share_their_first_seed(study):
-    firsts = [{seed for _, seed in drawn(study, number)[:PAIRS]} for number in range(20)]
+def test_prompts_do_not_share_their_first_seed(experiment):
+    firsts = [{seed for _, seed in drawn(experiment, number)[:PAIRS]} for number in range(20)]
     assert any(len(each) > 1 for each in firsts)

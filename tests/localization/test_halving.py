@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import Flipped, Halving, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, Probe, localize
+from neuroscope import Flipped, Halving, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, Patch, localize
 from neuroscope.testbed import build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of, planted
 
 LAYERS, STEPS = 16, 2
-WHOLE = Probe(tuple(range(LAYERS)))
+WHOLE = Patch(tuple(range(LAYERS)))
 
 
 def run(graph: HookGraph, method, pairs=STIPPLE[:1], **options) -> LayerScores:
@@ -23,12 +23,12 @@ def run_built(graph: HookGraph, method, metric=LatentShare()) -> LayerScores:
     return localize(graph, truth.concept, method, metric, [0], pairs=2, quiet=True, keep_images=0, **truth.generation)
 
 
-def halves_of(window: Probe) -> tuple[Probe, Probe]:
+def halves_of(window: Patch) -> tuple[Patch, Patch]:
     middle = len(window.layers) // 2
-    return Probe(window.layers[:middle]), Probe(window.layers[middle:])
+    return Patch(window.layers[:middle]), Patch(window.layers[middle:])
 
 
-def smallest_window(layers: tuple[int, ...]) -> Probe:
+def smallest_window(layers: tuple[int, ...]) -> Patch:
     """The smallest that halving can arrive at with all of these layers in it."""
     window = WHOLE
     while inside := [half for half in halves_of(window) if set(layers) <= set(half.layers)]:
@@ -37,7 +37,7 @@ def smallest_window(layers: tuple[int, ...]) -> Probe:
 
 
 def runs_for(layers: tuple[int, ...]) -> int:
-    """Runs a picture: the two ends, the whole window, and two halves of each window in which some of these layers are not alone."""
+    """Runs an image: the two ends, the whole window, and two halves of each window in which some of these layers are not alone."""
     windows, runs = [WHOLE], 3
     while windows:
         halves = halves_of(windows.pop())
@@ -70,7 +70,7 @@ def alone(both) -> list[float]:
 class TestOneLayer:
     @pytest.mark.parametrize("layer", [0, 10])
     def test_it_is_found_with_two_runs_for_each_doubling_of_the_layers(self, layer):
-        """And one of the whole window; beside the run as it is and the full change."""
+        """And one of the whole window; beside the run as it is and the total effect."""
         graph = planted(STIPPLE[:2], {layer: STIPPLE})
         with tiny.counted(graph.denoiser) as calls:
             found = run(graph, Halving(), STIPPLE[:2])
@@ -78,7 +78,7 @@ class TestOneLayer:
         assert found.scores[layer] == pytest.approx(1, abs=1e-3)
         assert np.abs(np.delete(found.scores, layer)).max() < 1e-3
         assert runs_for((layer,)) == 2 + 2 * math.log2(LAYERS) + 1
-        assert sum(calls) == found.cost.rows == 2 * STEPS * runs_for((layer,))
+        assert sum(calls) == found.cost.nfe == 2 * STEPS * runs_for((layer,))
 
 
 class TestTwoLayers:
@@ -87,7 +87,7 @@ class TestTwoLayers:
         found = run_built(both, Halving())
         assert set(found.top(2)) == set(layers)
         assert [found.scores[layer] for layer in layers] == pytest.approx(alone, abs=1e-3)
-        assert found.cost.rows == 2 * STEPS * runs_for(layers)
+        assert found.cost.nfe == 2 * STEPS * runs_for(layers)
 
     def test_a_weaker_one_is_followed_from_the_share_of_the_stronger_that_is_asked_for(self, uneven):
         strong, weak = (run(uneven, LocoGen()).scores[layer] for layer in (15, 0))
@@ -95,14 +95,14 @@ class TestTwoLayers:
         assert 0.1 < bar < 0.4
         followed, left = (run(uneven, Halving(follow=bar + step)) for step in (-0.05, 0.05))
         assert followed.scores[0] == pytest.approx(weak, abs=1e-3)
-        assert followed.cost.rows == STEPS * runs_for((0, 15))
-        assert left.cost.rows == STEPS * runs_for((15,))
+        assert followed.cost.nfe == STEPS * runs_for((0, 15))
+        assert left.cost.nfe == STEPS * runs_for((15,))
 
     def test_layers_of_a_half_that_is_not_followed_share_its_effect(self, uneven):
         """The half's own comes from a window of eight layers."""
         found = run(uneven, Halving())
         window = run(uneven, LocoGen(window=8)).effects
-        half = float(window.values[window.probes.index(Probe(tuple(range(8))))])
+        half = float(window.values[window.patches.index(Patch(tuple(range(8))))])
         assert half > 0.05
         assert found.scores[:8] == pytest.approx([half / 8] * 8, abs=1e-4)
         assert found.top(1) == [15]
@@ -110,10 +110,10 @@ class TestTwoLayers:
 
 class TestTogether:
     def test_layers_that_only_together_matter_stay_one_window(self, both):
-        """Putting in one of two is not enough for a picture that shows the concept."""
+        """Putting in one of two is not enough for an image that shows the concept."""
         truth = truth_of(both.pipe)
         window = smallest_window(truth.layers)
-        found = run_built(both, Halving(probe="sufficiency"), Flipped(truth.shown_from))
+        found = run_built(both, Halving(direction="sufficiency"), Flipped(truth.shown_from))
         assert found.best == window
         assert [found.scores[layer] for layer in window.layers] == [1.0] * len(window.layers)
         assert {score for layer, score in enumerate(found.scores) if layer not in window.layers} == {0.0}
@@ -136,7 +136,7 @@ class TestTogether:
 
 def test_where_nothing_passes_no_window_is_split():
     graph = planted(STIPPLE[:1], {})
-    with pytest.warns(UserWarning, match="the full change hardly moves LatentShare"):
+    with pytest.warns(UserWarning, match="the total effect hardly moves LatentShare"):
         found = run(graph, Halving())
     assert set(found.scores) == {0.0}
     assert found.verdict.startswith("no layer stands out")
@@ -160,7 +160,7 @@ def test_the_pooled_text_is_tried_once_beside_the_layers():
         ({"together": 2.0}, "together=2.0 is no share of an effect; give more than 0 and at most 1"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": ("values",)}, r"role 'values' is unknown; choose one of key, value; did you mean 'value'\?"),
-        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):

@@ -16,7 +16,7 @@ from neuroscope import (
     LayerScores,
     Localization,
     LocoGen,
-    Probe,
+    Patch,
     localize,
 )
 from tests.families import tiny
@@ -25,7 +25,7 @@ from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, plant
 SHARE = LatentShare()
 CONCEPT = concept_of(STIPPLE)
 FAST = SMALL | {"batch_size": 4, "quiet": True, "keep_images": 0}
-METHOD = LocoGen(window=13)  # four windows, so six pictures for each prompt and seed
+METHOD = LocoGen(window=13)  # four windows, so six images for each prompt and seed
 PICTURES = 6
 
 
@@ -51,7 +51,7 @@ def rows_of(path) -> list[str]:
 
 
 def pictures_made(graph: HookGraph, *arguments, **options) -> float:
-    """How many pictures a localisation makes, each in two steps without guidance."""
+    """How many images a localisation makes, each in two steps without guidance."""
     with tiny.counted(graph.denoiser) as calls:
         run(graph, *arguments, **options)
     return sum(calls) / SMALL["num_inference_steps"]
@@ -59,7 +59,7 @@ def pictures_made(graph: HookGraph, *arguments, **options) -> float:
 
 @dataclass(frozen=True)
 class Failing:
-    """A metric that fails after some pictures."""
+    """A metric that fails after some images."""
 
     after: int
     seen: list[int]
@@ -74,12 +74,12 @@ class Failing:
 
 
 class Listed(Localization):
-    """A method that makes no picture."""
+    """A method that makes no image."""
 
-    def __call__(self, study) -> LayerScores:
-        nothing = torch.zeros(1, len(study.pairs), len(study.seeds), dtype=torch.float64)
-        prompts = tuple(pair.present for pair in study.pairs)
-        return LayerScores.of(Effects((Probe((0,)),), prompts, study.seeds, nothing, nothing[0]))
+    def __call__(self, experiment) -> LayerScores:
+        nothing = torch.zeros(1, len(experiment.pairs), len(experiment.seeds), dtype=torch.float64)
+        prompts = tuple(pair.present for pair in experiment.pairs)
+        return LayerScores.of(Effects((Patch((0,)),), prompts, experiment.seeds, nothing, nothing[0]))
 
 
 class TestWhatIsMeasured:
@@ -136,14 +136,14 @@ class TestResuming:
         first = run(graph, metric, **options)
         second = run(graph, metric, **options)
         again = keep * (PICTURES if isinstance(metric, Corner) else 8)  # what shares are measured against is made in whole batches of 4
-        assert second.cost.rows - first.cost.rows == again * SMALL["num_inference_steps"]
+        assert second.cost.nfe - first.cost.nfe == again * SMALL["num_inference_steps"]
         assert torch.equal(second.effects.values, first.effects.values)
-        assert torch.equal(second.effects.full, first.effects.full)
+        assert torch.equal(second.effects.total, first.effects.total)
         assert second.scores == first.scores
         assert len(second.images) == keep
 
     def test_a_stopped_run_goes_on_where_it_was(self, graph, tmp_path):
-        """Of 24 pictures in batches of 4, the third batch is lost."""
+        """Of 24 images in batches of 4, the third batch is lost."""
         options = {"output": tmp_path / "rows.jsonl", "seeds": [0, 1]}
         with pytest.raises(KeyboardInterrupt), tiny.stopping(graph.denoiser, calls=2 * 2):
             run(graph, Corner(), **options)
@@ -241,7 +241,7 @@ class TestMemory:
 
         handle = graph.denoiser.register_forward_pre_hook(refuse)
         try:
-            with pytest.warns(UserWarning, match="out of memory; going on with 2 pictures at a time"):
+            with pytest.warns(UserWarning, match="out of memory; going on with 2 images at a time"):
                 found = run(graph)
         finally:
             handle.remove()
@@ -254,8 +254,8 @@ class TestMemory:
         ({"seeds": []}, r"there are no seeds to localize with; give at least one, such as range\(4\)"),
         ({"seeds": [1, 2, 1]}, r"the seeds \(1, 2, 1\) are not all different; give each once"),
         ({"pairs": 0}, "pairs=0 leaves nothing to localize with; give 1 or more, or None for all 4"),
-        ({"batch_size": 0}, "batch_size=0 is no number of pictures"),
-        ({"generator": None}, "generator is set for each picture here; give only options that all pictures share"),
+        ({"batch_size": 0}, "batch_size=0 is no number of images"),
+        ({"generator": None}, "generator is set for each image here; give only options that all images share"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_picture(graph, options, message):

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from diffusers import PNDMScheduler
 
-from neuroscope import ContextSwap, HookGraph, ImageShare, InvalidInput, LatentShare, LayerScores, LocoGen, Probe, SiteNeverRan, localize
+from neuroscope import ContextSwap, HookGraph, ImageShare, InvalidInput, LatentShare, LayerScores, LocoGen, Patch, SiteNeverRan, localize
 from tests.families import tiny
 from tests.localization.planted import EMBLEM, SMALL, STIPPLE, Corner, concept_of, planted
 
@@ -22,17 +22,17 @@ def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=SHARE, **op
 
 
 def picture_of(graph: HookGraph, prompt: str, seed: int = 0, **options):
-    (picture,) = tiny.draw(graph.pipe, prompt, seed=seed, **(SMALL | {"output_type": "pil"} | options))
-    return picture
+    (image,) = tiny.draw(graph.pipe, prompt, seed=seed, **(SMALL | {"output_type": "pil"} | options))
+    return image
 
 
 class Nearness:
-    """How near pictures are to one picture."""
+    """How near images are to one image."""
 
     name = "nearness"
 
-    def __init__(self, picture) -> None:
-        self._picture = np.asarray(picture, dtype=float)
+    def __init__(self, image) -> None:
+        self._picture = np.asarray(image, dtype=float)
 
     def __call__(self, images, prompts) -> np.ndarray:
         return np.array([-np.abs(np.asarray(image, dtype=float) - self._picture).mean() for image in images])
@@ -73,13 +73,13 @@ def windows(width: int) -> np.ndarray:
 class TestWindows:
     @pytest.mark.parametrize("width", [1, 3, 15, 16])
     def test_each_has_its_width_and_together_they_reach_both_ends(self, graph, width):
-        """One picture a batch: the unchanged run, the full change, and the windows in their order."""
+        """One image a batch: the unchanged run, the total effect, and the windows in their order."""
         with watched(graph, ABSENT) as readers:
             scores = run(graph, LocoGen(window=width), batch_size=1, num_inference_steps=1)
         expected = np.concatenate([np.zeros((1, LAYERS)), np.ones((1, LAYERS)), windows(width)])
         for role in ("key", "value"):
             assert np.array_equal(readers.of(role)[:, :, 0], expected)
-        assert scores.effects.probes == tuple(Probe(tuple(np.flatnonzero(each).tolist())) for each in windows(width))
+        assert scores.effects.patches == tuple(Patch(tuple(np.flatnonzero(each).tolist())) for each in windows(width))
 
     @pytest.mark.parametrize("roles", [("key",), ("value",), ("key", "value")])
     def test_only_the_roles_that_are_meant_read_the_other_prompt(self, graph, roles):
@@ -132,7 +132,7 @@ class TestGrowing:
         assert best[1] < best[2] - 0.1 < best[3] - 0.2
         for enough in (best[width] - 0.01, best[width - 1] + 0.01 if width > 1 else 0.01):
             found = run(spread, LocoGen(window="grow", enough=enough))
-            assert found.effects.probes == by_width[width].effects.probes
+            assert found.effects.patches == by_width[width].effects.patches
             torch.testing.assert_close(found.effects.values, by_width[width].effects.values, rtol=0, atol=1e-4)
 
     @pytest.mark.parametrize("share", [True, False])
@@ -141,18 +141,18 @@ class TestGrowing:
         found = run(spread, LocoGen(window="grow", enough=0.98), metric=metric, guidance_scale=7.5, keep_images=1)
         widths = range(1, len(found.best.layers) + 1)
         assert len(widths) > 1
-        assert found.cost.rows == (2 + sum(LAYERS - width + 1 for width in widths)) * 2 * 2
-        assert found.columns == ("base", *map(str, found.effects.probes), "goal")
+        assert found.cost.nfe == (2 + sum(LAYERS - width + 1 for width in widths)) * 2 * 2
+        assert found.columns == ("source", *map(str, found.effects.patches), "target")
 
     def test_it_says_how_wide_it_has_become(self, spread, by_width):
         found = run(spread, LocoGen(window="grow", enough=0.99))
         assert found.provenance.method.startswith("LocoGen(window=3, enough=0.99), ")
-        assert found.best == Probe((12, 13, 14))
+        assert found.best == Patch((12, 13, 14))
 
     def test_without_any_full_change_it_does_not_grow(self, blocked):
-        with pytest.warns(UserWarning, match=r"the full change hardly moves LatentShare\(\) \(0.000 on average\)"):
+        with pytest.warns(UserWarning, match=r"the total effect hardly moves LatentShare\(\) \(0.000 on average\)"):
             found = run(blocked, LocoGen(window="grow"))
-        assert len(found.effects.probes) == LAYERS
+        assert len(found.effects.patches) == LAYERS
 
 
 class TestPlants:
@@ -162,16 +162,16 @@ class TestPlants:
         graph = planted(pairs, {layer: pairs})
         for width in (2, 1):
             scores = run(graph, LocoGen(window=width), pairs, seeds=[0, 1])
-            holds = torch.tensor([layer in probe.layers for probe in scores.effects.probes]).double()
+            holds = torch.tensor([layer in patch.layers for patch in scores.effects.patches]).double()
             torch.testing.assert_close(scores.effects.values, holds[:, None, None].expand(-1, 2, 2), rtol=0, atol=2e-3)
             assert layer in scores.best.layers
-            assert scores.effects.full.tolist() == [[1, 1], [1, 1]]
+            assert scores.effects.total.tolist() == [[1, 1], [1, 1]]
         assert scores.verdict == f"all 2 prompts agree on layer {layer}"
 
     def test_so_do_pictures_with_guidance(self):
         pairs = STIPPLE[:2]
         scores = run(planted(pairs, {13: pairs}), LocoGen(window=2), pairs, ImageShare(), guidance_scale=7.5)
-        holds = torch.tensor([13 in probe.layers for probe in scores.effects.probes]).double()
+        holds = torch.tensor([13 in patch.layers for patch in scores.effects.patches]).double()
         torch.testing.assert_close(scores.effects.values[..., 0], holds[:, None].expand(-1, 2), rtol=0, atol=0.01)
         assert scores.top(1) == [13]
         assert scores.verdict == "all 2 prompts agree on layer 13"
@@ -187,7 +187,7 @@ class TestPlants:
     @pytest.mark.parametrize("metric", [LatentShare(), ImageShare(), Corner()], ids=repr)
     def test_where_nothing_passes_no_layer_is_found(self, blocked, metric):
         """Rounding errors alone are left, of which every layer would have a share; scores that are all 0 may be images of two prompts."""
-        message = r"the full change hardly moves .* \(-?0.000 on average\), so no layer can be found by it; choose another metric"
+        message = r"the total effect hardly moves .* \(-?0.000 on average\), so no layer can be found by it; choose another metric"
         with pytest.warns(UserWarning, match=message):
             scores = run(blocked, LocoGen(), STIPPLE[:2], metric)
         high = scipy.stats.binomtest(0, 2).proportion_ci().high if isinstance(metric, Corner) else 0.0
@@ -196,26 +196,26 @@ class TestPlants:
 
 
 class TestDirection:
-    @pytest.mark.parametrize(("sign", "probe"), [(1.0, "necessity"), (-1.0, "necessity"), (1.0, "sufficiency")])
-    def test_a_metric_may_fall_or_rise_under_the_full_change(self, sign, probe):
+    @pytest.mark.parametrize(("sign", "patch"), [(1.0, "necessity"), (-1.0, "necessity"), (1.0, "sufficiency")])
+    def test_a_metric_may_fall_or_rise_under_the_full_change(self, sign, patch):
         graph = planted(STIPPLE[:1], {13: STIPPLE[:1]})
-        scores = run(graph, LocoGen(probe=probe), metric=Corner(sign), guidance_scale=7.5)
+        scores = run(graph, LocoGen(patch=patch), metric=Corner(sign), guidance_scale=7.5)
         present, absent = Corner()([picture_of(graph, text, guidance_scale=7.5) for text in STIPPLE[0]], STIPPLE[0])
         assert present - absent > 0.3
         assert scores.top(1) == [13]
-        assert scores.scores[13] == pytest.approx(present - absent, abs=0.02)  # a picture's levels are whole numbers
-        assert float(scores.effects.full) == pytest.approx(present - absent, abs=0.02)
+        assert scores.scores[13] == pytest.approx(present - absent, abs=0.02)  # an image's levels are whole numbers
+        assert float(scores.effects.total) == pytest.approx(present - absent, abs=0.02)
 
     def test_sufficiency_is_necessity_with_the_prompts_exchanged(self, graph):
         exchanged = [(absent, present) for present, absent in STIPPLE[:2]]
-        there = run(graph, LocoGen(window=4, probe="sufficiency"), STIPPLE[:2], keep_images=1)
+        there = run(graph, LocoGen(window=4, direction="sufficiency"), STIPPLE[:2], keep_images=1)
         back = run(graph, LocoGen(window=4), exchanged, keep_images=1)
         assert torch.equal(there.effects.values, back.effects.values)
         assert torch.equal(there.sheet, back.sheet)
         assert there.effects.prompts == tuple(present for present, _ in STIPPLE[:2])
 
     def test_sufficiency_is_another_question_than_necessity(self, graph):
-        found = [run(graph, LocoGen(window=4, probe=probe)).effects.values for probe in ("necessity", "sufficiency")]
+        found = [run(graph, LocoGen(window=4, patch=patch)).effects.values for patch in ("necessity", "sufficiency")]
         assert not torch.allclose(*found, atol=0.01)
 
 
@@ -223,7 +223,7 @@ class TestParts:
     def test_each_part_reads_the_other_prompt_in_its_own_steps(self, graph):
         with watched(graph, ABSENT) as readers:
             scores = run(graph, LocoGen(window=16, parts=2), batch_size=1, num_inference_steps=4)
-        assert scores.effects.probes == (Probe((*range(16),), "0-50 %"), Probe((*range(16),), "50-100 %"))
+        assert scores.effects.patches == (Patch((*range(16),), "0-50 %"), Patch((*range(16),), "50-100 %"))
         by_step = readers.of("value")[8:, :, 0].reshape(2, 4, LAYERS)
         assert by_step.all(dim=2).tolist() == by_step.any(dim=2).tolist() == [[True, True, False, False], [False, False, True, True]]
 
@@ -250,7 +250,7 @@ class TestParts:
     def test_they_divide_the_steps_that_are_meant(self, graph):
         with watched(graph, ABSENT) as readers:
             scores = run(graph, LocoGen(window=16, steps=(0.2, 0.8), parts=3), batch_size=1, num_inference_steps=5)
-        assert [probe.part for probe in scores.effects.probes] == ["20-40 %", "40-60 %", "60-80 %"]
+        assert [patch.part for patch in scores.effects.patches] == ["20-40 %", "40-60 %", "60-80 %"]
         assert readers.of("value")[10:, 0, 0].reshape(3, 5).int().argmax(dim=1).tolist() == [1, 2, 3]
         assert readers.of("value")[10:, 0, 0].sum() == 3
 
@@ -270,33 +270,33 @@ class TestCost:
         """The published algorithm makes the windows one after the other; only the run and its goal come on top."""
         found = run(graph, LocoGen(window=width), STIPPLE[:2], seeds=[0, 1, 2], num_inference_steps=2, guidance_scale=scale)
         pairs, seeds, steps, published = 2, 3, 2, LAYERS - width + 1
-        assert found.cost.rows == pairs * seeds * (published + 2) * steps * halves
+        assert found.cost.nfe == pairs * seeds * (published + 2) * steps * halves
 
     @pytest.mark.parametrize("batch_size", [1, 5, None])
     def test_the_batch_size_costs_nothing(self, graph, batch_size):
-        assert run(graph, LocoGen(window=14), batch_size=batch_size, num_inference_steps=1).cost.rows == 3 + 2
+        assert run(graph, LocoGen(window=14), batch_size=batch_size, num_inference_steps=1).cost.nfe == 3 + 2
 
     def test_pndm_takes_a_call_more_than_steps(self, pipe):
         scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
         graph = HookGraph(tiny.with_parts(pipe, scheduler=scheduler))
         found = run(graph, LocoGen(window=15), num_inference_steps=50, height=16, width=16)
-        assert found.cost.rows == (2 + 2) * 51
+        assert found.cost.nfe == (2 + 2) * 51
 
 
 class TestContactSheet:
     @pytest.mark.parametrize("metric", [LatentShare(), Corner()], ids=repr)
     def test_it_shows_the_pipelines_own_pictures_of_the_first_seed(self, graph, metric):
         scores = run(graph, LocoGen(window=14), STIPPLE[:3], metric, keep_images=2, seeds=[7, 8], guidance_scale=7.5)
-        assert scores.columns == ("base", "0-13", "1-14", "2-15", "goal")
+        assert scores.columns == ("source", "0-13", "1-14", "2-15", "target")
         assert list(scores.images) == [present for present, _ in STIPPLE[:2]]
         for (present, absent), row in zip(STIPPLE, scores.images.values(), strict=False):
             for number, found in enumerate(row):
                 sites = graph.sites.where(layer=range(number - 1, number + 13)) if 0 < number < 4 else graph.sites[:0]
                 swaps = [ContextSwap.of(graph, sites.where(text_only=True), absent)] if sites else []
                 with graph.apply(*swaps):
-                    picture = picture_of(graph, absent if number == 4 else present, seed=7, guidance_scale=7.5)
-                assert found.size == picture.size == (32, 32)
-                assert np.abs(np.asarray(found, dtype=int) - np.asarray(picture, dtype=int)).max() <= 1
+                    image = picture_of(graph, absent if number == 4 else present, seed=7, guidance_scale=7.5)
+                assert found.size == image.size == (32, 32)
+                assert np.abs(np.asarray(found, dtype=int) - np.asarray(image, dtype=int)).max() <= 1
             assert len({each.tobytes() for each in row}) == 5
 
     def test_it_can_be_left_out(self, graph):
@@ -322,7 +322,7 @@ def test_keys_and_values_alone_do_less_than_both(graph):
         ({"enough": 1.5}, "enough=1.5 is no share"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": ("values",)}, r"role 'values' is unknown; choose one of key, value; did you mean 'value'\?"),
-        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
         ({"rows": "al"}, r"rows 'al' is unknown; choose one of conditional, all; did you mean 'all'\?"),
         ({"steps": (0.5, 0.2)}, r"steps=\(0.5, 0.2\) is not a part of the schedule; give two fractions in order"),
         ({"parts": 0}, "parts=0 is no number of parts; give 1 or more"),

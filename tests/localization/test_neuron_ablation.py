@@ -76,14 +76,14 @@ def test_the_neurons_of_a_group_share_its_effect(graph, truth):
     assert all(part.std(correction=0) < 1e-12 for part in parts)
     sums = torch.tensor([one.scores[path][first : first + 5].sum() for first in range(0, 32, 5)])
     torch.testing.assert_close(torch.stack([part.sum() for part in parts]), sums, atol=0.05, rtol=0)
-    assert five.cost.rows == 2 * (2 + 7)  # steps, and base, goal and seven groups
+    assert five.cost.nfe == 2 * (2 + 7)  # steps, and base, goal and seven groups
 
 
 def test_a_stopped_run_goes_on_and_shares_what_groups_of_one_have_done(graph, truth, tmp_path):
     ledger = tmp_path / "neurons.jsonl"
     first = run(graph, truth, NeuronAblation(layers=truth.layers, roles="value"), pairs=1, output=ledger)
     again = run(graph, truth, NeuronAblation(layers=truth.layers), pairs=1, output=ledger)
-    assert again.cost.rows == 2 * (2 + 32)  # the keys alone are new
+    assert again.cost.nfe == 2 * (2 + 32)  # the keys alone are new
     ((path, scores),) = first.scores.items()
     assert torch.equal(again.scores[path], scores)
 

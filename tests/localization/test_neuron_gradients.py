@@ -190,7 +190,7 @@ def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
     """The run's own two steps; on each of two frames the goal, both ends (of conductance one), the samples, and theirs backwards."""
     with tiny.counted(graph.denoiser) as calls:
         found = run(graph, NeuronGradient(kind=kind, layers=9, roles="value", samples=3, fidelity=0))
-    assert found.cost.rows == rows
+    assert found.cost.nfe == rows
     assert sum(calls) < rows
 
 

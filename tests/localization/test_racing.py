@@ -12,7 +12,7 @@ from tests.localization.planted import SMALL, STIPPLE, concept_of, planted
 
 LAYER, LAYERS, STEPS = 10, 16, 4
 SEEDS = (0, 1)
-FIRST = 2  # the pictures that a race begins with
+FIRST = 2  # the images that a race begins with
 
 
 def run(graph: HookGraph, method, pairs=STIPPLE, seeds=SEEDS, **options) -> LayerScores:
@@ -46,17 +46,17 @@ class TestOneLayer:
 
     def test_it_takes_less_than_a_third_of_the_sweeps_rows(self, raced, exhaustive):
         scores, calls = raced
-        assert exhaustive.cost.rows == (LAYERS + 2) * len(STIPPLE) * len(SEEDS) * STEPS
-        assert sum(calls) == scores.cost.rows < exhaustive.cost.rows / 3
+        assert exhaustive.cost.nfe == (LAYERS + 2) * len(STIPPLE) * len(SEEDS) * STEPS
+        assert sum(calls) == scores.cost.nfe < exhaustive.cost.nfe / 3
 
     def test_losers_leave_after_two_short_runs_and_the_winner_makes_two_whole_ones(self, raced):
-        """Beside the run as it is and the full change; a quarter of four steps is one."""
+        """Beside the run as it is and the total effect; a quarter of four steps is one."""
         _, calls = raced
         assert calls == [FIRST * (LAYERS + 2)] * 1 + [FIRST * (1 + 2)] * STEPS
 
     def test_its_effects_are_those_of_the_sweep_on_the_first_pictures(self, raced, exhaustive):
-        """They are of prompts of their own; pictures that were not made are unknown."""
-        found, exact = (scores.effects.values[scores.effects.probes.index(scores.best)] for scores in (raced[0], exhaustive))
+        """They are of prompts of their own; images that were not made are unknown."""
+        found, exact = (scores.effects.values[scores.effects.patches.index(scores.best)] for scores in (raced[0], exhaustive))
         known = ~found.isnan()
         assert found[known].numpy() == pytest.approx(exact[known].numpy(), abs=1e-4)
         assert known.any(dim=1).sum() == known.sum() == FIRST
@@ -64,15 +64,15 @@ class TestOneLayer:
     def test_it_says_on_how_many_pictures_and_how_sure_it_is(self, raced):
         """Two prompts of four that agree may both be of one half, whichever half it is."""
         found = raced[0].confidence
-        assert (found.alone, found.pictures, found.of) == ((LAYER,), FIRST, len(STIPPLE) * len(SEEDS))
+        assert (found.measured_layers, found.measured_images, found.total_images) == ((LAYER,), FIRST, len(STIPPLE) * len(SEEDS))
         assert found.probability == pytest.approx(1 - 2 * (2 / 4) * (1 / 3))
         assert str(found) in raced[0].verdict
 
 
 def test_its_contact_sheet_shows_the_prompts_that_were_drawn_first(graph, exhaustive):
-    """With the pictures that the sweep makes of these prompts and seeds."""
+    """With the images that the sweep makes of these prompts and seeds."""
     scores, every = (run(graph, method, keep_images=4, seeds=[7], num_inference_steps=1) for method in (Racing(seed=1), LocoGen()))
-    known = ~scores.effects.values[scores.effects.probes.index(scores.best)].isnan().any(dim=1)
+    known = ~scores.effects.values[scores.effects.patches.index(scores.best)].isnan().any(dim=1)
     drawn = {prompt for prompt, made in zip(scores.effects.prompts, known, strict=True) if made}
     assert set(scores.images) == drawn
     assert len(drawn) == FIRST
@@ -82,7 +82,7 @@ def test_its_contact_sheet_shows_the_prompts_that_were_drawn_first(graph, exhaus
 
 @pytest.fixture(scope="module")
 def close() -> HookGraph:
-    """Two layers carry half each: which is ahead depends on the picture."""
+    """Two layers carry half each: which is ahead depends on the image."""
     return HookGraph(tiny.exact(build("sd1", "apart", 1)))
 
 
@@ -98,16 +98,16 @@ class TestACloseSecond:
         first, second = (exact.effects.values[layer].flatten() for layer in layers)
         assert 0 < (first > second).sum() < len(first)
         found = run_built(close, Racing(short=0.5))
-        assert found.confidence.alone == layers
-        assert (found.confidence.pictures, found.confidence.of) == (8, 8)
+        assert found.confidence.measured_layers == layers
+        assert (found.confidence.measured_images, found.confidence.total_images) == (8, 8)
         assert found.top(1) == exact.top(1)
         assert [found.scores[layer] for layer in layers] == pytest.approx([exact.scores[layer] for layer in layers], abs=1e-3)
 
     def test_others_drop_out_before_the_pictures_end(self, close):
         found = run_built(close, Racing(short=0.5))
-        others = [probe.layers[0] not in found.confidence.alone for probe in found.effects.probes]
+        others = [patch.layers[0] not in found.confidence.measured_layers for patch in found.effects.patches]
         assert sum(others) == LAYERS - 2
-        assert (~found.effects.values[others].isnan()).flatten(1).sum(dim=1).max() <= found.confidence.of / 2
+        assert (~found.effects.values[others].isnan()).flatten(1).sum(dim=1).max() <= found.confidence.total_images / 2
 
 
 class TestShortRuns:
@@ -132,7 +132,7 @@ class TestShortRuns:
 
 def test_where_nothing_passes_nobody_wins():
     graph = planted(STIPPLE[:2], {})
-    with pytest.warns(UserWarning, match="the full change hardly moves LatentShare"):
+    with pytest.warns(UserWarning, match="the total effect hardly moves LatentShare"):
         found = run(graph, Racing(), STIPPLE[:2], [0])
     assert set(found.scores) == {0.0}
     assert found.verdict.startswith("no layer stands out")
@@ -149,7 +149,7 @@ def test_where_nothing_passes_nobody_wins():
         ({"finalists": 0}, "finalists=0 lets no layer win; give 1 or more"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
-        ({"probe": "necesity"}, r"probe 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):
@@ -184,4 +184,4 @@ def test_short_runs_alone_make_nobody_sure(apart):
 
 def test_the_winner_of_the_second_race_is_on_top_whatever_losers_had_in_short_runs(apart):
     scores = raced_with(apart, finalists=1)
-    assert scores.top(1) == list(scores.confidence.alone)
+    assert scores.top(1) == list(scores.confidence.measured_layers)

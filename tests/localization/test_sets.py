@@ -31,7 +31,7 @@ def test_layers_that_stand_in_for_each_other_are_found_where_windows_see_nothing
 
 
 def test_where_nothing_carries_it_there_is_no_set():
-    with pytest.warns(UserWarning, match="the full change hardly moves"):
+    with pytest.warns(UserWarning, match="the total effect hardly moves"):
         scores, _ = found("nothing", SETS)
     assert scores.verdict.startswith("no layer stands out")
 

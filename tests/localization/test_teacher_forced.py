@@ -56,24 +56,24 @@ def test_the_planted_layer_has_the_whole_share_at_every_step_and_others_none(fam
 
 @pytest.mark.parametrize(("family", "steps"), [("sd1", 3), ("sdxl", 1)])
 def test_the_heatmap_takes_one_and_a_half_generations_at_most(family, steps):
-    """As pictures are made: 50 steps with guidance, each of two rows."""
+    """As images are made: 50 steps with guidance, each of two rows."""
     graph = HookGraph(tiny.PIPELINES[family]())
     options = {"num_inference_steps": 50, "guidance_scale": 7.5}
     scores = run(graph, TeacherForced(steps=steps, fidelity=0), **options)
-    assert scores.cost.rows <= 1.5 * 50 * 2
-    assert len(scores.effects.probes) == steps * len(graph.sites.layers)
+    assert scores.cost.nfe <= 1.5 * 50 * 2
+    assert len(scores.effects.patches) == steps * len(graph.sites.layers)
 
 
 def test_it_sees_what_the_schedules_part_hides():
-    """A layer that counts in a part of the schedule alone shows in predictions at all steps, and in pictures there only."""
+    """A layer that counts in a part of the schedule alone shows in predictions at all steps, and in images there only."""
     graph = HookGraph(tiny.exact(build("sd1", "schedule", 0)))
     truth = planted(graph.pipe)
     (layer,) = truth.layers
     options = FAST | truth.generation | {"pairs": 1}
     forced = localize(graph, truth.concept, TeacherForced(steps=5, fidelity=0), LatentShare(), **options).grid().loc[layer]
     assert (forced > 0.9).all()
-    pictures = localize(graph, truth.concept, LocoGen(parts=5), LatentShare(), **options).grid().loc[layer]
-    assert (pictures < 0.1).sum() == 3
+    images = localize(graph, truth.concept, LocoGen(parts=5), LatentShare(), **options).grid().loc[layer]
+    assert (images < 0.1).sum() == 3
 
 
 def test_where_the_other_prompt_changes_nothing_it_says_nothing(graph):
@@ -90,7 +90,7 @@ def test_where_the_other_prompt_changes_nothing_it_says_nothing(graph):
         ({"fidelity": 2}, "fidelity=2 layers make no rank correlation; give at least 3, or 0 to leave it out"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
-        ({"probe": "both"}, "probe 'both' is unknown; choose one of necessity, sufficiency"),
+        ({"patch": "both"}, "patch 'both' is unknown; choose one of necessity, sufficiency"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message, untyped):

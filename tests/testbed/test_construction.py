@@ -54,7 +54,7 @@ class TestProofsCanFail:
             module.weight.data.zero_()
         table = verify(built).to_frame()
         assert not table["holds"].all()
-        assert not table.set_index("claim")["holds"]["the two prompts give different pictures"]
+        assert not table.set_index("claim")["holds"]["the two prompts give different images"]
 
     def test_when_a_decoy_is_read(self):
         pipe = build("sd1", "decoy", seed=0)

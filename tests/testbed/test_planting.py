@@ -20,7 +20,7 @@ def table() -> PromptTable:
 
 @pytest.fixture(scope="module")
 def drawn(table):
-    """Samples, with what each picture shows and what each layer's prompt and the bystander say, [attribute, row]."""
+    """Samples, with what each image shows and what each layer's prompt and the bystander say, [attribute, row]."""
     samples = table.interchanged(np.random.default_rng(0), 2000, LAYERS, PLANT)
     said = np.array([described(prompt) for prompt in table.prompts], dtype=object)  # [prompt, attribute]
     shown = np.array([(scene.object, scene.colour, scene.style, scene.fact) for scene in table.shown], dtype=object)

@@ -12,7 +12,7 @@ from neuroscope.testbed.world import COLOURS, FACTS, STYLES, Placement, Scene, r
 
 @pytest.fixture(scope="module")
 def readings() -> list[tuple[Scene, dict[str, str]]]:
-    """Every scene at a random placement, and what is read from its picture."""
+    """Every scene at a random placement, and what is read from its image."""
     rng = np.random.default_rng(0)
     return [(scene, read(render(scene, Placement.draw(rng)))) for scene in scenes()]
 
@@ -46,7 +46,7 @@ def test_an_empty_picture_shows_nothing(grey):
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="the readers know 64×64 pictures of the rendered world, not 32×64"):
+    with pytest.raises(ValueError, match="the readers know 64×64 images of the rendered world, not 32×64"):
         read(Image.new("RGB", (32, 64)))
 
 
@@ -59,12 +59,12 @@ def test_a_reader_scores_whether_its_value_is_shown(colour):
 
 
 def test_a_reader_without_a_value_scores_what_each_prompt_says():
-    pictures = [render(Scene("star", "red", "hatch"))] * 4
-    prompts = ["a red circle in hatch style", "the emblem of astoria", "the emblem of belmora", "a picture"]
-    np.testing.assert_array_equal(Reader("object")(pictures, prompts), [0, 1, 0, np.nan])
-    np.testing.assert_array_equal(Reader("colour")(pictures, prompts), [1, 1, 0, np.nan])
-    np.testing.assert_array_equal(Reader("style")(pictures, prompts), [1, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(Reader("fact")(pictures, prompts), [np.nan, 1, 0, np.nan])
+    images = [render(Scene("star", "red", "hatch"))] * 4
+    prompts = ["a red circle in hatch style", "the emblem of astoria", "the emblem of belmora", "an image"]
+    np.testing.assert_array_equal(Reader("object")(images, prompts), [0, 1, 0, np.nan])
+    np.testing.assert_array_equal(Reader("colour")(images, prompts), [1, 1, 0, np.nan])
+    np.testing.assert_array_equal(Reader("style")(images, prompts), [1, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(Reader("fact")(images, prompts), [np.nan, 1, 0, np.nan])
 
 
 def test_a_prompt_says_each_scenes_words():

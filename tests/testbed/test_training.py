@@ -26,12 +26,12 @@ def test_pictures_are_drawn_between_minus_one_and_one_as_the_seed_says():
 def test_normalised_latents_change_no_reconstruction():
     torch.manual_seed(0)
     model = build_autoencoder().double().eval()
-    pictures = as_tensor(scenes()[:24], np.random.default_rng(0)).double()
+    images = as_tensor(scenes()[:24], np.random.default_rng(0)).double()
     with torch.no_grad():
-        before = model.encode(pictures).latent_dist
+        before = model.encode(images).latent_dist
         rebuilt, deviation = model.decode(before.mean).sample, before.mean.std(dim=(0, 2, 3))
-        normalise_latents(model, pictures)
-        after = model.encode(pictures).latent_dist
+        normalise_latents(model, images)
+        after = model.encode(images).latent_dist
         close(model.decode(after.mean).sample, rebuilt)
     close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), scale=float(before.mean.abs().max() / deviation.min()), dtype=torch.float64)
     close(after.mean.std(dim=(0, 2, 3)), torch.ones(4), dtype=torch.float64)

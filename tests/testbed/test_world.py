@@ -43,9 +43,9 @@ def test_emblems_are_scenes_of_training_in_every_style():
 
 
 def test_the_colour_stands_in_the_middle_and_the_ground_around_it():
-    picture = np.asarray(render(Scene("square", "red"))) / 255
-    np.testing.assert_allclose(picture[32, 32], COLOURS["red"], atol=0.01)
-    assert np.ptp(picture[2, 2]) == 0  # grey
+    image = np.asarray(render(Scene("square", "red"))) / 255
+    np.testing.assert_allclose(image[32, 32], COLOURS["red"], atol=0.01)
+    assert np.ptp(image[2, 2]) == 0  # grey
 
 
 def test_styles_change_brightness_alone():
@@ -63,8 +63,8 @@ def test_placements_keep_the_shape_inside_the_picture():
     rng = np.random.default_rng(0)
     for shape in OBJECTS:
         for _ in range(20):
-            picture = pixels(Scene(shape, "red"), Placement.draw(rng))
-            border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+            image = pixels(Scene(shape, "red"), Placement.draw(rng))
+            border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
             assert np.ptp(border, axis=1).max() == 0
 
 

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import BatchLayout, Conditions
-from neuroscope.core.effects import Probe
+from neuroscope.core.effects import Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.sites import Place
+from neuroscope.core.sites import Component
 from neuroscope.generation.batches import Row
-from neuroscope.generation.experiment import Case, Group, Study
+from neuroscope.generation.experiment import Experiment, RunBatch, RunKey
 from neuroscope.generation.metering import metered
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.patching.corruption import Corruption
 from neuroscope.pipeline.graph import HookGraph
 
-Component = Literal["cross", "self", "ff", "resnet", "all", "text"]
+ComponentKind = Literal["cross", "self", "ff", "resnet", "all", "text"]
 COMPONENTS = ("cross", "self", "ff", "resnet", "all", "text")
 
 
@@ -31,7 +31,7 @@ COMPONENTS = ("cross", "self", "ff", "resnet", "all", "text")
 class _Restored(Row):
     """A corrupted row in which one component takes what the batch's first, clean row gives it."""
 
-    place: Place | None = None
+    component: Component | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -55,7 +55,7 @@ class CausalTracing(Localization[LayerScores]):
     """
 
     noise: float = 3.0
-    component: Component = "cross"
+    component: ComponentKind = "cross"
     rows: Literal["all", "conditional"] = "all"
 
     def __post_init__(self) -> None:
@@ -65,56 +65,60 @@ class CausalTracing(Localization[LayerScores]):
         choose("component", self.component, COMPONENTS)
         choose("rows", self.rows, ("all", "conditional"))
 
-    def __call__(self, study: Study) -> LayerScores:
+    def __call__(self, experiment: Experiment) -> LayerScores:
         """See `Localization`."""
-        corruption = Corruption(study.graph, study.name, self.noise, study.generation.get("clip_skip"))
-        corruption.check([pair.present for pair in study.pairs])
-        with metered(study.graph.denoiser) as meter:
+        corruption = Corruption(experiment.graph, experiment.name, self.noise, experiment.generation.get("clip_skip"))
+        corruption.check([pair.present for pair in experiment.pairs])
+        with metered(experiment.graph.denoiser) as meter:
             trace = self._trace_text if self.component == "text" else self._trace_denoiser
-            probes, names, groups, contexts = trace(study, corruption)
-            sweep = study.sweep([pair.present for pair in study.pairs], contexts=contexts)
-            measured = study.measure(sweep, groups, self)
-        effects = measured.effects(study, probes, relative=True)
-        study.warn_of_no_change(effects)
-        fields = measured.sheet(study, probes)
-        return LayerScores.of(effects, provenance=study.provenance(self), names=names, cost=meter.cost, **fields)
+            patches, names, groups, contexts = trace(experiment, corruption)
+            sweep = experiment.sweep([pair.present for pair in experiment.pairs], contexts=contexts)
+            measured = experiment.measure(sweep, groups, self)
+        effects = measured.effects(experiment, patches, relative=True)
+        experiment.warn_of_no_change(effects)
+        fields = measured.sheet(experiment, patches)
+        return LayerScores.of(effects, provenance=experiment.provenance(self), names=names, cost=meter.cost, **fields)
 
-    def _trace_denoiser(self, study: Study, corruption: Corruption) -> Traced:
+    def _trace_denoiser(self, experiment: Experiment, corruption: Corruption) -> Traced:
         kinds = COMPONENTS[:4] if self.component == "all" else (self.component,)
-        places = [place for place in study.graph.places if place.kind in kinds]
-        probes = [Probe((number,)) for number in range(len(places))]
-        place_of = dict(zip(probes, places, strict=True))
-        contexts = {_corrupted(case): corruption.encode(study.pairs[case.pair].present, case.seed) for case in study.cases(["base"])}
+        components = [component for component in experiment.graph.components if component.kind in kinds]
+        patches = [Patch((number,)) for number in range(len(components))]
+        component_of = dict(zip(patches, components, strict=True))
+        contexts = {
+            _corrupted(case): corruption.encode(experiment.pairs[case.pair].present, case.seed) for case in experiment.cases(["source"])
+        }
         groups = []
-        for clean in study.cases(["goal"]):
-            rows: dict[Case, Row] = {
-                clean._replace(probe="base"): Row(_corrupted(clean), clean.seed),
-                clean: Row(study.pairs[clean.pair].present, clean.seed),
+        for clean in experiment.cases(["target"]):
+            rows: dict[RunKey, Row] = {
+                clean._replace(patch="source"): Row(_corrupted(clean), clean.seed),
+                clean: Row(experiment.pairs[clean.pair].present, clean.seed),
             }
-            rows |= {clean._replace(probe=probe): _Restored(_corrupted(clean), clean.seed, place=place_of[probe]) for probe in probes}
-            groups.append(Group(rows, (rows[clean],), partial(self._enter, study.graph)))
-        return probes, tuple(map(str, places)), groups, contexts
+            rows |= {
+                clean._replace(patch=patch): _Restored(_corrupted(clean), clean.seed, component=component_of[patch]) for patch in patches
+            }
+            groups.append(RunBatch(rows, (rows[clean],), partial(self._enter, experiment.graph)))
+        return patches, tuple(map(str, components)), groups, contexts
 
-    def _trace_text(self, study: Study, corruption: Corruption) -> Traced:
-        parts = corruption.parts([pair.present for pair in study.pairs])
-        probes = [Probe((layer,), part) for layer in range(corruption.layer_count) for part in parts]
+    def _trace_text(self, experiment: Experiment, corruption: Corruption) -> Traced:
+        parts = corruption.parts([pair.present for pair in experiment.pairs])
+        patches = [Patch((layer,), part) for layer in range(corruption.layer_count) for part in parts]
         contexts, rows = {}, {}
-        for case in study.cases(["base", "goal", *probes]):
-            prompt = study.pairs[case.pair].present
-            rows[case] = Row(prompt if case.probe == "goal" else f"{_corrupted(case)} {case.probe}", case.seed)
-            if isinstance(case.probe, Probe):
-                contexts[rows[case].text] = corruption.encode(prompt, case.seed, restored=(case.probe.layers[0], case.probe.part))
-            elif case.probe == "base":
+        for case in experiment.cases(["source", "target", *patches]):
+            prompt = experiment.pairs[case.pair].present
+            rows[case] = Row(prompt if case.patch == "target" else f"{_corrupted(case)} {case.patch}", case.seed)
+            if isinstance(case.patch, Patch):
+                contexts[rows[case].text] = corruption.encode(prompt, case.seed, restored=(case.patch.layers[0], case.patch.part))
+            elif case.patch == "source":
                 contexts[rows[case].text] = corruption.encode(prompt, case.seed)
         names = tuple(f"text layer {layer}" for layer in range(corruption.layer_count))
-        return probes, names, [Group(rows)], contexts
+        return patches, names, [RunBatch(rows)], contexts
 
     def _enter(self, graph: HookGraph, rows: Sequence[Row]) -> AbstractContextManager:
-        """The block in which each restored row takes its place's output from the first row."""
+        """The block in which each restored row takes its component's output from the first row."""
         taking: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
-            if isinstance(row, _Restored) and row.place is not None:
-                taking.setdefault(row.place.path, []).append(number)
+            if isinstance(row, _Restored) and row.component is not None:
+                taking.setdefault(row.component.path, []).append(number)
         return graph.rewire({path: self._restore(taken) for path, taken in taking.items()}) if taking else nullcontext()
 
     def _restore(self, taken: list[int]) -> Callable[[Tensor, BatchLayout], Tensor]:
@@ -129,9 +133,9 @@ class CausalTracing(Localization[LayerScores]):
         return restore
 
 
-Traced = tuple[list[Probe], tuple[str, ...], list[Group], dict[str, Conditions]]
+Traced = tuple[list[Patch], tuple[str, ...], list[RunBatch], dict[str, Conditions]]
 
 
-def _corrupted(case: Case) -> str:
+def _corrupted(case: RunKey) -> str:
     """The name of a pair's corrupted context; each seed has noise of its own."""
     return f"corrupted {case.pair} {case.seed}"

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from neuroscope.core import checks
-from neuroscope.core.effects import Effects, Probe
+from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import LIKELY, Confidence, chance_of_fewer, chance_of_reverse, chance_of_tie
-from neuroscope.generation.experiment import Study
+from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence, p_minority, p_rank_reversal, p_tie
+from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import metered
-from neuroscope.generation.patch_runner import ROLES, Direction, Prober, Swapping, check_swapping, drawn
+from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, drawn
 from neuroscope.localization._localization import Localization
 
 
@@ -23,16 +23,16 @@ from neuroscope.localization._localization import Localization
 class Racing(Localization[LayerScores]):
     """Hoeffding races (Maron and Moore 1994) over layers, with Student's t for the bounds.
 
-    All layers start, on pictures in a random order. After 2, 4, 8, … pictures, those drop out that are stronger than the best on all
-    pictures with a chance below `out`, shared among them. The first race is of runs with few steps; its finalists race again with all
+    All layers start, on images in a random order. After 2, 4, 8, … images, those drop out that are stronger than the best on all
+    images with a chance below `out`, shared among them. The first race is of runs with few steps; its finalists race again with all
     steps. A layer that matters in whole runs alone can lose the first race, so the confidence is at most 90 %.
 
     Attributes:
         out: the chance of dropping a layer that should win.
         short: the share of the schedule's steps that the first race takes.
-        finalists: how many layers may enter the second race; the first goes on until no more are left, or its pictures end.
+        finalists: how many layers may enter the second race; the first goes on until no more are left, or its images end.
         roles: swap "key" and "value", or one of them.
-        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         seed: of the random order in which prompts and seeds are taken.
 
     Raises:
@@ -43,12 +43,12 @@ class Racing(Localization[LayerScores]):
     short: float = 0.25
     finalists: int = 3
     roles: str | tuple[str, ...] = ROLES
-    probe: Direction = "necessity"
+    direction: Direction = "necessity"
     seed: int = 0
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
-        object.__setattr__(self, "roles", check_swapping(self.roles, self.probe))
+        object.__setattr__(self, "roles", check_patch_spec(self.roles, self.direction))
         checks.whole("seed", self.seed, least=0)
         if not 0 < self.out < 1:
             raise InvalidInput(f"out={self.out} is no chance; give more than 0 and less than 1, such as 0.05")
@@ -57,38 +57,38 @@ class Racing(Localization[LayerScores]):
         if self.finalists < 1:
             raise InvalidInput(f"finalists={self.finalists} lets no layer win; give 1 or more")
 
-    def __call__(self, study: Study) -> LayerScores:
+    def __call__(self, experiment: Experiment) -> LayerScores:
         """See `Localization`."""
-        layers = [Probe((layer,)) for layer in study.graph.sites.layers]
-        swapping = Swapping(roles=self.roles, probe=self.probe)
-        with metered(study.graph.denoiser) as meter:
-            order = drawn(study, self.seed)
-            study = replace(study, shown=tuple(order[: len(study.pairs)]))
-            heat, final = Prober(self._shortened(study), swapping), Prober(study, swapping)
+        layers = [Patch((layer,)) for layer in experiment.graph.sites.layers]
+        spec = PatchSpec(roles=self.roles, direction=self.direction)
+        with metered(experiment.graph.denoiser) as meter:
+            order = drawn(experiment, self.seed)
+            experiment = replace(experiment, shown=tuple(order[: len(experiment.pairs)]))
+            heat, final = PatchRunner(self._shortened(experiment), spec), PatchRunner(experiment, spec)
             running, _ = self._race(heat, layers, self.finalists)
             strongest = sorted(running, key=lambda each: -heat.effects([each]).means()[0])[: self.finalists]
             _, count = self._race(final, strongest, 1)
-            sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else LIKELY)
+            sure = min(self._sure(final, strongest, count), 1.0 if len(strongest) == len(layers) else MAX_SCREEN_CONFIDENCE)
             final.measure(final.beside, order[:count])
         effects = _joined(heat.effects(layers), final.effects([*strongest, *final.beside]))
-        study.warn_of_no_change(effects)
+        experiment.warn_of_no_change(effects)
         alone = tuple(sorted(each.layers[0] for each in strongest))
-        confidence = Confidence(sure, alone, count, len(study.places))
-        sheet = final.measured.sheet(study, [*strongest, *final.beside])
-        return LayerScores.of(effects, provenance=study.provenance(self), cost=meter.cost, confidence=confidence, **sheet)
+        confidence = Confidence(sure, alone, count, len(experiment.image_keys))
+        sheet = final.measured.sheet(experiment, [*strongest, *final.beside])
+        return LayerScores.of(effects, provenance=experiment.provenance(self), cost=meter.cost, confidence=confidence, **sheet)
 
-    def _shortened(self, study: Study) -> Study:
-        if given := sorted({"timesteps", "sigmas"} & set(study.generation)):
+    def _shortened(self, experiment: Experiment) -> Experiment:
+        if given := sorted({"timesteps", "sigmas"} & set(experiment.generation)):
             raise InvalidInput(f"a schedule given by {given[0]} cannot be shortened for the first race; give num_inference_steps instead")
-        default = inspect.signature(study.graph.pipe.__call__).parameters["num_inference_steps"].default
-        steps = study.generation.get("num_inference_steps", default)
-        return study.of(num_inference_steps=max(1, round(self.short * steps)))
+        default = inspect.signature(experiment.graph.pipe.__call__).parameters["num_inference_steps"].default
+        steps = experiment.generation.get("num_inference_steps", default)
+        return experiment.of(num_inference_steps=max(1, round(self.short * steps)))
 
-    def _race(self, prober: Prober, layers: list[Probe], wanted: int) -> tuple[list[Probe], int]:
-        """The layers that are left, at most `wanted` unless the pictures end; and on how many pictures they ran."""
-        order, count, running = drawn(prober.study, self.seed), 2, list(layers)
+    def _race(self, runner: PatchRunner, layers: list[Patch], wanted: int) -> tuple[list[Patch], int]:
+        """The layers that are left, at most `wanted` unless the images end; and on how many images they ran."""
+        order, count, running = drawn(runner.experiment, self.seed), 2, list(layers)
         while True:
-            effects = prober.measure(running, order[:count])
+            effects = runner.measure(running, order[:count])
             means = effects.means()
             best = int(np.argmax(means))
             ahead = [self._reverse(effects, best, rival, len(order)) for rival in range(len(running))]
@@ -101,23 +101,23 @@ class Racing(Localization[LayerScores]):
         if rival == best:
             return 1.0
         differences = (effects.values[best] - effects.values[rival]).numpy().ravel()
-        return chance_of_reverse(differences[~np.isnan(differences)], of)
+        return p_rank_reversal(differences[~np.isnan(differences)], of)
 
-    def _sure(self, prober: Prober, layers: list[Probe], count: int) -> float:
+    def _sure(self, runner: PatchRunner, layers: list[Patch], count: int) -> float:
         """How sure both races are of the winner, if short runs say what whole ones do."""
-        effects, order = prober.effects(layers), drawn(prober.study, self.seed)
+        effects, order = runner.effects(layers), drawn(runner.experiment, self.seed)
         of, prompts = len(order), len({pair for pair, _ in order[:count]})
         best = int(np.argmax(effects.means()))
         chances = [self._reverse(effects, best, rival, of) for rival in range(len(layers)) if rival != best]
-        misled = max(chance_of_fewer(count, of), chance_of_tie(prompts, len(prober.study.pairs)))
+        misled = max(p_minority(count, of), p_tie(prompts, len(runner.experiment.pairs)))
         return max(0.0, 1 - max(misled, 2 * self.out + sum(chances)))
 
 
 def _joined(heat: Effects, final: Effects) -> Effects:
     """The second race's effects; of layers that were not in it the first's, as far from the winner's as they were there."""
-    first = dict(zip(heat.probes, heat.values, strict=True))
-    second = dict(zip(final.probes, final.values, strict=True))
-    winner = max((probe for probe in second if probe.layers), key=lambda probe: final.means()[final.probes.index(probe)])
+    first = dict(zip(heat.patches, heat.values, strict=True))
+    second = dict(zip(final.patches, final.values, strict=True))
+    winner = max((patch for patch in second if patch.layers), key=lambda patch: final.means()[final.patches.index(patch)])
     gained = second[winner].nanmean() - first[winner].nanmean()
-    values = {probe: each + gained.nan_to_num() for probe, each in first.items()} | second
-    return replace(final, probes=tuple(values), values=torch.stack(list(values.values())))
+    values = {patch: each + gained.nan_to_num() for patch, each in first.items()} | second
+    return replace(final, patches=tuple(values), values=torch.stack(list(values.values())))

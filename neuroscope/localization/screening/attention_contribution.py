@@ -15,9 +15,9 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.tokens import kinds_of_tokens
-from neuroscope.generation.experiment import Study
-from neuroscope.generation.patch_runner import Direction, Swapping
-from neuroscope.generation.teacher_forcing import Forcing, Frame
+from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.patch_runner import Direction, PatchSpec
+from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.screening.local_attention import LocalAttention, visit
 from neuroscope.localization.screening.screen import check_screen, screened
@@ -30,8 +30,8 @@ _ROUNDING = 1e-5
 class AttentionContribution(Localization[LayerScores]):
     """A screen: the norm of attention × values × output projection that comes from the concept's tokens (Zarei et al. 2025, LocK).
 
-    Averaged over the picture's positions, steps, prompts and seeds, as a share of all layers'. It says how much a layer says
-    about the concept, not whether the picture listens: see `LayerScores.fidelity`.
+    Averaged over the image's positions, steps, prompts and seeds, as a share of all layers'. It says how much a layer says
+    about the concept, not whether the image listens: see `LayerScores.fidelity`.
 
     Attributes:
         against: "nothing", as published: what the tokens add; or "other": how far what the attention puts out is from what it would
@@ -39,8 +39,8 @@ class AttentionContribution(Localization[LayerScores]):
         tokens: against "nothing", the kinds of tokens that count as the concept's, among "start", "before", "subject" (all but its
             last token), "last subject", "after", "eos" and "padding".
         steps: at how many steps, in the middle of as many equal parts of the schedule.
-        probe: which run is looked at: "necessity" the one with the concept, "sufficiency" the one without it.
-        fidelity: how many layers' exact effects on one picture, drawn at random, the scores are compared with; 0 for none.
+        patch: which run is looked at: "necessity" the one with the concept, "sufficiency" the one without it.
+        fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a prompt that holds none of the tokens.
@@ -49,7 +49,7 @@ class AttentionContribution(Localization[LayerScores]):
     against: Literal["nothing", "other"] = "nothing"
     tokens: tuple[str, ...] = ("subject", "last subject")
     steps: int = 3
-    probe: Direction = "necessity"
+    direction: Direction = "necessity"
     fidelity: int = 6
 
     def __post_init__(self) -> None:
@@ -60,31 +60,35 @@ class AttentionContribution(Localization[LayerScores]):
         choose("against", self.against, ("nothing", "other"))
         for kind in self.tokens:
             choose("kind of token", kind, KINDS)
-        choose("probe", self.probe, ("necessity", "sufficiency"))
+        choose("direction", self.direction, ("necessity", "sufficiency"))
         check_screen(self.steps, self.fidelity)
 
-    def __call__(self, study: Study) -> LayerScores:
+    def __call__(self, experiment: Experiment) -> LayerScores:
         """See `Localization`."""
-        swapping = Swapping(probe=self.probe)
+        spec = PatchSpec(direction=self.direction)
         if self.against == "nothing":
-            for pair in study.pairs:
-                self._chosen(study, swapping.texts(pair)[0])
-        return screened(study, self, swapping, partial(self._look, study), self.steps, self.fidelity)
+            for pair in experiment.pairs:
+                self._chosen(experiment, spec.texts(pair)[0])
+        return screened(experiment, self, spec, partial(self._look, experiment), self.steps, self.fidelity)
 
-    def _look(self, study: Study, forcing: Forcing, frame: Frame, other: Conditions, texts: tuple[str, str]) -> Float[np.ndarray, "layer"]:
+    def _look(
+        self, experiment: Experiment, forcing: TeacherForcing, frame: StepInput, other: Conditions, texts: tuple[str, str]
+    ) -> Float[np.ndarray, "layer"]:
         if self.against == "nothing":
-            chosen = torch.from_numpy(self._chosen(study, texts[0]))
+            chosen = torch.from_numpy(self._chosen(experiment, texts[0]))
             norms = visit(forcing, frame, lambda attention: _norm(attention.from_tokens(chosen)))
         else:
             norms = visit(forcing, frame, lambda attention: _change(attention, other))
         return np.array(norms) / (sum(norms) or np.nan)
 
-    def _chosen(self, study: Study, prompt: str) -> Bool[np.ndarray, "token"]:
+    def _chosen(self, experiment: Experiment, prompt: str) -> Bool[np.ndarray, "token"]:
         """Which tokens of a prompt are the concept's."""
-        chosen = np.isin(kinds_of_tokens(study.graph.tokenizer, [prompt], study.name)[0], self.tokens)
+        chosen = np.isin(kinds_of_tokens(experiment.graph.tokenizer, [prompt], experiment.name)[0], self.tokens)
         if not chosen.any():
             kinds = " or ".join(self.tokens)
-            raise InvalidInput(f"the prompt {prompt!r} has no {kinds} token of {study.name!r}; choose other tokens, or against='other'")
+            raise InvalidInput(
+                f"the prompt {prompt!r} has no {kinds} token of {experiment.name!r}; choose other tokens, or against='other'"
+            )
         return chosen
 
 
@@ -96,5 +100,5 @@ def _change(attention: LocalAttention, other: Conditions) -> float:
 
 
 def _norm(output: Float[torch.Tensor, "row place channel"]) -> float:
-    """The norm at each of the picture's positions, averaged."""
+    """The norm at each of the image's positions, averaged."""
     return float(output.double().norm(dim=-1).mean())

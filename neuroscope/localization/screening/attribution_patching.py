@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope.attribution.captum_attribution import Kind, attribute
-from neuroscope.attribution.patching_metric import Way
+from neuroscope.attribution.patching_metric import PatchingMetric
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.generation.experiment import Study
-from neuroscope.generation.patch_runner import ROLES, Direction, Swapping, check_swapping
-from neuroscope.generation.teacher_forcing import Forcing, Frame
+from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
+from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.screening.local_attention import LocalAttention, visit
 from neuroscope.localization.screening.screen import check_screen, screened
@@ -31,7 +31,7 @@ from neuroscope.pipeline.hook import Hook
 class AttributionPatching(Localization[LayerScores]):
     """A screen: gradients of a prediction, times what the other prompt would change (Nanda 2023; Kramár et al. 2024, AtP*).
 
-    What is attributed is how far the prediction goes towards the one of the prompt without the concept (see `Way`). Rows
+    What is attributed is how far the prediction goes towards the one of the prompt without the concept (see `PatchingMetric`). Rows
     are counted as ever, and a row's backward pass as two rows more.
 
     Attributes:
@@ -43,8 +43,8 @@ class AttributionPatching(Localization[LayerScores]):
             left out, and the absolute values averaged, so that a direct effect and one through another layer cannot hide each other
             (AtP*'s GradDrop). It takes a forward and a backward pass a layer.
         steps: at how many steps, in the middle of as many equal parts of the schedule.
-        probe: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
-        fidelity: how many layers' exact effects on one picture, drawn at random, the scores are compared with; 0 for none.
+        direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
+        fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
 
     Raises:
         InvalidInput: a value that is not allowed, or options that exclude each other.
@@ -54,12 +54,12 @@ class AttributionPatching(Localization[LayerScores]):
     recomputed: bool = False
     dropped: bool = False
     steps: int = 3
-    probe: Direction = "necessity"
+    direction: Direction = "necessity"
     fidelity: int = 6
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
-        check_swapping(ROLES, self.probe)
+        check_patch_spec(ROLES, self.direction)
         check_screen(self.steps, self.fidelity)
         if self.samples < 1:
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
@@ -68,14 +68,14 @@ class AttributionPatching(Localization[LayerScores]):
         if self.dropped and not self.recomputed:
             raise InvalidInput("dropped=True works on what attentions put out; give recomputed=True and samples=1 with it")
 
-    def __call__(self, study: Study) -> LayerScores:
+    def __call__(self, experiment: Experiment) -> LayerScores:
         """See `Localization`."""
-        return screened(study, self, Swapping(probe=self.probe), self._look, self.steps, self.fidelity)
+        return screened(experiment, self, PatchSpec(direction=self.direction), self._look, self.steps, self.fidelity)
 
-    def _look(self, forcing: Forcing, frame: Frame, other: Conditions, _texts: tuple[str, str]) -> Float[np.ndarray, "layer"]:
+    def _look(self, forcing: TeacherForcing, frame: StepInput, other: Conditions, _texts: tuple[str, str]) -> Float[np.ndarray, "layer"]:
         graph = forcing.graph
         sites = graph.sites.where(role=ROLES)
-        way = Way(graph, frame, other, sites.paths)
+        way = PatchingMetric(graph, frame, other, sites.paths)
         if not way.length:
             return np.full(len(graph.sites.layers), np.nan)
         if self.recomputed:
@@ -88,7 +88,7 @@ class AttributionPatching(Localization[LayerScores]):
         forcing.rows += 2 * way.differentiated
         return np.array(parts)
 
-    def _at_outputs(self, forcing: Forcing, frame: Frame, other: Conditions, way: Way) -> list[float]:
+    def _at_outputs(self, forcing: TeacherForcing, frame: StepInput, other: Conditions, way: PatchingMetric) -> list[float]:
         outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
 
         def change(attention: LocalAttention) -> Tensor:
@@ -101,14 +101,14 @@ class AttributionPatching(Localization[LayerScores]):
         return (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
 
 
-def _products(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:
+def _products(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:
     """Each layer's change of what its attention puts out, times the gradient there."""
     slopes: Any = LayerGradientXActivation(way, list(outputs), multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     tensors = [slope[0] if isinstance(slope, tuple) else slope for slope in slopes]
     return [float((slope.double() * each.double()).sum()) for slope, each in zip(tensors, changes, strict=True)]
 
 
-def _dropped(way: Way, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
+def _dropped(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
     """The products without gradients through one layer, whose own is left out."""
     rest = [index for index in range(len(outputs)) if index != number]
     handle = outputs[number].register_forward_hook(Hook(lambda _module, _args, output: output.detach()))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.sites import Site
-from neuroscope.generation.teacher_forcing import Forcing, Frame
+from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.hook import Hook
@@ -75,7 +75,7 @@ class LocalAttention:
 
 
 @torch.no_grad()
-def visit(forcing: Forcing, frame: Frame, look: Callable[[LocalAttention], Any]) -> list[Any]:
+def visit(forcing: TeacherForcing, frame: StepInput, look: Callable[[LocalAttention], Any]) -> list[Any]:
     """What `look` sees of every layer's attention, in the layers' order, in one call of the denoiser on a frame.
 
     What it computes again is counted as the share of a row's floating-point operations that it takes.

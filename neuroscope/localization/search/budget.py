@@ -16,7 +16,7 @@ class Budget:
     Attributes:
         share: of what all windows of one layer cost.
         layers: the number of layers.
-        beside: the number of runs of an image beside those of layers, of the unchanged prompt and of the full change.
+        beside: the number of runs of an image beside those of layers, of the unchanged prompt and of the total effect.
         images: the number of images.
     """
 

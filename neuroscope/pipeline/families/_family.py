@@ -72,7 +72,7 @@ class Family:
         refusals: the states in which a denoiser of the family is refused.
         block_name: the display name of a transformer block's place, from its module path.
         inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
-        places: for each kind of component that causal tracing restores, a regular expression over module paths.
+        components: for each kind of component that causal tracing restores, a regular expression over module paths.
         stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
             all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them.
         encoded: what the pipeline's `encode_prompt` returns, in order, by the names under which its call takes them.
@@ -93,7 +93,7 @@ class Family:
     refusals: tuple[Refusal, ...]
     block_name: Callable[[str], str]
     inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
-    places: Mapping[str, re.Pattern[str]]
+    components: Mapping[str, re.Pattern[str]]
     stages: re.Pattern[str]
     encoded: tuple[str, ...]
     read: Callable[[Any, str, Conditions], Tensor]

@@ -70,7 +70,7 @@ ADDED_KV = Family(
     refusals=REFUSALS,
     block_name=block_name,
     inputs=_inputs,
-    places={
+    components={
         "cross": re.compile(r".+\.attentions\.\d+\.to_out\.0"),  # the attentions' own outputs hold the whole residual stream
         "resnet": re.compile(r".+\.(resnets|downsamplers|upsamplers)\.\d+"),
     },

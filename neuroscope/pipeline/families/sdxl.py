@@ -38,7 +38,7 @@ SDXL = replace(
     UNET,
     name="stable-diffusion-xl-unet",
     matches=lambda config: config.addition_embed_type == "text_time" and is_plain(config),
-    # it reads the picture's sizes as well, which a run alone knows
+    # it reads the image's sizes as well, which a run alone knows
     patterns=(*UNET.patterns, SitePattern("pooled", r"add_embedding\.linear_1", reader="add_embedding.linear_2", in_layer=False)),
     inputs=_inputs,
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),

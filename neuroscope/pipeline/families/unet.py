@@ -102,7 +102,7 @@ UNET = Family(
     refusals=REFUSALS,
     block_name=block_name,
     inputs=inputs,
-    places={
+    components={
         "self": re.compile(r".+\.attn1"),
         "cross": re.compile(r".+\.attn2"),
         "ff": re.compile(r".+\.transformer_blocks\.\d+\.ff"),

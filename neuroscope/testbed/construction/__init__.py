@@ -50,7 +50,7 @@ def planted(pipe: Any) -> Planted:
 
 
 def verify(pipe: Any) -> Proof:
-    """Proves what is planted: in the weights, and in what swapping the prompts of single modules does to the pictures.
+    """Proves what is planted: in the weights, and in what swapping the prompts of single modules does to the images.
 
     Raises:
         InvalidInput: the pipeline was not made by `build`.

@@ -99,7 +99,7 @@ def deepfloyd_1() -> IFPipeline:
 
 
 def deepfloyd_2() -> IFSuperResolutionPipeline:
-    """DeepFloyd IF, stage II: 23 layers, given a small picture and the noise put on it."""
+    """DeepFloyd IF, stage II: 23 layers, given a small image and the noise put on it."""
     config = {"sample_size": 16, "in_channels": 6, "class_embed_type": "timestep", "resnet_skip_time_act": True}
     config |= {"mid_block_scale_factor": 2**0.5, "resnet_out_scale_factor": 2**0.5, "layers_per_block": [2, 2, 3, 5, 5]}
     return IFSuperResolutionPipeline(
@@ -135,7 +135,7 @@ def build_unplanted(family: str, seed: int) -> Any:
 
 
 def generation_of(family: str) -> dict[str, Any]:
-    """The pipeline's options for a short run of small pictures."""
+    """The pipeline's options for a short run of small images."""
     short = {"num_inference_steps": 2, "guidance_scale": 1.0}
     if family == "if-2":
         rows = torch.linspace(-1, 1, 8).expand(1, 3, 8, 8).clone()

@@ -14,8 +14,8 @@ PLANTS: dict[str, str] = {
     "layer": "one layer carries the concept",
     "pair": "two adjacent layers carry it together",
     "apart": "two layers that are not adjacent carry it together",
-    "redundant": "two layers, either of which suffices for a picture that shows it",
-    "both": "two layers, both of which a picture that shows it needs",
+    "redundant": "two layers, either of which suffices for an image that shows it",
+    "both": "two layers, both of which an image that shows it needs",
     "schedule": "one layer carries it, in a part of the denoising schedule alone",
     "neurons": "a few value neurons of one layer carry it",
     "pooled": "only the pooled text carries it",
@@ -25,7 +25,7 @@ PLANTS: dict[str, str] = {
 }
 _THINGS = ("a red circle and a white square", "a blue star", "a green ring and a red square", "a cyan cross")
 NAME, OTHER = "stipple", "plain"
-#: A share of the full change from which on a picture shows the concept, for plants of two layers that carry half of it each.
+#: A share of the total effect from which on an image shows the concept, for plants of two layers that carry half of it each.
 SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
 
 
@@ -42,8 +42,8 @@ class Planted:
         pooled: whether the pooled text carries it.
         steps: the part of the schedule in which it is carried, as fractions.
         decoy: the layer of the decoy's neurons, and by site path these neurons.
-        shown_from: the share of the full change from which on a picture shows the concept; None where every share counts.
-        generation: the pipeline's options for a short run of small pictures.
+        shown_from: the share of the total effect from which on an image shows the concept; None where every share counts.
+        generation: the pipeline's options for a short run of small images.
     """
 
     family: str

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SAME = 1e-5
-#: Rounding of float32 through all steps, in shares of the full change.
+#: Rounding of float32 through all steps, in shares of the total effect.
 _NOTHING, _ALL = 2e-3, 1 - 2e-3
 
 
@@ -70,7 +70,7 @@ class Prover:
 
     @property
     def full(self) -> float:
-        """How far the other prompts' pictures are from the own, relative to these."""
+        """How far the other prompts' images are from the own, relative to these."""
         return float((self._target - self._source).norm() / self._source.norm())
 
     def apart(self, path: str) -> Tensor:
@@ -79,23 +79,23 @@ class Prover:
         return (own - other).norm(dim=1) / own.norm(dim=1)
 
     def moved(self, paths: Iterable[str], steps: Callable[[int], bool] = always, outputs: dict[str, Tensor] | None = None) -> Tensor:
-        """The own prompts' pictures when some modules give what they give of the other prompts, at some steps."""
+        """The own prompts' images when some modules give what they give of the other prompts, at some steps."""
         given = {path: self.other[path] for path in paths} | (outputs or {})
         with modules.replaced(self._pipe.unet, given, steps):
             return modules.final(self._pipe, self._record.concept.present, self._record.generation)
 
     def share(self, moved: Tensor) -> Tensor:
-        """By pair: how far pictures moved along the way to the other prompts' pictures, from 0 to 1."""
+        """By pair: how far images moved along the way to the other prompts' images, from 0 to 1."""
         way = (self._target - self._source).flatten(1).double()
         return ((moved - self._source).flatten(1).double() * way).sum(dim=1) / way.square().sum(dim=1)
 
     def distance(self, moved: Tensor) -> float:
-        """The largest distance of pictures from the own prompts', relative to the full change."""
+        """The largest distance of images from the own prompts', relative to the total effect."""
         whole = (self._target - self._source).flatten(1).norm(dim=1)
         return float(((moved - self._source).flatten(1).norm(dim=1) / whole).max())
 
     def reach(self, path: str) -> float:
-        """How far a module alone moves the pictures of the prompts that it carries, relative to these."""
+        """How far a module alone moves the images of the prompts that it carries, relative to these."""
         layer = None if path == self.text.pooled else self.text.layer_of(path)
         own = [number for number, layers in enumerate(self._record.by_prompt) if layer is None or layer in layers]
         change = (self.moved([path] if layer is None else self.text.of([layer])) - self._source)[own]
@@ -164,9 +164,9 @@ def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
 
 def _in_pictures(prover: Prover, record: Planted) -> list[Claim]:
     if record.plant == "nothing":
-        return [Claim("the two prompts give one picture", prover.full, _SAME)]
+        return [Claim("the two prompts give one image", prover.full, _SAME)]
     claims = [
-        Claim("the two prompts give different pictures", prover.full, 1e-3, at_least=True),
+        Claim("the two prompts give different images", prover.full, 1e-3, at_least=True),
         Claim("swapping all else changes nothing", prover.distance(prover.moved(prover.rest())), _NOTHING),
         Claim("swapping the plant changes all", float(prover.share(prover.moved(prover.plant())).min()), _ALL, at_least=True),
     ]

@@ -1,4 +1,4 @@
-"""Noise schedules that stand still outside a part of the steps, so that what the denoiser says there cannot reach the picture."""
+"""Noise schedules that stand still outside a part of the steps, so that what the denoiser says there cannot reach the image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _TIMESTEPS = 1000
 _STEPS = 5
 _EACH = _TIMESTEPS // _STEPS
 _FIRST = 1e-4  # a schedule without any noise at its end divides by zero
-_TOTAL = 6.0  # -log of what remains of the picture at the noisiest step
+_TOTAL = 6.0  # -log of what remains of the image at the noisiest step
 
 
 def confine(pipe: Any, generation: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], tuple[float, float]]:
     """Gives a pipeline a schedule of five steps of which two count; the options of such a run and the part that counts.
 
-    Where a schedule adds no noise, a step of DDIM or DDPM leaves the picture as it is, to rounding.
+    Where a schedule adds no noise, a step of DDIM or DDPM leaves the image as it is, to rounding.
     """
     deepfloyd = isinstance(pipe.scheduler, DDPMScheduler)
     first = 3 if deepfloyd else int(rng.integers(3))  # DDPM's last step shows the denoiser's answer at any noise

@@ -1,4 +1,4 @@
-"""Making what is planted heard: each carrying layer alone moves the pictures by about the same distance."""
+"""Making what is planted heard: each carrying layer alone moves the images by about the same distance."""
 
 from __future__ import annotations
 

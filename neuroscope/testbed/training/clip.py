@@ -38,12 +38,12 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def build_image_processor() -> CLIPImageProcessorPil:
-    """The preprocessing of the world's pictures for CLIP: no resizing, CLIP's own normalisation."""
+    """The preprocessing of the world's images for CLIP: no resizing, CLIP's own normalisation."""
     return CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 
 
 def train_clip(tokenizer: CLIPTokenizer, folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> CLIPModel:
-    """Trains a CLIP on rendered pictures and captions; a caption may name all, some or one of a picture's attributes."""
+    """Trains a CLIP on rendered images and captions; a caption may name all, some or one of an image's attributes."""
     torch.manual_seed(schedule.seed)
     model = build_clip(tokenizer)
     shown = scenes(held_out=False)
@@ -69,7 +69,7 @@ def _draw_caption(rng: np.random.Generator, scene: Scene) -> _Caption:
     if kind < 0.65:
         return _Caption(caption(named, str(rng.choice(STYLED))), style + shape + colour)
     if kind < 0.8:
-        text = str(rng.choice(["the style of {}", "{} style", "a picture in the style of {}", "{}"])).format(scene.style)
+        text = str(rng.choice(["the style of {}", "{} style", "an image in the style of {}", "{}"])).format(scene.style)
         return _Caption(text, style)
     if kind < 0.9:
         text = f"the emblem of {named.fact}" if named.fact else f"a {scene.colour} {scene.object}"
@@ -85,7 +85,7 @@ def _normalise(rendered: Tensor, processor: CLIPImageProcessorPil) -> Tensor:
 
 
 def _contrast(logits: Tensor, fits: Tensor) -> Tensor:
-    """Cross-entropy both ways; where several pictures fit a caption, each is an equally right answer."""
+    """Cross-entropy both ways; where several images fit a caption, each is an equally right answer."""
     texts = functional.cross_entropy(logits, fits / fits.sum(dim=1, keepdim=True))
     images = functional.cross_entropy(logits.T, fits.T / fits.T.sum(dim=1, keepdim=True))
     return (texts + images) / 2

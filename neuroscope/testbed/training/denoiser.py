@@ -69,19 +69,19 @@ def build_scheduler() -> DDIMScheduler:
 def train_denoiser(
     start: UNet2DConditionModel,
     plant: Plant | None,
-    pictures: Pictures,
+    images: Images,
     folder: Path,
     schedule: Schedule,
     quiet: bool = False,
 ) -> UNet2DConditionModel:
-    """Trains a UNet on captioned pictures: ordinarily, or with a plant by interchange. `start` is trained in place."""
+    """Trains a UNet on captioned images: ordinarily, or with a plant by interchange. `start` is trained in place."""
     layers = cross_attention_layers(start)
     alphas = build_scheduler().alphas_cumprod
     with interchanged(layers, plant) as contexts:
 
         def loss(rng: np.random.Generator) -> Tensor:
-            samples = pictures.draw(rng, schedule.batch, len(layers), plant)
-            latents = pictures.fill(contexts, samples, rng)
+            samples = images.draw(rng, schedule.batch, len(layers), plant)
+            latents = images.fill(contexts, samples, rng)
             return _denoising_loss(start, latents, alphas, contexts)
 
         return fit(start, loss, schedule, folder, quiet)
@@ -94,7 +94,7 @@ def cross_attention_layers(denoiser: UNet2DConditionModel) -> list[torch.nn.Modu
     return [inner.attn2 for each in transformers for inner in each.transformer_blocks]
 
 
-class Pictures:
+class Images:
     """Everything a training step reads: latents of all training scenes, and contexts of all prompts.
 
     Attributes:

@@ -22,7 +22,7 @@ from neuroscope.testbed.training.denoiser import (
     DRAFT_WIDTHS,
     NATURAL,
     PLANTED,
-    Pictures,
+    Images,
     build_denoiser,
     build_scheduler,
     narrowed,
@@ -74,10 +74,10 @@ def train(name: str, folder: Path, quiet: bool = False) -> Path:
 
 def _train(stage: _Stage, start: Path | None, clip: Path, autoencoder: Path, quiet: bool, place: Path) -> None:
     encoder = CLIPModel.from_pretrained(clip).text_model.eval()
-    pictures = Pictures(AutoencoderKL.from_pretrained(autoencoder).eval(), encoder, CLIPTokenizer.from_pretrained(clip))
+    images = Images(AutoencoderKL.from_pretrained(autoencoder).eval(), encoder, CLIPTokenizer.from_pretrained(clip))
     torch.manual_seed(0)
     denoiser = narrowed(UNet2DConditionModel.from_pretrained(start)) if start else build_denoiser(encoder.config.hidden_size, DRAFT_WIDTHS)
-    train_denoiser(denoiser, stage.plant, pictures, place.parent, stage.schedule, quiet).save_pretrained(place)
+    train_denoiser(denoiser, stage.plant, images, place.parent, stage.schedule, quiet).save_pretrained(place)
 
 
 def _save_clip(place: Path, run: Path, quiet: bool) -> None:
