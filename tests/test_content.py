@@ -18,6 +18,7 @@ from PIL import Image
 
 from neuroscope import HookGraph, InvalidInput
 from neuroscope.generation.content import content
+from neuroscope.generation.keys import fingerprint
 from neuroscope.generation.model_content import scorer
 
 
@@ -234,6 +235,6 @@ class TestMetrics:
 
 
 def test_saving_a_pipeline_changes_nothing_of_its_content(fresh, tmp_path):
-    before = HookGraph(fresh).fingerprint()
+    before = fingerprint(HookGraph(fresh))
     fresh.save_pretrained(tmp_path)
-    assert HookGraph(fresh).fingerprint() == before
+    assert fingerprint(HookGraph(fresh)) == before

@@ -161,8 +161,8 @@ def test_probes_read_as_layers_and_part():
 def test_through_a_header_of_plain_values_nothing_is_lost(drawn, relative):
     patches = [Patch((0,), "0-50 %"), Patch((0, 1), "50-100 %"), Patch((1,))]
     found = effects_of(drawn, drawn[0], patches, relative)
-    again = Effects.from_header(msgspec.convert(json.loads(json.dumps(found.to_header())), EffectsHeader), found.values, found.full)
+    again = Effects.from_header(msgspec.convert(json.loads(json.dumps(found.to_header())), EffectsHeader), found.values, found.total)
     for name in ("patches", "prompts", "seeds", "relative"):
         assert getattr(again, name) == getattr(found, name)
     assert torch.equal(again.values, found.values)
-    assert torch.equal(again.full, found.full)
+    assert torch.equal(again.total, found.total)

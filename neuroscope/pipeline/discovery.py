@@ -6,15 +6,16 @@ so that offloaded, quantised or compiled models are found as they are.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -27,9 +28,27 @@ from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedMod
 from neuroscope.core.sites import Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
 
+Found = TypeVar("Found")
 _DEEPEST = 1000  # layers of a block
 
 
+def _once_a_config(find: Callable[..., Found]) -> Callable[..., Found]:
+    """Keeps what was found of a denoiser: its class and its config decide all that its twin does."""
+    kept: dict[tuple[Any, ...], tuple[Family, Found]] = {}
+
+    @functools.wraps(find)
+    def found(family: Family, denoiser: Any, *size: Any) -> Found:
+        inner = uncompiled(denoiser)
+        config = json.dumps(dict(inner.config), sort_keys=True, default=str)
+        key = id(family), type(inner), config, inner.dtype, *size
+        if key not in kept:
+            kept[key] = family, find(family, denoiser, *size)  # the family is kept, so that no other has its id
+        return kept[key][1]
+
+    return found
+
+
+@_once_a_config
 def find_sites(family: Family, denoiser: Any) -> Sites:
     """The family's sites in this denoiser, in execution order.
 
@@ -173,6 +192,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found
 
 
+@_once_a_config
 def find_components(family: Family, denoiser: Any) -> tuple[Component, ...]:
     """The components that causal tracing restores, in execution order; each kind is numbered from 0."""
     twin = _twin(denoiser)
@@ -208,6 +228,7 @@ def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> di
     return {path: 1 - earlier / total for path, earlier in zip(order, before, strict=False)}
 
 
+@_once_a_config
 def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
     """An upper bound of the memory that one row of latents [height, width] takes: all modules' outputs together."""
     total = 0

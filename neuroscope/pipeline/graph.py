@@ -60,7 +60,6 @@ class HookGraph:
         self.family: Family = family_of(pipe)
         self.family.refuse_unknown(pipe)
         self.denoiser: Any = getattr(pipe, self.family.component)
-        self._row_bytes: dict[tuple[int, int], int] = {}
         self._stage_shares: dict[tuple[int, ...], dict[str, float]] = {}
         try:
             self.sites = find_sites(self.family, self.denoiser)
@@ -247,9 +246,7 @@ class HookGraph:
         """An upper bound of the memory that one denoiser row takes for images of a size in pixels, by default the model's."""
         scale, size = self.pipe.vae_scale_factor if self.has_latents else 1, int(self.denoiser.config.sample_size)
         latents = (height // scale if height else size, width // scale if width else size)
-        if latents not in self._row_bytes:
-            self._row_bytes[latents] = row_bytes(self.family, self.denoiser, latents)
-        return self._row_bytes[latents]
+        return row_bytes(self.family, self.denoiser, latents)
 
     def stage_shares(self, inputs: Mapping[str, Any]) -> dict[str, float]:
         """See `discovery.stage_shares`: of a call of the denoiser with arguments of these sizes."""

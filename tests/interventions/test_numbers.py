@@ -132,7 +132,7 @@ WRONG = {
     "negative squares": (lambda: Moments(2, double(3), -double(3)), "a sum of squared deviations is negative"),
     "two shapes": (lambda: Moments(2, double(3), double(4)), r"mean and deviation have shapes \(3,\) and \(4,\)"),
     "effects of another size": (lambda: Effects(*EFFECTS, double(2, 1, 1), double(1, 1)), r"the effects have shape \(2, 1, 1\)"),
-    "negative cost": (lambda: COST + Cost(nfe=-100), "rows=-100 is not allowed"),
+    "negative cost": (lambda: COST + Cost(nfe=-100), "nfe=-100 is not allowed"),
     "a correlation of 2": (lambda: Fidelity(2.0, 0.0, 1.0, 8), "the fidelity's correlation=2.0 is not allowed"),
     "an empty interval": (lambda: Fidelity(0.5, 0.9, 0.1, 8), "the fidelity's interval .* is empty"),
     "sureness of 2": (lambda: Confidence(2.0, (1,), 3, 6), "the confidence's probability=2.0 is not allowed"),
