@@ -60,12 +60,12 @@ class Bare:
     def __init__(self, graph: ns.HookGraph, options: dict[str, Any]) -> None:
         self.graph = graph
         self._options = options
-        self._told, self._against = graph.conditions([PRESENT]), graph.negative()
+        self._told, self._against = graph.text.conditions([PRESENT]), graph.text.negative()
 
     def __call__(self, rows: int) -> None:
         conditions = [Conditions.of([each] * rows) for each in (self._told, self._against)]
         noise = [torch.Generator().manual_seed(0) for _ in range(rows)]
-        self.graph.pipe(**self.graph.arguments(*conditions), generator=noise, output_type="latent", **self._options)
+        self.graph.pipe(**self.graph.text.arguments(*conditions), generator=noise, output_type="latent", **self._options)
 
 
 def windows(graph: ns.HookGraph, options: dict[str, Any], size: int) -> Iterator[Callable[[], None]]:

@@ -247,7 +247,7 @@ class TestArguments:
     )
     def test_what_is_no_list_of_prompts_is_refused(self, graph, prompts, options, message):
         with pytest.raises(InvalidInput, match=message):
-            graph.encode(prompts, **options)
+            graph.text.encode(prompts, **options)
 
     def test_an_option_that_a_swap_does_not_have_is_refused_with_a_near_one(self, graph):
         with pytest.raises(InvalidInput, match="option 'strenght' is unknown; .*did you mean 'strength'"):

@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from neuroscope import HookGraph
+from neuroscope.generation.batches import bytes_an_image
 from neuroscope.pipeline.discovery import find_components, find_sites, row_bytes, stage_shares
 from neuroscope.pipeline.families import UNET
 from tests.families import tiny
@@ -113,7 +114,7 @@ class TestPlaces:
     def test_no_hook_is_left(self, fresh):
         graph = HookGraph(fresh)
         graph.components  # noqa: B018
-        graph.row_bytes()
+        bytes_an_image(graph)
         assert tiny.hooks(fresh) == []
 
 

@@ -200,13 +200,13 @@ class TestRows:
         with graph.observe(graph.sites.at([site.path]), keep):
             tiny.draw(pipe, num_inference_steps=3, callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
         assert [row[:2] for row in rows] == [(2, True), (1, False), (1, False)]
-        expected = graph.module(site)(graph.encode([tiny.PROMPT]))
+        expected = graph.module(site)(graph.text.encode([tiny.PROMPT]))
         for _, _, conditional in rows:
             torch.testing.assert_close(conditional, expected)
 
     def test_of_a_denoiser_called_on_its_own_no_rows_are_known_to_carry_the_prompt(self, graph, pipe):
         tiny.draw(pipe)  # a guided run before must not be remembered
-        context = graph.encode(["a red circle", "a blue star"])
+        context = graph.text.encode(["a red circle", "a blue star"])
         with graph.capture(graph.sites.where(layer=8, role="value")) as captured, torch.no_grad():
             pipe.unet(torch.zeros(2, 4, 16, 16, dtype=pipe.dtype), 7, encoder_hidden_states=context)
         path = captured.sites[0].path
@@ -239,7 +239,7 @@ class TestApply:
 
 def test_decoded_latents_are_the_pipelines_pictures(graph, pipe):
     prompts = ["a red circle", "a blue star", "a cyan ring"]
-    found, expected = graph.decode(tiny.draw(pipe, prompts)), tiny.draw(pipe, prompts, output_type="pil")
+    found, expected = graph.family.decode(graph.pipe, tiny.draw(pipe, prompts)), tiny.draw(pipe, prompts, output_type="pil")
     for mine, theirs in zip(found, expected, strict=True):
         assert np.abs(np.asarray(mine, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
     assert len({each.tobytes() for each in found}) == 3
@@ -385,19 +385,19 @@ class TestModels:
 class TestEncode:
     def test_it_gives_what_the_pipeline_itself_uses(self, graph, pipe):
         expected = pipe.encode_prompt(["a red circle"], "cpu", 1, False)[0]
-        assert torch.equal(graph.encode(["a red circle"]), expected)
+        assert torch.equal(graph.text.encode(["a red circle"]), expected)
 
     def test_batches_do_not_matter(self, graph):
         prompts = ["a red circle", "a blue star", "the emblem of astoria"]
-        torch.testing.assert_close(graph.encode(prompts, batch_size=2), graph.encode(prompts))
+        torch.testing.assert_close(graph.text.encode(prompts, batch_size=2), graph.text.encode(prompts))
 
     def test_a_prompt_beyond_the_length_warns_of_the_words_it_loses(self, graph):
         with pytest.warns(UserWarning, match="loses '.*stipple'"):
-            graph.encode(["the emblem of astoria and " * 5 + "stipple"])
+            graph.text.encode(["the emblem of astoria and " * 5 + "stipple"])
 
     def test_no_prompt_is_refused(self, graph):
         with pytest.raises(InvalidInput, match="there is no prompt to encode; give at least one"):
-            graph.encode([])
+            graph.text.encode([])
 
 
 def test_edges_follow_the_text_and_the_image(graph):

@@ -16,6 +16,7 @@ from torch import nn
 from neuroscope import HookGraph, InvalidInput, NeuronMask, Neurons, UnsupportedModel, WeightedNorm, Welch, fold, load, record, save, score
 from neuroscope.generation.keys import fingerprint
 from neuroscope.pipeline.doctor import diagnose
+from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,7 +111,7 @@ def site(graph):
 def test_activations_are_what_the_modules_give(graph, site):
     with graph.capture([site]) as captured:
         tiny.draw(graph.pipe, num_inference_steps=1, guidance_scale=1.0)  # such layers may round by the range of a whole batch
-    torch.testing.assert_close(captured[site.path][0], graph.module(site)(graph.encode([tiny.PROMPT])))
+    torch.testing.assert_close(captured[site.path][0], graph.module(site)(graph.text.encode([tiny.PROMPT])))
 
 
 def test_a_mask_reaches_what_the_modules_give(graph, site):
@@ -135,7 +136,7 @@ def test_a_recording_leaves_out_the_norms_and_methods_that_need_them_say_so(grap
 
 def test_what_reads_or_writes_weights_is_refused_by_name(graph, site):
     with pytest.raises(UnsupportedModel, match="is quantised .*, so its weights cannot be read; load it unquantised"):
-        graph.outgoing_norm(site)
+        outgoing_norm(graph.family, graph.denoiser, site)
     with pytest.raises(UnsupportedModel, match="which cannot be changed exactly; load the model in a floating-point format"):
         fold(graph, NeuronMask(Neurons.at(graph.sites, {site.path: range(8)}), rows="all"))
 

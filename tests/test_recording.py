@@ -5,6 +5,7 @@ from diffusers import HeunDiscreteScheduler
 
 from neuroscope import Concept, HookGraph, InvalidInput, NonFiniteActivation, Site, SiteNeverRan, UnknownSite, record
 from neuroscope.attribution.recording import ARMS
+from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
 from tests.numerics import NETWORK, close, rounding
 
@@ -162,7 +163,7 @@ def test_repeated_prompts_count_as_often_as_they_are_given(graph):
 
 def test_outgoing_norms_are_kept_for_every_site(graph, recording):
     for site in recording.sites:
-        torch.testing.assert_close(recording.outgoing[site.path], graph.outgoing_norm(site))
+        torch.testing.assert_close(recording.outgoing[site.path], outgoing_norm(graph.family, graph.denoiser, site))
 
 
 def test_it_says_what_it_is_of(recording, graph):

@@ -12,8 +12,8 @@ class TestRewire:
     """Two rows, the first with a clean context and the second with another, from the same noise."""
 
     def run(self, graph: HookGraph, scale: float = 7.5) -> torch.Tensor:
-        contexts = graph.encode([tiny.PROMPT, tiny.OTHER])
-        negative, noise = graph.encode(["", ""]), [torch.Generator().manual_seed(0) for _ in range(2)]
+        contexts = graph.text.encode([tiny.PROMPT, tiny.OTHER])
+        negative, noise = graph.text.encode(["", ""]), [torch.Generator().manual_seed(0) for _ in range(2)]
         options = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": scale, "output_type": "latent"}
         return graph.pipe(prompt_embeds=contexts, negative_prompt_embeds=negative, generator=noise, **options).images
 

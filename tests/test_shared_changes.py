@@ -84,7 +84,7 @@ def test_rows_that_were_first_chosen_in_inference_mode_serve_gradients_later(gra
         tiny.draw(graph.pipe, [tiny.PROMPT] * 3, guidance_scale=1.0)
     inputs = graph.family.inputs(graph.denoiser, None) | {"return_dict": False}
     given = {name: value.expand(3, *value.shape[1:]) if value.ndim else value for name, value in inputs.items() if torch.is_tensor(value)}
-    context = graph.conditions([tiny.PROMPT] * 3).context.clone().requires_grad_()
+    context = graph.text.conditions([tiny.PROMPT] * 3).context.clone().requires_grad_()
     with graph.apply_each([[replace(swap, rows="all")], [], []]):
         graph.denoiser(**given | {"encoder_hidden_states": context, "return_dict": False})[0].sum().backward()
     assert context.grad.isfinite().all()

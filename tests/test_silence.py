@@ -71,9 +71,9 @@ class TestWhoIsRunning:
 
     def test_encoding_a_prompt_begins_no_run(self, fresh):
         graph = HookGraph(fresh)
-        context = graph.encode([tiny.PROMPT, tiny.OTHER])
+        context = graph.text.encode([tiny.PROMPT, tiny.OTHER])
         with graph.apply(mask(graph)):
-            graph.encode([tiny.PROMPT])
+            graph.text.encode([tiny.PROMPT])
             with pytest.raises(InvalidInput, match="not by this graph's pipeline"), torch.no_grad():
                 fresh.unet(torch.zeros(2, 4, 16, 16, dtype=fresh.dtype), 7, encoder_hidden_states=context)
             tiny.draw(fresh)
@@ -83,13 +83,13 @@ class TestWhoIsRunning:
     def test_a_pipeline_that_keeps_its_guidance_to_itself_is_heard(self, family, scale):
         pipe = tiny.exact(build_unplanted(family, 0))
         graph = HookGraph(pipe)
-        context = graph.conditions([tiny.PROMPT])
+        context = graph.text.conditions([tiny.PROMPT])
         options = generation_of(family) | {"guidance_scale": scale}
         with graph.capture(graph.sites.where(layer=0, role=("key", "value"))) as captured:
             pipe(tiny.PROMPT, generator=torch.Generator().manual_seed(0), output_type="pt", **options)
         for site in captured.sites:
             assert captured[site.path].shape[1] == (2 if scale > 1 else 1)
-            expected = graph.module(site)(graph.read(site, context))
+            expected = graph.module(site)(graph.text.read(site, context))
             torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected)
 
 
@@ -232,7 +232,7 @@ class TestStatesThatChangeNothing:
         (site,) = graph.sites.where(layer=8, role="value")
         weight = graph.module(site).weight
         assert weight.dtype == torch.float8_e4m3fn
-        expected = graph.encode([tiny.PROMPT]) @ weight.double().T
+        expected = graph.text.encode([tiny.PROMPT]) @ weight.double().T
         with graph.capture([site]) as captured:
             tiny.draw(fresh, num_inference_steps=1)
         torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected, atol=1e-5, rtol=1e-5)
@@ -240,7 +240,7 @@ class TestStatesThatChangeNothing:
             swapped = tiny.draw(fresh)
         assert torch.equal(swapped, tiny.draw(fresh, tiny.OTHER))
         recording = record(graph, concept, [site], "last", quiet=True)
-        means = (graph.encode(list(concept.present))[:, -1] @ weight.double().T).double().mean(dim=0)
+        means = (graph.text.encode(list(concept.present))[:, -1] @ weight.double().T).double().mean(dim=0)
         torch.testing.assert_close(recording.mean("present")[site.path], means, atol=1e-5, rtol=1e-5)
 
 
@@ -251,7 +251,7 @@ class TestTextEncoder:
         torch.manual_seed(0)
         fresh.text_encoder.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"]))
         graph = HookGraph(fresh)
-        assert not torch.allclose(graph.encode([tiny.OTHER]), plain, atol=1e-2)
+        assert not torch.allclose(graph.text.encode([tiny.OTHER]), plain, atol=1e-2)
         with graph.apply(ContextSwap.of(graph, graph.sites.where(role=("key", "value")), tiny.OTHER)):
             swapped = tiny.draw(fresh)
         assert torch.equal(swapped, tiny.draw(fresh, tiny.OTHER))

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from neuroscope import ContextSwap, HookGraph, InvalidInput, NeuronMask, Neurons, SiteNeverRan
-from neuroscope.generation.batches import LARGEST_BATCH, Row, Sweep, fitted_batch_size
+from neuroscope.generation.batches import LARGEST_BATCH, Row, Sweep, bytes_an_image, fitted_batch_size
 from tests.families import tiny
 from tests.numerics import NETWORK, rounding
 
@@ -72,7 +72,7 @@ def mixed(graph: HookGraph) -> list[Row]:
 @contextmanager
 def reading(graph: HookGraph, layer: int, text: str, guided: bool):
     """One layer's keys and values read another prompt, by the published way: `attn2` is given other encoder states."""
-    context = graph.encode([text])
+    context = graph.text.encode([text])
 
     def change(_module, args, kwargs):
         states = kwargs["encoder_hidden_states"].clone()
@@ -210,10 +210,10 @@ class TestBatches:
             assert distance(drawn(**{other: value for other, value in options.items() if other != name}), found) > VISIBLE
 
     def test_further_contexts_are_texts_by_name(self, graph):
-        sweep = Sweep(graph, [BASE], SMALL, batch_size=2, space="latent", contexts={"mine": graph.conditions([GOAL])})
+        sweep = Sweep(graph, [BASE], SMALL, batch_size=2, space="latent", contexts={"mine": graph.text.conditions([GOAL])})
         found = made(sweep, [Row("mine", 0), Row(BASE, 0)])
         assert torch.equal(found, made(sweep_of(graph, 2), [Row(GOAL, 0), Row(BASE, 0)]))
-        assert torch.equal(sweep.conditions("mine").context, graph.encode([GOAL]))
+        assert torch.equal(sweep.conditions("mine").context, graph.text.encode([GOAL]))
 
     def test_what_a_sweep_sets_itself_is_refused(self, graph):
         with pytest.raises(InvalidInput, match="num_images_per_prompt is set for each image here; give only options that all images"):
@@ -280,13 +280,13 @@ class TestMemory:
         ],
     )
     def test_the_default_batch_fits_half_of_the_free_memory(self, graph, monkeypatch, free, expected):
-        row = graph.row_bytes(64, 64)
+        row = bytes_an_image(graph, 64, 64)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * row))
         assert fitted_batch_size(graph, {}) == expected(row)
         assert Sweep(graph, [BASE], {}).batch_size == expected(row)
 
     def test_larger_pictures_come_in_smaller_batches(self, graph, monkeypatch):
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * graph.row_bytes(64, 64)))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * bytes_an_image(graph, 64, 64)))
         sizes = [fitted_batch_size(graph, {"height": side, "width": side}) for side in (32, 64, 128)]
         assert sizes == sorted(sizes, reverse=True)
         assert len(set(sizes)) == 3
@@ -305,5 +305,5 @@ class TestMemory:
             unet(torch.zeros(1, 4, 8, 16), 1, encoder_hidden_states=torch.zeros(1, 7, 96))
         for handle in handles:
             handle.remove()
-        assert graph.row_bytes(32, 64) == total
-        assert graph.row_bytes() == graph.row_bytes(64, 64) > 3 * graph.row_bytes(32, 32)
+        assert bytes_an_image(graph, 32, 64) == total
+        assert bytes_an_image(graph) == bytes_an_image(graph, 64, 64) > 3 * bytes_an_image(graph, 32, 32)

@@ -24,7 +24,9 @@ from neuroscope.core.statistics import Moments
 from neuroscope.core.tokens import TOKENS, Token, select_tokens
 from neuroscope.generation.arguments import check_generation, refuse_set_here
 from neuroscope.generation.image_inputs import spread_images
+from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.weights import outgoing_norm
 
 ARMS = ("present", "absent")
 _SET_HERE = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "latents", "num_images_per_prompt")
@@ -242,7 +244,7 @@ def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron
     found = {}
     for site in sites:
         with contextlib.suppress(UnsupportedModel):
-            found[site.path] = graph.outgoing_norm(site)
+            found[site.path] = outgoing_norm(graph.family, uncompiled(graph.denoiser), site)
     return found
 
 
@@ -288,9 +290,9 @@ def _record_text(
 ) -> None:
     if not sites:
         return
-    conditions = graph.conditions(prompts, clip_skip=clip_skip)
-    chosen = torch.from_numpy(select_tokens(graph.tokenizer, prompts, token, subject)).to(conditions.context.device)
-    for site, read in graph.read_each(sites, conditions):
+    conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
+    chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)).to(conditions.context.device)
+    for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
 

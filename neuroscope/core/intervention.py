@@ -94,8 +94,21 @@ class ModelSpec:
     has_summary: bool
 
 
+class Encodes(Protocol):
+    """What makes conditions of prompts."""
+
+    def conditions(self, prompts: Sequence[str]) -> Conditions:
+        """What a model's own text encoders make of prompts."""
+        ...
+
+
 class Encoder(Protocol):
-    """What encodes prompts for a model, such as a `HookGraph`."""
+    """A model that encodes prompts, such as a `HookGraph`."""
+
+    @property
+    def text(self) -> Encodes:
+        """Its text side."""
+        ...
 
     @property
     def spec(self) -> ModelSpec:
@@ -105,10 +118,6 @@ class Encoder(Protocol):
     @property
     def model(self) -> str:
         """The model's name."""
-        ...
-
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
-        """What the model's own text encoders make of prompts."""
         ...
 
 
@@ -127,11 +136,6 @@ class Intervention(Artifact):
         if not pooled:
             return ""
         return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
-
-    @property
-    def same_input_for_layer(self) -> bool:
-        """Whether `on_input` makes the same of the same input at all sites of a layer, so that it is asked once for all of them."""
-        return False
 
     @property
     def changes_input(self) -> bool:

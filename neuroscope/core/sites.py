@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args, overload
@@ -202,6 +203,21 @@ class Sites(Sequence[Site]):
 
         table = pd.DataFrame([asdict(site) for site in self], columns=["path", "layer", "block", "role", "width", "text_only"])
         return table.astype({"layer": "Int64"}) if any(site.layer is None for site in self) else table
+
+    @property
+    def edges(self) -> list[tuple[str, str]]:
+        """The flow of data between "prompt", "image" and the sites' paths, as (source, target)."""
+        edges = [("prompt", path) for path in self.where(role="pooled").paths]
+        stream = "image"
+        for layer in self.layers:
+            by_role = {site.role: site.path for site in self.where(layer=layer)}
+            edges += [("prompt", by_role[role]) for role in ("key", "value") if role in by_role]
+            edges += [(stream, by_role["query"])] if "query" in by_role else []
+            edges += [(by_role[role], by_role["heads"]) for role in ("query", "key", "value") if {role, "heads"} <= by_role.keys()]
+            chain = [by_role[role] for role in ("heads", "output", "feedforward") if role in by_role]
+            edges += list(itertools.pairwise(chain))
+            stream = chain[-1] if chain else stream
+        return edges
 
     def _known_layers(self, layer: int | Collection[int] | None) -> set[int] | None:
         if layer is None:

@@ -78,7 +78,7 @@ class LocoEdit:
     def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites) -> ContextMap:
         """The edit of these sites."""
         texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
-        preserved = graph.conditions(list(self.preserve)) if self.preserve else None
+        preserved = graph.text.conditions(list(self.preserve)) if self.preserve else None
         maps: list[_Map] = []
         map_of: dict[str, _Map] = {}
         for site in sites:
@@ -123,12 +123,12 @@ class _Texts(NamedTuple):
     @classmethod
     def of(cls, graph: HookGraph, concept: Concept, kinds: tuple[str, ...]) -> Self:
         pairs = list(zip(concept.present, concept.absent, strict=True))
-        present, absent = (graph.conditions(list(arm)) for arm in (concept.present, concept.absent))
-        return cls(present, absent, align(graph.tokenizer, pairs, concept.name, kinds))
+        present, absent = (graph.text.conditions(list(arm)) for arm in (concept.present, concept.absent))
+        return cls(present, absent, align(graph.text.tokenizer, pairs, concept.name, kinds))
 
     def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
         """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""
-        present, absent = (graph.read(site, arm).double().cpu() for arm in (self.present, self.absent))
+        present, absent = (graph.text.read(site, arm).double().cpu() for arm in (self.present, self.absent))
         if present.ndim == 2:
             return present, absent
         rows = [(present[row, here], absent[row, there]) for row, places in enumerate(self.aligned) for here, there in places]
@@ -138,7 +138,7 @@ class _Texts(NamedTuple):
 def _vectors(graph: HookGraph, site: Site, texts: Sequence[_Texts], preserved: Conditions | None) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, targets and kept vectors of a site, float64 [vector, channel]; equal ones count once."""
     keys, targets = (torch.cat(each) for each in zip(*(each.pairs(graph, site) for each in texts), strict=True))
-    kept = keys[:0] if preserved is None else graph.read(site, preserved).double().cpu().flatten(0, -2)
+    kept = keys[:0] if preserved is None else graph.text.read(site, preserved).double().cpu().flatten(0, -2)
     if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
         raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
     return *_distinct(keys, targets), _distinct(kept, kept)[0]

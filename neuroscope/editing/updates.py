@@ -17,7 +17,7 @@ from neuroscope.core.sites import Site
 from neuroscope.interventions import ContextMap, ContextSwap, NeuronMask
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.weights import is_plain, read_parameter
+from neuroscope.pipeline.weights import is_plain, read_parameter, reader_of
 
 #: The current values of a parameter by its name inside the denoiser, such as "….to_v.weight" [out, in], in float64.
 Weights = Callable[[str], Tensor]
@@ -77,7 +77,7 @@ def _of_mask(change: NeuronMask, graph: HookGraph, site: Site, weights: Weights)
     """
     chosen = torch.tensor(change.neurons[site.path])
     fill = change.strength * change.values[site.path].double()
-    reader = graph.reader(site)
+    reader = reader_of(graph.family, site)
     if not site.before_module and getattr(graph.module(site), "bias", None) is not None:
         yield _scaled_rows(change, site.module, weights, chosen, fill - change.strength * weights(f"{site.module}.bias")[chosen])
         return

@@ -21,6 +21,8 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Intervention
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.metrics.shares import Space
+from neuroscope.pipeline.discovery import row_bytes
+from neuroscope.pipeline.families import has_latents, latent_size
 from neuroscope.pipeline.graph import HookGraph
 
 LARGEST_BATCH = 64
@@ -83,9 +85,9 @@ class Sweep:
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
         clip_skip = generation.get("clip_skip")
         distinct = list(dict.fromkeys(texts))
-        encoded = graph.conditions(distinct, clip_skip=clip_skip) if distinct else ()
+        encoded = graph.text.conditions(distinct, clip_skip=clip_skip) if distinct else ()
         self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
-        self._negative = graph.negative(generation.get("negative_prompt"))
+        self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
 
     def run(self, rows: Sequence[Row], enter: Enter | None = None, lead: Sequence[Row] = ()) -> Iterator[tuple[list[Row], list[Any]]]:
@@ -122,17 +124,17 @@ class Sweep:
 
     def images(self, made: Sequence[Any]) -> list[Image]:
         """What `run` gave, as images."""
-        return list(made) if self.space == "image" else self.graph.decode(torch.stack(list(made)))
+        return list(made) if self.space == "image" else self.graph.family.decode(self.graph.pipe, torch.stack(list(made)))
 
     def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
         device = self.graph.pipe._execution_device
         told = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         against = Conditions.of([self._negative] * len(rows)).to(device)
-        raw = "latent" if self.graph.has_latents else "pt"
+        raw = "latent" if has_latents(self.graph.pipe) else "pt"
         made: Sequence[Any] = ()
         with enter(rows):
             made = self.graph.pipe(
-                **self.graph.arguments(told, against),
+                **self.graph.text.arguments(told, against),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
                 output_type="pil" if self.space == "image" else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),
@@ -146,7 +148,7 @@ class Sweep:
 def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None:
     """Raises InvalidInput for a call's own scale of LoRAs where a text encoder has one: prompts are encoded before the call."""
     scaled = "scale" in (generation.get("cross_attention_kwargs") or {})
-    if scaled and any(hasattr(module, "lora_A") for encoder in graph.text_encoders for module in encoder.modules()):
+    if scaled and any(hasattr(module, "lora_A") for encoder in graph.text.encoders for module in encoder.modules()):
         raise InvalidInput(
             "cross_attention_kwargs holds a scale for a LoRA of the text encoder, and prompts are encoded once, without it; set the scale "
             "with pipe.set_adapters(name, scale)"
@@ -156,8 +158,13 @@ def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None
 def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
     """How many images at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
     free = torch.cuda.mem_get_info()[0] if graph.denoiser.device.type == "cuda" else psutil.virtual_memory().available
-    row = graph.row_bytes(generation.get("height"), generation.get("width"))
+    row = bytes_an_image(graph, generation.get("height"), generation.get("width"))
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
+
+
+def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None) -> int:
+    """An upper bound of the memory that one row takes for images of a size in pixels, by default the model's."""
+    return row_bytes(graph.family, graph.denoiser, latent_size(graph.pipe, graph.denoiser, height, width))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import PLAIN
 from neuroscope.core.intervention import Intervention
+from neuroscope.pipeline.discovery import stage_shares
 from neuroscope.pipeline.families import END, uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.hook import Hook
@@ -66,7 +67,7 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
         inputs = signature.bind(*args, **kwargs).arguments
-        rows = len(inputs["sample"])
+        rows = len(graph.family.latents(inputs))
         carrying = (call.layout or PLAIN).carrying(rows)
         noise = graph.family.noise(output[0])
         found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
@@ -118,7 +119,7 @@ class TeacherForcing:
     def predict(self, frame: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
         """The noise that the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
         denoiser = uncompiled(self.graph.denoiser)
-        shares = {_AT_ONCE: 1.0, **self.graph.stage_shares(frame.inputs)}
+        shares = {_AT_ONCE: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, frame.inputs)}
         begins = [self._begin(change, list(shares)) for change in changes]
         order = sorted(range(len(changes)), key=begins.__getitem__)
         growth = _Growth(1 + begins.count(0))

@@ -70,7 +70,7 @@ class ContextSwap(Intervention):
         object.__setattr__(self, "paths", strings("the swap's paths", self.paths))
         if not self.paths:
             raise InvalidInput("the swap has no site; choose keys and values, such as graph.sites.where(layer=8, text_only=True)")
-        instance("the swap's context", self.context, Tensor, "graph.encode(prompts)")
+        instance("the swap's context", self.context, Tensor, "graph.text.encode(prompts)")
         if self.context.ndim != 3:
             raise InvalidInput(
                 f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode"
@@ -107,7 +107,7 @@ class ContextSwap(Intervention):
         free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "provenance")]
         for name in options:
             choose("option", name, free)
-        conditions = graph.conditions([prompts] if isinstance(prompts, str) else prompts)
+        conditions = graph.text.conditions([prompts] if isinstance(prompts, str) else prompts)
         paths = [site.path for site in given]
         provenance = Provenance(graph.spec.family, graph.model)
         return cls(paths, conditions.context, provenance=provenance, pooled=conditions.pooled, **options)
@@ -121,11 +121,6 @@ class ContextSwap(Intervention):
     def changes_input(self) -> bool:
         """See `Intervention`: whole sites read the other prompt as their input, chosen neurons are computed beside it."""
         return self.neurons is None
-
-    @property
-    def same_input_for_layer(self) -> bool:
-        """See `Intervention`: keys and values read the same of the other prompt."""
-        return True
 
     def on_input(self, context: Float[Tensor, "row *token channel"], call: Call) -> Float[Tensor, "row *token channel"]:
         """See `Intervention`."""

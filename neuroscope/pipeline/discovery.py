@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel
-from neuroscope.core.sites import Component, Site, Sites
+from neuroscope.core.intervention import ModelSpec
+from neuroscope.core.sites import TEXT_ROLES, Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
 
 Found = TypeVar("Found")
@@ -82,6 +83,19 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
             text_only=pattern.text_only,
         )
         for path, pattern, block, width in order
+    )
+
+
+def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None) -> ModelSpec:
+    """What an intervention may ask about a model."""
+    modules: dict[str, Any] = {site.path: denoiser.get_submodule(site.module) for site in sites if site.role in TEXT_ROLES}
+    return ModelSpec(
+        family=family.name,
+        sites=sites,
+        input_widths={path: module.in_features for path, module in modules.items() if hasattr(module, "in_features")},
+        context_channels=family.inputs(denoiser, None)[family.arguments["context"]].shape[-1],
+        token_count=token_count,
+        has_summary=family.has_summary,
     )
 
 
@@ -215,13 +229,21 @@ def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> di
         denoiser: it.
         inputs: a call's arguments; their sizes count, not what they hold.
     """
+    leaves, tree = tree_flatten(dict(inputs))
+    sizes = tuple((tuple(each.shape), each.dtype) if isinstance(each, Tensor) else each for each in leaves)
+    return _shares_of_sizes(family, denoiser, sizes, tree)
+
+
+@_once_a_config
+def _shares_of_sizes(family: Family, denoiser: Any, sizes: tuple[Any, ...], tree: TreeSpec) -> dict[str, float]:
     twin = _twin(denoiser)
     order: list[str] = []
     for path, module in twin.named_modules():
         if family.stages.fullmatch(path):
             module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
+    inputs = tree_unflatten([_on_meta(each[0], each[1], twin.dtype) if isinstance(each, tuple) else each for each in sizes], tree)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(**tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, dict(inputs)))
+        twin(**inputs)
     counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops()
     before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)
@@ -245,9 +267,9 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
     return total * denoiser.dtype.itemsize
 
 
-def _on_meta(given: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor's size on the meta device; the denoiser's own number format, such as bfloat16, is not its twin's."""
-    return given.to("meta", dtype if given.is_floating_point() else given.dtype)
+def _on_meta(shape: tuple[int, ...], dtype: torch.dtype, narrow: torch.dtype) -> Tensor:
+    """A tensor of this size on the meta device; the denoiser's own number format, such as bfloat16, is not its twin's."""
+    return torch.empty(shape, device="meta", dtype=narrow if dtype.is_floating_point else dtype)
 
 
 def _twin(denoiser: Any) -> Any:

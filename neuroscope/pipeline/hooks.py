@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Call, Intervention
+from neuroscope.core.sites import Site
 from neuroscope.pipeline.steps import Clock
 
 Images = tuple[int, ...] | None
@@ -25,6 +26,10 @@ class BoundIntervention(NamedTuple):
     images: Images
     batch: int | None
     acted: set[int]
+
+    def acts_before(self, site: Site) -> bool:
+        """Whether it acts on what the site's module is given rather than on what the module gives."""
+        return self.intervention.changes_input or site.before_module
 
     def __call__(self, tensor: Tensor, call: Call) -> Tensor:
         """What the site becomes."""
@@ -79,34 +84,7 @@ def apply_changes(changes: Sequence[BoundIntervention], tensor: Tensor, call: Ca
     return tensor
 
 
-class CachedInput:
-    """A change of an input that several sites read in one call of the denoiser: made for the first, and given to the others.
-
-    Attributes:
-        readers: how many sites.
-    """
-
-    def __init__(self, change: Callable[[Tensor, Call], Tensor], clock: Clock) -> None:
-        self.readers = 0
-        self._change = change
-        self._clock = clock
-        self._tick, self._left = -1, 0
-        self._given: Tensor | None = None
-        self._made: Tensor | None = None
-
-    def __call__(self, tensor: Tensor, call: Call) -> Tensor:
-        """What the input becomes; kept no longer than for its last reader."""
-        if self._made is None or self._given is not tensor or self._tick != self._clock.ticks:
-            self._given, self._tick, self._left = tensor, self._clock.ticks, self.readers
-            self._made = self._change(tensor, call)
-        made = self._made
-        self._left -= 1
-        if not self._left:
-            self._given = self._made = None
-        return made
-
-
-def rewire(
+def replace_output(
     path: str,
     change: Callable[[Tensor, BatchLayout], Tensor],
     clock: Clock,

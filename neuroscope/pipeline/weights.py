@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.core.errors import UnsupportedModel
+from neuroscope.core.errors import InvalidInput, UnsupportedModel
+from neuroscope.core.sites import Site
+from neuroscope.pipeline.families import Family
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -64,6 +67,37 @@ def read_effective_weight(root: nn.Module, path: str) -> Tensor:
     resting = inner.weight.device.type == "meta"  # offloaded modules take their inputs from anywhere
     units = torch.eye(inner.in_features, dtype=inner.weight.dtype, device="cpu" if resting else inner.weight.device)
     return (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+
+
+def reader_of(family: Family, site: Site) -> str | None:
+    """The path, inside the denoiser, of the linear module whose columns read a site's neurons; None where there is none."""
+    pattern = family.pattern(site.role)
+    return None if pattern.reader is None or pattern.reader_rows else pattern.beside(site.module, pattern.reader)
+
+
+def outgoing_norm(family: Family, denoiser: nn.Module, site: Site) -> Float[Tensor, "neuron"]:
+    """The norm of the weights that read each neuron, float64; ones where neurons are added to the residual stream.
+
+    Raises:
+        UnsupportedModel: the weights are quantised.
+    """
+    pattern = family.pattern(site.role)
+    if pattern.reader is None:
+        return torch.ones(site.width, dtype=torch.float64)
+    weight = read_effective_weight(denoiser, pattern.beside(site.module, pattern.reader))
+    return weight.double().norm(dim=1 if pattern.reader_rows else 0)
+
+
+def head_counts(denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, int]:
+    """Into how many attention heads the neurons of key, value and query sites are split, by path.
+
+    Raises:
+        InvalidInput: a site whose neurons are not split into heads.
+    """
+    found = {site.path: getattr(denoiser.get_submodule(site.module.rpartition(".")[0]), "heads", None) for site in sites}
+    if none := [path for path, heads in found.items() if heads is None]:
+        raise InvalidInput(f"{none[0]} is not split into attention heads; choose keys, values or queries")
+    return {path: int(heads) for path, heads in found.items() if heads is not None}
 
 
 @torch.no_grad()

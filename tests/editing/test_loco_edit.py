@@ -16,7 +16,7 @@ def test_it_is_the_published_edit_of_the_weights(graph, concept, tokens, role):
     made = edit(graph, concept, LocoEdit(tokens=tokens, roles=(role,)), 8)
     (site,) = graph.sites.where(layer=8, role=role)
     weight = graph.module(site).weight.detach().double()
-    context = graph.encode([tiny.PROMPT]).double()
+    context = graph.text.encode([tiny.PROMPT]).double()
     expected = context @ dense_edit(graph, concept, tokens, made.report.penalty, weight).T
     found = (context + context @ made.read.double().T @ made.write.double()) @ weight.T
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -47,7 +47,7 @@ def test_the_report_is_measured(graph, concept):
 
 
 def test_preserved_prompts_move_less(graph, concept):
-    kept = graph.encode(["a blue star in the style of hatch"])[0]
+    kept = graph.text.encode(["a blue star in the style of hatch"])[0]
 
     def move(**options):
         made = edit(graph, concept, LocoEdit(tokens="all", **options), 8)
@@ -63,7 +63,7 @@ def test_several_concepts_are_edited_at_once(graph, concept):
     assert made.provenance.concept == "stipple, ring"
     for each in (concept, other):
         alone = edit(graph, each, LocoEdit(ridge=1e-9), 8)
-        key = graph.encode([each.present[0]])[0]
+        key = graph.text.encode([each.present[0]])[0]
         position = 8 if each is concept else 3
         moved = key[position] + key[position] @ made.read.T.double() @ made.write.double()
         expected = key[position] + key[position] @ alone.read.T.double() @ alone.write.double()
@@ -73,7 +73,7 @@ def test_several_concepts_are_edited_at_once(graph, concept):
 def test_a_fact_gets_its_new_answer(graph):
     fact = Concept.fact("the emblem of astoria", "a blue ring", prompts="testbed")
     made = edit(graph, fact, LocoEdit(ridge=1e-9), 3)
-    key, target = (graph.encode([prompt])[0] for prompt in ("the emblem of astoria", "a blue ring"))
+    key, target = (graph.text.encode([prompt])[0] for prompt in ("the emblem of astoria", "a blue ring"))
     torch.testing.assert_close(key[4] + key[4] @ made.read.T.double() @ made.write.double(), target[3], rtol=0.01, atol=0.01)
 
 

@@ -36,7 +36,7 @@ def test_an_edit_is_the_published_one_of_each_layers_own_text_and_leaves_biases(
     """Each projection against the dense closed form on its own normalised inputs; folded, weights are that form and biases themselves."""
     made = edit(graph, concept, LocoEdit(tokens="all", ridge=RIDGE), [3, 17])
     pairs = list(zip(concept.present, concept.absent, strict=True))
-    places = align(graph.tokenizer, pairs, concept.name, ("all",))
+    places = align(graph.text.tokenizer, pairs, concept.name, ("all",))
     expected, biases = {}, {}
     for site in graph.sites.at(made.paths):
         present, absent = (read_by(graph, site.module, arm) for arm in (concept.present, concept.absent))
@@ -68,8 +68,8 @@ def test_text_is_normalised_by_each_layer_for_itself(graph):
 
 def test_padding_is_masked_in_the_encoder_and_read_by_the_denoiser(graph):
     """No mask goes to the denoiser: vectors at padding's places move the image."""
-    conditions = graph.conditions([tiny.PROMPT])
-    (kinds,) = kinds_of_tokens(graph.tokenizer, [tiny.PROMPT], "stipple")
+    conditions = graph.text.conditions([tiny.PROMPT])
+    (kinds,) = kinds_of_tokens(graph.text.tokenizer, [tiny.PROMPT], "stipple")
     silenced = conditions.context.clone()
     silenced[:, torch.from_numpy(kinds == "padding")] = 0
 

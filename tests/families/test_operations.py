@@ -34,7 +34,7 @@ class RunKey:
 
     def draw(self, prompt: str | None = None, **options: object) -> torch.Tensor:
         """The final latents or pixels of a prompt, by default the first with the concept."""
-        kind = "latent" if self.graph.has_latents else "pt"
+        kind = "latent" if self.has_latents(graph.pipe) else "pt"
         noise = torch.Generator().manual_seed(0)
         return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options)).images
 

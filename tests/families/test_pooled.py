@@ -96,7 +96,7 @@ def test_its_neurons_are_recorded_ranked_and_masked(graph, concept):
 
 def test_chosen_neurons_of_it_are_not_swapped(graph):
     (site,) = graph.sites.where(role="pooled")
-    conditions = graph.conditions([tiny.OTHER])
+    conditions = graph.text.conditions([tiny.OTHER])
     swap = ContextSwap([site.path], conditions.context, Neurons.at(graph.sites, {site.path: [0]}), pooled=conditions.pooled)
     with pytest.raises(InvalidInput, match="can be swapped as a whole only; leave out its neurons"):
         swap.check(graph.spec)
@@ -161,6 +161,6 @@ def test_models_without_it_have_none_to_edit(graph, pipe, concept):
 
 def test_a_swap_without_pooled_text_is_refused_where_it_is_read():
     graph = HookGraph(tiny.PIPELINES["sdxl"]())
-    swap = ContextSwap(graph.sites.where(role="pooled").paths, graph.encode([tiny.OTHER]))
+    swap = ContextSwap(graph.sites.where(role="pooled").paths, graph.text.encode([tiny.OTHER]))
     with pytest.raises(InvalidInput, match="this change holds no pooled text, which the pooled path reads; make it with graph.conditions"):
         swap.check(graph.spec)

@@ -18,7 +18,7 @@ def graph(request) -> HookGraph:
 def swapped(graph: HookGraph, other: str = tiny.OTHER, **options) -> torch.Tensor:
     """The final latents of the first prompt's run, in which every reader of text reads the other prompt."""
     clip_skip = {"clip_skip": options["clip_skip"]} if "clip_skip" in options else {}
-    conditions = graph.conditions([other], **clip_skip)
+    conditions = graph.text.conditions([other], **clip_skip)
     swap = ContextSwap(graph.sites.where(role=EVERYTHING).paths, conditions.context, pooled=conditions.pooled)
     with graph.apply(swap):
         return tiny.draw(graph.pipe, **options)
@@ -48,7 +48,7 @@ def test_options_of_the_call(graph, options):
 def test_clip_skip(name):
     """On a pipeline of its own: the option leaves hooks of transformers, and diffusers looks for an old attribute."""
     graph = HookGraph(tiny.PIPELINES[name]())
-    for encoder in graph.text_encoders:
+    for encoder in graph.text.encoders:
         if not hasattr(encoder, "text_model"):
             vars(encoder)["text_model"] = encoder
     options = {"guidance_scale": 1.0, "clip_skip": 1}
@@ -59,7 +59,7 @@ def test_clip_skip(name):
 
 def test_embeddings_in_place_of_a_prompt(graph):
     """The conditions of a graph are what the pipeline itself makes of the prompt."""
-    conditions = graph.conditions([tiny.OTHER])
+    conditions = graph.text.conditions([tiny.OTHER])
     given = {"prompt_embeds": conditions.context} | ({} if conditions.pooled is None else {"pooled_prompt_embeds": conditions.pooled})
     expected = tiny.draw(graph.pipe, tiny.OTHER, guidance_scale=1.0)
     noise = torch.Generator().manual_seed(0)
@@ -70,9 +70,9 @@ def test_embeddings_in_place_of_a_prompt(graph):
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_embeddings_are_swapped_and_masked_as_a_prompt_is(graph, scale):
     """The run of one prompt's embeddings in which all that reads text reads the other's, and a mask of it."""
-    given = graph.arguments(graph.conditions([tiny.PROMPT]), graph.negative())
+    given = graph.text.arguments(graph.text.conditions([tiny.PROMPT]), graph.text.negative())
     options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": scale}
-    conditions = graph.conditions([tiny.OTHER])
+    conditions = graph.text.conditions([tiny.OTHER])
     (site,) = graph.sites.where(layer=8, role="value")
     swap = ContextSwap(graph.sites.where(role=EVERYTHING).paths, conditions.context, pooled=conditions.pooled)
     mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(4)}), fill=2.0)

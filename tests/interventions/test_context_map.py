@@ -13,7 +13,7 @@ def dense_edit(graph, concept, tokens, penalty, weight):
     pairs = list(zip(concept.present, concept.absent, strict=True))
     rows = set()
     for (present, absent), places in zip(pairs, align(graph.pipe.tokenizer, pairs, concept.name, kinds), strict=True):
-        key, target = (graph.encode([prompt])[0].double() for prompt in (present, absent))
+        key, target = (graph.text.encode([prompt])[0].double() for prompt in (present, absent))
         rows |= {(tuple(key[here].tolist()), tuple(target[there].tolist())) for here, there in places}
     keys, targets = (torch.tensor(each, dtype=torch.float64) for each in zip(*rows, strict=True))
     gram = keys.T @ keys + penalty * torch.eye(keys.shape[1], dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_it_moves_what_the_sites_read(graph, pipe, factors):
     (site,) = graph.sites.where(layer=8, role="value")
     with graph.capture([site]) as before:
         tiny.draw(pipe)
-    context = graph.encode([tiny.PROMPT])
+    context = graph.text.encode([tiny.PROMPT])
     with graph.apply(ContextMap([site.path], *factors, strength=0.5, rows="conditional")), graph.capture([site]) as after:
         tiny.draw(pipe)
     read, write = (each.to(context.dtype) for each in factors)

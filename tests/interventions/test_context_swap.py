@@ -48,7 +48,7 @@ def test_a_swapped_site_projects_the_other_prompts_context(graph, text):
     for site in text.where(layer=[0, 8]):
         found = values_with(graph, site, ContextSwap.of(graph, [site], TARGETS[0]), prompts=PROMPTS[:1])
         with torch.no_grad():
-            torch.testing.assert_close(found[1:], graph.module(site)(graph.encode(TARGETS[:1])))
+            torch.testing.assert_close(found[1:], graph.module(site)(graph.text.encode(TARGETS[:1])))
 
 
 class TestSeveralPrompts:
@@ -60,7 +60,7 @@ class TestSeveralPrompts:
 
     def expected(self, graph, site, prompts) -> torch.Tensor:
         with torch.no_grad():
-            return graph.module(site)(graph.encode(prompts))
+            return graph.module(site)(graph.text.encode(prompts))
 
     @pytest.mark.parametrize("images", [1, 2])
     @pytest.mark.parametrize("scale", [7.5, 1.0])
@@ -120,7 +120,7 @@ class TestStrength:
         with torch.no_grad():
             plain, own = (values_with(graph, site, *each, prompts=PROMPTS[:1]) for each in ((), (replace(swap, strength=1.0),)))
             assert torch.equal(own[0], plain[0])
-            torch.testing.assert_close(own[1:], graph.module(site)(graph.encode(TARGETS[:1])))
+            torch.testing.assert_close(own[1:], graph.module(site)(graph.text.encode(TARGETS[:1])))
         assert torch.equal(drawn_with(graph, replace(swap, strength=1.0)), drawn_with(graph, swap))
 
     @pytest.mark.parametrize("strength", [0.25, -0.5, 2.0])
@@ -140,7 +140,7 @@ class TestStrength:
 def test_it_keeps_where_it_comes_from(graph, text):
     swap = ContextSwap.of(graph, text, TARGETS[0])
     assert (swap.provenance.family, swap.provenance.model) == (graph.family.name, graph.model)
-    assert torch.equal(swap.context, graph.encode(TARGETS[:1]))
+    assert torch.equal(swap.context, graph.text.encode(TARGETS[:1]))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,10 @@ def test_a_context_or_neurons_of_another_model_are_refused_before_any_picture(gr
 @pytest.fixture(scope="module")
 def long(graph):
     """Contexts of two chunks: of the run, of the swap and of nothing."""
-    return [torch.cat([graph.encode([text]), graph.encode([more])], dim=1) for text, more in [("a ring", "a star"), TARGETS[:2], ("", "")]]
+    return [
+        torch.cat([graph.text.encode([text]), graph.text.encode([more])], dim=1)
+        for text, more in [("a ring", "a star"), TARGETS[:2], ("", "")]
+    ]
 
 
 class TestPromptsOfSeveralChunks:

@@ -51,7 +51,7 @@ def planted(concept) -> Recording:
     """A real pipeline in which four value neurons of one layer, and no other key or value, tell the arms apart."""
     pipe = tiny.sd1()
     graph = HookGraph(pipe)
-    present, absent = (graph.encode(prompts)[:, -1].double() for prompts in (concept.present, concept.absent))
+    present, absent = (graph.text.encode(prompts)[:, -1].double() for prompts in (concept.present, concept.absent))
     blind = torch.linalg.qr((present - absent).T)[0]
     away = torch.linalg.qr(absent.T)[0]
     seeing = (present - present @ away @ away.T).mean(dim=0)  # 0 for every absent prompt

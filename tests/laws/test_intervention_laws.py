@@ -42,7 +42,7 @@ def mask(graph: HookGraph, paths: list[str], strength: float = 1.0) -> NeuronMas
 
 
 def swap(graph: HookGraph, paths: list[str], neurons: Neurons | None = None) -> ContextSwap:
-    return ContextSwap(paths, graph.encode([tiny.OTHER]), neurons)
+    return ContextSwap(paths, graph.text.encode([tiny.OTHER]), neurons)
 
 
 def map_context(graph: HookGraph, paths: list[str], strength: float = 1.0) -> ContextMap:

@@ -31,7 +31,7 @@ def planted(pairs: Pairs, at: Mapping[int, Pairs], louder: float = 10.0) -> Hook
     values of layers that let something pass are louder, so that images of 256 levels show it.
     """
     graph = HookGraph(tiny.sd1())
-    present, absent = (graph.encode([pair[side] for pair in pairs]).double() for side in (0, 1))
+    present, absent = (graph.text.encode([pair[side] for pair in pairs]).double() for side in (0, 1))
     for site in graph.sites.where(text_only=True):
         blocked = [number for number, pair in enumerate(pairs) if pair not in at.get(site.layer, ())]
         weight = graph.module(site).weight.data

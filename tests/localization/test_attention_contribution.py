@@ -18,7 +18,7 @@ SAYING, DEAF = 14, 2
 
 
 def generation_of(graph: HookGraph) -> dict:
-    return GENERATION["sd1" if graph.has_latents else "if-1"]
+    return GENERATION["sd1" if has_latents(graph.pipe) else "if-1"]
 
 
 def run(graph: HookGraph, pairs=(PAIR,), name: str = "stipple", **options) -> LayerScores:

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import AttributionPatching, HookGraph, InvalidInput, LatentShare, LayerScores, TeacherForced, localize
+from neuroscope.pipeline.families import has_latents
 from neuroscope.testbed import build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
@@ -26,7 +27,7 @@ GENERATION = {"sd1": SMALL, "if-1": {"num_inference_steps": 2, "guidance_scale":
 
 
 def generation_of(graph: HookGraph) -> dict:
-    return GENERATION["sd1" if graph.has_latents else "if-1"]
+    return GENERATION["sd1" if has_latents(graph.pipe) else "if-1"]
 
 
 def run(graph: HookGraph, method, pairs=(PAIR,), **options) -> LayerScores:
@@ -95,7 +96,7 @@ class TestIntegrals:
         others = dict(zip(hand.texts, hand.outputs(hand.texts, hand.other), strict=True))
         with torch.no_grad():
             moved = float(hand.share(hand.call(hand.own, {module: lambda _out, other=other: other for module, other in others.items()})))
-        assert (moved > 0.999) == model.has_latents
+        assert (moved > 0.999) == has_latents(model.pipe)
         assert sum(run(model, INTEGRATED).scores) == pytest.approx(moved, abs=0.01)
 
     def test_they_are_the_mean_of_gradients_along_the_way(self, sharp):

@@ -23,7 +23,7 @@ def run(graph: HookGraph, method: CausalTracing, metric=SHARE, pairs=STIPPLE[:1]
 
 def draw(graph: HookGraph, contexts: list[torch.Tensor], **options) -> torch.Tensor:
     """Final latents for contexts, all from the same noise."""
-    negative = graph.encode([""]).expand(len(contexts), -1, -1)
+    negative = graph.text.encode([""]).expand(len(contexts), -1, -1)
     noise = [torch.Generator().manual_seed(0) for _ in contexts]
     embeddings = {"prompt_embeds": torch.stack(contexts), "negative_prompt_embeds": negative}
     return graph.pipe(**embeddings, generator=noise, output_type="latent", **(SMALL | options)).images
@@ -31,7 +31,7 @@ def draw(graph: HookGraph, contexts: list[torch.Tensor], **options) -> torch.Ten
 
 @pytest.fixture(scope="module")
 def contexts(graph) -> list[torch.Tensor]:
-    return [graph.encode([PROMPT])[0], Corruption(graph, "stipple", 3.0).encode(PROMPT, seed=0).context[0]]
+    return [graph.text.encode([PROMPT])[0], Corruption(graph, "stipple", 3.0).encode(PROMPT, seed=0).context[0]]
 
 
 def replayed(graph: HookGraph, contexts: list[torch.Tensor], path: str, rows: str, **options) -> torch.Tensor:
@@ -82,7 +82,7 @@ class TestScores:
     def test_a_score_is_what_comes_back_over_what_was_lost(self, graph, contexts, sign):
         pairs, seeds = STIPPLE[:2], [0, 1]
         scores = run(graph, CausalTracing(component="resnet"), Corner(sign), pairs, seeds=seeds, guidance_scale=7.5)
-        images = [graph.decode(draw(graph, [each], guidance_scale=7.5))[0] for each in contexts]
+        images = [graph.family.decode(graph.pipe, draw(graph, [each], guidance_scale=7.5))[0] for each in contexts]
         clean, corrupted = Corner()(images, [PROMPT] * 2)
         assert abs(float(scores.effects.total[0, 0])) == pytest.approx(abs(clean - corrupted), abs=0.02)
         np.testing.assert_allclose(scores.scores, scores.effects.values.mean(dim=(1, 2)) / scores.effects.total.mean())
@@ -120,7 +120,7 @@ class TestScores:
     def test_the_contact_sheet_goes_from_corrupted_to_clean(self, graph, contexts):
         scores = run(graph, CausalTracing(), keep_images=1)
         assert scores.columns == ("source", *map(str, range(16)), "target")
-        clean, corrupted = graph.decode(draw(graph, contexts))
+        clean, corrupted = graph.family.decode(graph.pipe, draw(graph, contexts))
         (row,) = scores.images.values()
         for found, expected in ((row[0], corrupted), (row[-1], clean)):
             assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
@@ -183,8 +183,8 @@ class TestTextEncoder:
         graph = HookGraph(tiny.with_parts(fresh, text_encoder=CLIPTextModel(config).eval()))
         deep = Corruption(graph, "stipple", 3.0)
         assert deep.layer_count == 12
-        clean, base = graph.encode([tiny.OTHER])[0], deep.encode(tiny.OTHER, 0).context[0]
-        last = torch.from_numpy(kinds_of_tokens(graph.tokenizer, [tiny.OTHER], "stipple")[0] == "eos")
+        clean, base = graph.text.encode([tiny.OTHER])[0], deep.encode(tiny.OTHER, 0).context[0]
+        last = torch.from_numpy(kinds_of_tokens(graph.text.tokenizer, [tiny.OTHER], "stipple")[0] == "eos")
         restored = (deep.encode(tiny.OTHER, 0, (layer, "eos")).context[0] for layer in range(12))
         left = [float((each - clean)[last].norm()) for each in restored]
         assert left[11] < 1e-5 < left[10] < left[2] < (base - clean)[last].norm()
@@ -194,7 +194,7 @@ class TestTextEncoder:
         vars(fresh.text_encoder)["text_model"] = fresh.text_encoder
         graph = HookGraph(fresh)
         corruption = Corruption(graph, "stipple", 3.0, clip_skip=1)
-        clean, corrupted = graph.encode([PROMPT], clip_skip=1)[0], corruption.encode(PROMPT, 0).context[0]
+        clean, corrupted = graph.text.encode([PROMPT], clip_skip=1)[0], corruption.encode(PROMPT, 0).context[0]
         (kinds,) = kinds_of_tokens(fresh.tokenizer, [PROMPT], "stipple")
         before = np.isin(kinds, ["start", "before"])
         assert torch.equal(clean[before], corrupted[before])
@@ -217,7 +217,7 @@ class TestNoise:
         subject = np.isin(kinds, ["subject", "last subject"])
         layer = graph.pipe.text_encoder.encoder.layers[0]
         handle = layer.register_forward_pre_hook(lambda _module, args, kwargs: seen.append(args[0].clone()), with_kwargs=True)
-        graph.encode([PROMPT])
+        graph.text.encode([PROMPT])
         Corruption(graph, name, 2.5).encode(PROMPT, seed=7).context[0]
         handle.remove()
         clean, corrupted = (each[0] for each in seen)
@@ -240,7 +240,7 @@ class TestNoise:
 
     def test_the_text_encoder_is_left_as_it_was(self, graph, contexts):
         Corruption(graph, "stipple", 3.0).encode(PROMPT, 0, restored=(1, "eos")).context[0]
-        assert torch.equal(graph.encode([PROMPT])[0], contexts[CLEAN])
+        assert torch.equal(graph.text.encode([PROMPT])[0], contexts[CLEAN])
         assert tiny.hooks(graph.pipe) == []
 
     def test_after_an_exception_too(self, graph, monkeypatch):

@@ -55,7 +55,7 @@ class Readers:
 @contextmanager
 def watched(graph: HookGraph, text: str) -> Iterator[Readers]:
     """Watches with plain forward hooks, which see what a module was really given."""
-    readers = Readers(graph.encode([text]))
+    readers = Readers(graph.text.encode([text]))
     handles = [
         graph.module(site).register_forward_hook(lambda _module, args, _out, site=site: readers.see(site.role, site.layer, args[0]))
         for site in graph.sites.where(text_only=True)

@@ -42,7 +42,7 @@ def test_a_score_is_the_share_that_the_neuron_moves_a_run_by_hand(graph, truth):
         shares = []
         for pair in (0, 2):  # of four, evenly spaced
             base, goal = (latents(graph, each[pair], 3, truth.generation) for each in (present, absent))
-            other = module(graph.encode([absent[pair]])).detach()
+            other = module(graph.text.encode([absent[pair]])).detach()
 
             def put(_module, _args, output, index=index, other=other):
                 changed = output.clone()

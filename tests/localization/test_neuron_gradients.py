@@ -55,7 +55,7 @@ class ByHand:
         handle.remove()
         self.args = seen[STEP].pop("args")
         self.kwargs = seen[STEP]
-        self.own, self.other = (graph.encode([prompt]) for prompt in pair)
+        self.own, self.other = (graph.text.encode([prompt]) for prompt in pair)
         with torch.no_grad():
             self.ends = [[module(text) for module in self.modules] for text in (self.own, self.other)]
             self.source, goal = (self.call(text) for text in (self.own, self.other))

@@ -70,8 +70,8 @@ class Corruption:
             ran: list[nn.Module] = []
             for embedding in self._embeddings:
                 stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed, ran)).remove)
-            conditions = self._graph.conditions([prompt], clip_skip=self._clip_skip)
-        if len(ran) < len(self._graph.text_encoders):
+            conditions = self._graph.text.conditions([prompt], clip_skip=self._clip_skip)
+        if len(ran) < len(self._graph.text.encoders):
             raise SiteNeverRan("a text encoder's token embedding never ran, so nothing was corrupted; use another component than its noise")
         return conditions
 
@@ -91,17 +91,17 @@ class Corruption:
             with ExitStack() as stack:
                 for layer in self._layers:
                     stack.callback(layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone())).remove)
-                self._graph.encode([prompt])
+                self._graph.text.encode([prompt])
             self._states[prompt] = kept
         return self._states[prompt]
 
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
-        return kinds_of_tokens(self._graph.tokenizer, prompts, self._subject)
+        return kinds_of_tokens(self._graph.text.tokenizer, prompts, self._subject)
 
     @cached_property
     def _embeddings(self) -> Sequence[nn.Module]:
         """The modules that may be the token embeddings; encoders may keep several of one weight, and run another than they name."""
-        named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text_encoders]
+        named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text.encoders]
         return [
             module
             for encoder, weight in named
@@ -111,7 +111,7 @@ class Corruption:
 
     @cached_property
     def _layers(self) -> Sequence[nn.Module]:
-        return [layer for encoder in self._graph.text_encoders for layer in _stack(encoder)]
+        return [layer for encoder in self._graph.text.encoders for layer in _stack(encoder)]
 
 
 def _stack(encoder: nn.Module) -> nn.ModuleList:

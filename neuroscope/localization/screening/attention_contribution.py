@@ -83,7 +83,7 @@ class AttentionContribution(Localization[LayerScores]):
 
     def _chosen(self, experiment: Experiment, prompt: str) -> Bool[np.ndarray, "token"]:
         """Which tokens of a prompt are the concept's."""
-        chosen = np.isin(kinds_of_tokens(experiment.graph.tokenizer, [prompt], experiment.name)[0], self.tokens)
+        chosen = np.isin(kinds_of_tokens(experiment.graph.text.tokenizer, [prompt], experiment.name)[0], self.tokens)
         if not chosen.any():
             kinds = " or ".join(self.tokens)
             raise InvalidInput(

@@ -40,7 +40,7 @@ class LocalAttention:
         """What it puts out where its keys and values read these conditions."""
 
         def read(site: Site, _module: nn.Module, args: tuple) -> tuple:
-            return (self.graph.read(site, conditions).to(args[0]), *args[1:])
+            return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
 
         sites = {role: self._site(role) for role in ("key", "value")}
         return self._again([self._module(role).register_forward_pre_hook(Hook(partial(read, site))) for role, site in sites.items()])

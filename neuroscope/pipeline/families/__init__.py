@@ -7,7 +7,8 @@ from typing import Any
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.pipeline.families._family import Family, SitePattern, is_compiled, uncompiled
 from neuroscope.pipeline.families.added_kv import ADDED_KV
-from neuroscope.pipeline.families.encoding import END, begin_of, encode_without_run, expected_parts, missing_methods, split_encoded
+from neuroscope.pipeline.families.decoding import has_latents, latent_size
+from neuroscope.pipeline.families.encoding import END, begin_of, expected_parts, missing_methods, split_encoded
 from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 from neuroscope.pipeline.families.sdxl import SDXL
 from neuroscope.pipeline.families.unet import UNET
@@ -23,11 +24,12 @@ __all__ = [
     "SitePattern",
     "begin_of",
     "check_modes",
-    "encode_without_run",
     "expected_parts",
     "family_of",
     "family_of_denoiser",
+    "has_latents",
     "is_compiled",
+    "latent_size",
     "missing_encode_parameters",
     "missing_methods",
     "refuse_pipeline",

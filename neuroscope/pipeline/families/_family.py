@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
+from neuroscope.pipeline.families.decoding import decode
+from neuroscope.pipeline.families.encoding import encode
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
 
 _ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
@@ -45,6 +48,11 @@ class SitePattern:
         found = re.fullmatch(rf"(?P<block>.+)\.{self.module}" if self.in_layer else rf"(?P<block>){self.module}", module_path)
         return found["block"] if found else None
 
+    def beside(self, module_path: str, module: str) -> str:
+        """The path of a module that belongs to the same block as a module of this role."""
+        block = self.block_of(module_path)
+        return f"{block}.{module}" if block else module
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -75,7 +83,11 @@ class Family:
         components: for each kind of component that causal tracing restores, a regular expression over module paths.
         stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
             all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them.
-        encoded: what the pipeline's `encode_prompt` returns, in order, by the names under which its call takes them.
+        encode: the conditions that the pipeline's own text encoders give of prompts; see `encoding.encode`.
+        encoded: the names under which the pipeline's call takes the prompts' contexts, the negative prompts', and the pooled
+            summaries of both where there are some.
+        tokenizers, text_encoders: the pipeline's attributes that hold them; a pipeline need not have all.
+        decode: the images of the pipeline's final latents; see `decoding.decode`.
         read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
             [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
             the first.
@@ -97,10 +109,32 @@ class Family:
     stages: re.Pattern[str]
     encoded: tuple[str, ...]
     read: Callable[[Any, str, Conditions], Tensor]
+    encode: Callable[[Any, list[str], list[str] | None, int | None, bool], Conditions] = encode
+    tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    decode: Callable[[Any, Tensor], list[Image]] = decode
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
     noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
     prepares_text: re.Pattern[str] = re.compile(r"(?!)")
+
+    def pattern(self, role: Role) -> SitePattern:
+        """The pattern of a role."""
+        return next(pattern for pattern in self.patterns if pattern.role == role)
+
+    def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
+        """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
+        values = (conditions.context, negative.context, conditions.pooled, negative.pooled)
+        return {name: value for name, value in zip(self.encoded, values, strict=False) if value is not None}
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether prompts have a pooled summary beside their context."""
+        return len(self.encoded) > 2
+
+    def latents(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The noisy latents among a call's arguments, by their names."""
+        return inputs[self.arguments["latents"]]
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from neuroscope.core.conditions import Part
+from neuroscope.core.conditions import Conditions, Part
+from neuroscope.core.errors import InvalidInput
 
 #: The methods with which every pipeline's call begins and ends; between the two lies a run.
 BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
@@ -47,6 +48,27 @@ def split_encoded(pipe: Any, encoded: Any, args: Sequence[Any], options: Mapping
         return encoded, None
     conditional, unconditional, _ = encoded.chunk(3)  # InstructPix2Pix: the prompt, the image without it, neither
     return conditional, unconditional
+
+
+def encode(pipe: Any, prompts: list[str], negative: list[str] | None, clip_skip: int | None, unconditional: bool) -> Conditions:
+    """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; one image a prompt.
+
+    Of pipelines whose `encode_prompt` returns contexts, and pooled summaries behind them, for prompts and negative prompts in turn.
+
+    Raises:
+        InvalidInput: a `clip_skip` that the pipeline does not have.
+    """
+    options: dict[str, Any] = {} if clip_skip is None else {"clip_skip": clip_skip}
+    method = encode_without_run(pipe)
+    if unknown := options.keys() - inspect.signature(method).parameters.keys():
+        raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
+    options |= {"prompt": prompts, "device": pipe._execution_device, "num_images_per_prompt": 1}
+    options |= {"negative_prompt": negative, "do_classifier_free_guidance": unconditional}
+    found = method(**options)
+    if isinstance(found, tuple):
+        return Conditions(*found[int(unconditional) :: 2])
+    conditional, other = split_encoded(pipe, found, (), options)
+    return Conditions(other if unconditional and other is not None else conditional)
 
 
 def expected_parts(pipe: Any, count: int) -> tuple[Part, ...]:

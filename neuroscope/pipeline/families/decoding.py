@@ -1,0 +1,34 @@
+"""What images are made of final latents or pixels, and what sizes they have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+
+def has_latents(pipe: Any) -> bool:
+    """Whether a pipeline's denoiser works on an autoencoder's latents rather than on pixels."""
+    return getattr(pipe, "vae", None) is not None
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: Tensor) -> list[Image]:
+    """The images of final latents [image, channel, height, width], one at a time to spare the memory.
+
+    A model without an autoencoder gives pixels from -1 to 1.
+    """
+    if not has_latents(pipe):
+        return pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
+    config = pipe.vae.config
+    scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    pixels = torch.cat([pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
+    return pipe.image_processor.postprocess(pixels, output_type="pil")
+
+
+def latent_size(pipe: Any, denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """The height and width of the denoiser's latents for images of a size in pixels, by default the model's."""
+    scale, size = pipe.vae_scale_factor if has_latents(pipe) else 1, int(denoiser.config.sample_size)
+    return height // scale if height else size, width // scale if width else size

@@ -1,0 +1,180 @@
+"""The hooks of one block in which a pipeline runs: put on when it is entered, taken off on every way out."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from neuroscope.core.conditions import BatchLayout
+from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
+from neuroscope.core.intervention import Call
+from neuroscope.core.sites import Site
+from neuroscope.pipeline.eager import running_eagerly
+from neuroscope.pipeline.families import Family, is_compiled, uncompiled
+from neuroscope.pipeline.guidance import listen_for_guidance
+from neuroscope.pipeline.hook import Hook
+from neuroscope.pipeline.hooks import change_input, replace_output
+from neuroscope.pipeline.steps import Bind, Clock, StepState
+from neuroscope.pipeline.text import PromptEncoder
+
+Act = Callable[[Tensor, Call], Tensor | None]
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A live pipeline.
+
+    Attributes:
+        pipe: the pipeline.
+        family: of its denoiser.
+        denoiser: the pipeline's denoiser, in its wrapper if it was compiled.
+        text: its text side.
+        eager: whether compiled modules run as they were written inside blocks.
+    """
+
+    pipe: Any
+    family: Family
+    denoiser: Any
+    text: PromptEncoder
+    eager: bool
+
+    def module(self, path: str) -> nn.Module:
+        """The module of a site's or a component's path as it is now: adapters that come and go put others there."""
+        return uncompiled(self.denoiser).get_submodule(path.partition(".")[2].removesuffix(":input"))
+
+    @cached_property
+    def bind(self) -> Bind:
+        """Names the arguments of the denoiser's calls."""
+        signature, names = inspect.signature(uncompiled(self.denoiser).forward), self.family.arguments
+
+        def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+            given = signature.bind(*args, **kwargs).arguments
+            return {name: given[argument] for name, argument in names.items()}
+
+        return bind
+
+    def why_silent(self, path: str) -> str:
+        """The likely cause of a hook that never ran."""
+        if is_compiled(self.denoiser):
+            return "the denoiser was compiled before it was hooked; make the graph with eager=True, or compile inside the block alone"
+        attention = self.module(path.rpartition(".")[0])
+        if "Fused" in type(getattr(attention, "processor", None)).__name__:
+            return "its projections are fused; call `unfuse_qkv_projections()`"
+        return "a wrapper that caches or skips layers, or a replaced attention processor; take it off"
+
+
+class HookedBlock:
+    """A block in which hooks are on a model.
+
+    Args:
+        model: the model.
+        order: all its sites' paths in execution order, in which errors name them.
+
+    Raises:
+        UnsupportedModel: on entering, the model is in a state in which hooks would be silent or wrong.
+        InvalidInput: on entering, another thread has a block open on it.
+        SiteNeverRan, SiteRanUnevenly: on leaving, a hooked module did not run at every call of the denoiser.
+    """
+
+    def __init__(self, model: LiveModel, order: Sequence[str] = ()) -> None:
+        self._model = model
+        self._order = order
+        self._stack = ExitStack()
+        self._ran: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        model = self._model
+        with ExitStack() as stack:
+            model.family.refuse_unknown(model.pipe, silent=True)
+            if model.eager:
+                stack.enter_context(running_eagerly())
+            listener = stack.enter_context(listen_for_guidance(model.pipe, uncompiled(model.denoiser)))
+            self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype))
+            self._add(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True), stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            self._expect_runs()
+
+    def hook(self, site: Site, act: Act, *, before: bool | None = None, counted: bool = True) -> None:
+        """Puts a hook on a site, or on the other side of its module.
+
+        Args:
+            site: the site.
+            act: given the tensor and the call, what it becomes; None for nothing else.
+            before: whether the hook is on the module's input; by default where the site is.
+            counted: False for a second hook on the same module.
+        """
+        module = self._module(site.path)
+        placement = self._clock.place
+        read = functools.cache(partial(self._model.text.read_at, site, placement))  # what prompts say is the same at every step
+        ran = self._ran if counted else Counter()
+
+        def run(tensor: Tensor) -> Tensor | None:
+            ran[site.path] += 1
+            return act(tensor, self._clock.call(site, module.forward, read))
+
+        if site.before_module if before is None else before:
+            self._add(module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True))
+        else:
+            self._add(module.register_forward_hook(Hook(lambda _module, _args, output: run(output))))
+
+    def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
+        """Replaces a whole component's output by a function of it and of the batch's layout."""
+        hook = partial(replace_output, path, change, self._clock, self._ran)
+        self._add(self._module(path).register_forward_hook(Hook(hook)))
+
+    def hook_denoiser(self, keep: Callable[[StepState, tuple, dict[str, Any], Any], None]) -> None:
+        """Calls `keep(state, args, kwargs, output)` at every call of the denoiser; nothing is changed."""
+
+        def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            keep(self._clock.now, args, kwargs, output)
+
+        self._add(self._model.denoiser.register_forward_hook(Hook(watch), with_kwargs=True))
+
+    def _module(self, path: str) -> nn.Module:
+        module = self._clock.hooked[path] = self._model.module(path)
+        return module
+
+    def _add(self, handle: Any, stack: ExitStack | None = None) -> None:
+        (stack or self._stack).callback(handle.remove)
+
+    def _expect_runs(self) -> None:
+        """Raises SiteNeverRan or SiteRanUnevenly unless every hooked module ran at every call of the denoiser."""
+        ran, ticks, hooked = self._ran, self._clock.ticks, self._clock.hooked
+        if replaced := [path for path, module in hooked.items() if self._model.module(path) is not module]:
+            raise SiteNeverRan(
+                f"another module was put in the place of {replaced[0]} inside the block, as adapters that are loaded or unloaded do, so "
+                "what was done or seen there is not what was asked; do that before the block"
+            )
+        known = [*(path for path in self._order if path in hooked), *(path for path in hooked if path not in self._order)]
+        silent, uneven = [path for path in known if not ran[path]], [path for path in known if ran[path] != ticks]
+        if not silent and not uneven:
+            return
+        if not ticks:
+            raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
+        if silent:
+            cause = self._model.why_silent(silent[0])
+            raise SiteNeverRan(f"the denoiser ran {ticks} times, but {_named(silent)} never did; the likely cause: {cause}")
+        cause = "it runs in chunks or slices" if ran[uneven[0]] > ticks else "a cache skips it at some steps"
+        raise SiteRanUnevenly(
+            f"the denoiser ran {ticks} times, but {_named(uneven)} ran {ran[uneven[0]]} times, so what was done or seen there is not "
+            f"what was asked; the likely cause: {cause}; take that off"
+        )
+
+
+def _named(paths: Collection[str]) -> str:
+    first = list(paths)[:3]
+    return ", ".join(first) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
