@@ -247,7 +247,9 @@ class TestOptionsOfThePipeline:
     def test_clip_skip_is_read(self, graph, concept, monkeypatch):
         """What the encoder makes of it is the pipeline's own business: the graph is asked for it."""
         asked = []
-        conditions = type(graph).conditions
-        monkeypatch.setattr(type(graph), "conditions", lambda self, prompts, **options: asked.append(options) or conditions(self, prompts))
+        conditions = type(graph.text).conditions
+        monkeypatch.setattr(
+            type(graph.text), "conditions", lambda self, prompts, **options: asked.append(options) or conditions(self, prompts)
+        )
         record(graph, concept, graph.sites.where(layer=0, role="key"), quiet=True, clip_skip=2)
         assert asked == [{"clip_skip": 2}] * 2

@@ -247,7 +247,7 @@ class TestStatesThatChangeNothing:
 class TestTextEncoder:
     def test_a_lora_on_it_is_part_of_the_context(self, fresh):
         """Sites read what the pipeline's own encoder says, adapters included."""
-        plain = HookGraph(fresh).encode([tiny.OTHER])
+        plain = HookGraph(fresh).text.encode([tiny.OTHER])
         torch.manual_seed(0)
         fresh.text_encoder.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"]))
         graph = HookGraph(fresh)

@@ -25,7 +25,7 @@ def source(request):
 def tokenizer(source):
     """A tokenizer as its pipeline calls it: CLIP's ways to pad, and T5's, which has no token before the words."""
     pipe, part = source
-    return HookGraph(pipe).tokenizer if part == "tokenizer" else getattr(pipe, part)
+    return HookGraph(pipe).text.tokenizer if part == "tokenizer" else getattr(pipe, part)
 
 
 @pytest.fixture(scope="module")

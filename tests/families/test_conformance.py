@@ -7,6 +7,7 @@ from torch import nn
 from neuroscope import HookGraph
 from neuroscope.core.sites import ROLES
 from neuroscope.pipeline.families import FAMILIES, family_of
+from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
 from tests.numerics import close
 
@@ -120,7 +121,7 @@ def test_only_text_sites_are_the_same_for_every_noise(model, captured):
 
 
 def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, captured):
-    length = model.tokenizer.model_max_length
+    length = model.text.tokenizer.model_max_length
     for site in model.sites:
         shape = captured[site.path].shape
         if site.role == "pooled":
@@ -134,10 +135,10 @@ def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
     prompts = [tiny.PROMPT, tiny.OTHER]
     with model.capture(model.sites.where(text_only=True)) as captured:
         tiny.draw(model.pipe, prompts, guidance_scale=scale, num_inference_steps=1)
-    conditions = model.conditions(prompts)
+    conditions = model.text.conditions(prompts)
     for site in captured.sites:
         with torch.no_grad():
-            expected = model.module(site)(model.read(site, conditions))
+            expected = model.module(site)(model.text.read(site, conditions))
         torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected)
         assert captured[site.path].shape[1] == (4 if scale > 1 else 2)
 
@@ -163,7 +164,7 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
                 moved = slope(key, torch.eye(key.in_features, dtype=torch.float64)).T
             else:  # added to the residual stream as it is
                 moved = units
-        close(model.outgoing_norm(site), moved.norm(dim=1))
+        close(outgoing_norm(model.family, model.denoiser, site), moved.norm(dim=1))
 
 
 def test_the_prompt_is_heard(model):
