@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from neuroscope.core.conditions import BatchLayout, Part
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families import END, begin_of, expected_parts, split_encoded
+from neuroscope.pipeline.families import END, Family, begin_of
 from neuroscope.pipeline.hook import take_off_hooks
 from neuroscope.pipeline.schedule import Schedule
 
@@ -34,10 +34,10 @@ class Run:
         iterations: how often its scheduler has stepped.
     """
 
-    def __init__(self, pipe: Any, conditional: Tensor, unconditional: Tensor | None) -> None:
+    def __init__(self, pipe: Any, family: Family, conditional: Tensor, unconditional: Tensor | None) -> None:
         self.conditional, self.unconditional = conditional, unconditional
         self.iterations = 0
-        self._pipe = pipe
+        self._pipe, self._family = pipe, family
         self._schedule: Schedule | None = None
         self._known = False
         self._seen: tuple[Tensor, BatchLayout] | None = None
@@ -45,7 +45,7 @@ class Run:
     def layout(self, context: Tensor) -> BatchLayout:
         """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
         if self._seen is None or self._seen[0] is not context:
-            expected = expected_parts(self._pipe, len(context) // max(1, len(self.conditional)))
+            expected = self._family.expected_parts(self._pipe, len(context) // max(1, len(self.conditional)))
             self._seen = context, observe_layout(context, self.conditional, self.unconditional, expected)
         return self._seen[1]
 
@@ -66,10 +66,10 @@ class GuidanceListener:
         blocks: how many are open.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, family: Family) -> None:
         self.run: Run | None = None
         self.blocks = 0
-        self._pipe = pipe
+        self._pipe, self._family = pipe, family
         self._replaced = _Replaced()
         self._scheduler = _Replaced()
 
@@ -90,7 +90,7 @@ class GuidanceListener:
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         encoded = method(*args, **options)
-        self.run = Run(self._pipe, *split_encoded(self._pipe, encoded, args, options))
+        self.run = Run(self._pipe, self._family, *self._family.split(self._pipe, encoded, args, options))
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})
         return encoded
@@ -155,7 +155,7 @@ _LOCK = threading.Lock()
 
 
 @contextmanager
-def listen_for_guidance(pipe: Any, denoiser: nn.Module) -> Iterator[GuidanceListener]:
+def listen_for_guidance(pipe: Any, family: Family, denoiser: nn.Module) -> Iterator[GuidanceListener]:
     """Listens to this pipeline's runs inside the block; blocks may end in any order.
 
     Raises:
@@ -163,7 +163,7 @@ def listen_for_guidance(pipe: Any, denoiser: nn.Module) -> Iterator[GuidanceList
     """
     _enter(denoiser)
     try:
-        listener = _LISTENERS.setdefault(pipe, GuidanceListener(pipe))
+        listener = _LISTENERS.setdefault(pipe, GuidanceListener(pipe, family))
         listener.open()
         try:
             yield listener

@@ -97,7 +97,7 @@ class HookedBlock:
             model.family.refuse_unknown(model.pipe, silent=True)
             if model.eager:
                 stack.enter_context(running_eagerly())
-            listener = stack.enter_context(listen_for_guidance(model.pipe, uncompiled(model.denoiser)))
+            listener = stack.enter_context(listen_for_guidance(model.pipe, model.family, uncompiled(model.denoiser)))
             self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype))
             self._add(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True), stack)
             self._stack = stack.pop_all()

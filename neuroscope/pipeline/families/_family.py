@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
 
-from neuroscope.core.conditions import Conditions
+from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
 from neuroscope.pipeline.families.decoding import decode
-from neuroscope.pipeline.families.encoding import encode
+from neuroscope.pipeline.families.encoding import encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
 
 _ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
@@ -87,6 +87,8 @@ class Family:
         encoded: the names under which the pipeline's call takes the prompts' contexts, the negative prompts', and the pooled
             summaries of both where there are some.
         tokenizers, text_encoders: the pipeline's attributes that hold them; a pipeline need not have all.
+        split: the contexts of prompts and of negative prompts in what `encode_prompt` returns; see `encoding.split_encoded`.
+        expected_parts: the order of a batch of so many parts, where contexts do not tell it; see `encoding.expected_parts`.
         decode: the images of the pipeline's final latents; see `decoding.decode`.
         read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
             [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
@@ -113,6 +115,8 @@ class Family:
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     decode: Callable[[Any, Tensor], list[Image]] = decode
+    split: Callable[[Any, Any, Sequence[Any], Mapping[str, Any]], tuple[Tensor, Tensor | None]] = split_encoded
+    expected_parts: Callable[[Any, int], tuple[Part, ...]] = expected_parts
     words: Callable[[Any], Any] = lambda tokenizer: tokenizer
     noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
