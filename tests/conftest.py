@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -17,7 +18,16 @@ from tests.families import tiny
 if threads := os.environ.get("OMP_NUM_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else ""):
     torch.set_num_threads(int(threads))
 
+#: Tests, or cases of them, that take longer than the fast suite has time for; see `tests/slowest.py`.
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
 OBJECTS = ("circle", "square", "triangle", "star", "cross", "ring")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW & {item.nodeid, item.nodeid.partition("[")[0]}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
