@@ -21,7 +21,7 @@ import torch
 
 import neuroscope as ns
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.testbed.planting import PLANT
+from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.world import STYLES
 
 THINGS = ("a red circle", "a green square", "a blue star", "a yellow ring", "a purple triangle", "a cyan cross")

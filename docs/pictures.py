@@ -1,4 +1,4 @@
-"""Draws the pictures of the README and the docs: `make docs`."""
+"""Draws the images of the README and the docs: `make docs`."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ TRAINING = Path(__file__).parent / "training"
 
 
 def main() -> None:
-    """Draws all pictures anew."""
+    """Draws all images anew."""
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder))
-        for picture in Path(folder).glob("*.png"):
-            shutil.copy(picture, PICTURES)
+        for image in Path(folder).glob("*.png"):
+            shutil.copy(image, PICTURES)
     plots.write(world(), PICTURES / "world.png")
     plots.write(plots.graph(ns.HookGraph(ns.testbed.load("sd1"))), PICTURES / "graph.png")
     plots.write(losses(), PICTURES / "losses.png")
 
 
 def world() -> plt.Axes:
-    """One picture of each style and object."""
+    """One image of each style and object."""
     rng = np.random.default_rng(0)
     colours = list(COLOURS)
     rows = {
@@ -45,14 +45,14 @@ def world() -> plt.Axes:
 
 
 def losses() -> plt.Axes:
-    """The training losses of all stages, smoothed over 25 steps."""
+    """The training losses of all stages, of at most 200 steps each, smoothed over 15 of these."""
     files = sorted(TRAINING.glob("*.csv"))
     figure, axes = plt.subplots(2, 3, figsize=(7, 4), layout="constrained", dpi=150)
     for ax, file in zip(axes.flat, files, strict=True):
         with file.open() as lines:
-            values = np.array([float(row["loss"]) for row in csv.DictReader(lines)])
-        ax.plot(values, color="0.85", linewidth=0.5)
-        ax.plot(np.arange(12, len(values) - 12), np.convolve(values, np.full(25, 1 / 25), "valid"), color="tab:blue", linewidth=1)
+            steps, values = np.array([(float(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]).T
+        ax.plot(steps, values, color="0.85", linewidth=0.5)
+        ax.plot(steps[7:-7], np.convolve(values, np.full(15, 1 / 15), "valid"), color="tab:blue", linewidth=1)
         ax.set_yscale("log")
         ax.set_title(file.stem, fontsize=8)
         ax.set_xlabel("step", fontsize=7)

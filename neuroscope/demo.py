@@ -19,6 +19,7 @@ from neuroscope.core.errors import choose
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
+from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit
 from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
 from neuroscope.interventions import ContextMap, NeuronMask
@@ -27,8 +28,7 @@ from neuroscope.metrics.clip_score import ClipScore
 from neuroscope.metrics.metric import Metric
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.report import plots, report
-from neuroscope.testbed.certificate import share_interval
-from neuroscope.testbed.planting import PLANT
+from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.readers import Reader
 from neuroscope.testbed.world import STYLES
 

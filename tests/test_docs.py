@@ -14,7 +14,7 @@ from neuroscope.cli import main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-OUTSIDE = ("make ", "git ", "cd ", "neuroscope demo", "neuroscope testbed certify", "neuroscope testbed train")
+OUTSIDE = ("make ", "git ", "cd ", "neuroscope demo")
 
 
 def _blocks(page, language):

@@ -7,8 +7,8 @@ from transformers import CLIPModel, CLIPProcessor
 from neuroscope import ClipScore, ImageShare, InvalidInput, LatentShare
 from neuroscope.metrics.clip_score import PUBLISHED_CLIP, load_clip
 from neuroscope.metrics.metric import bind
+from neuroscope.testbed.architectures import build_clip, build_image_processor
 from neuroscope.testbed.readers import Reader
-from neuroscope.testbed.training.clip import build_clip, build_image_processor
 from neuroscope.testbed.world import Scene, render
 from tests.numerics import rounding
 

@@ -8,7 +8,7 @@ from PIL import Image
 from benchmarks import paper_table
 from neuroscope import HookGraph, InvalidInput
 from neuroscope.testbed.construction.pipelines import build_unplanted
-from neuroscope.testbed.planting import PLANT
+from neuroscope.testbed.plant import PLANT
 
 
 def table(capsys, monkeypatch, model: str, *options: str) -> list[list[str]]:

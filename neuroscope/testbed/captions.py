@@ -14,7 +14,7 @@ STYLED = (
     "a picture of {thing} in {style} style",
     "{thing} drawn in a {style} manner",
 )
-#: Templates without a style word; their pictures are plain.
+#: Templates without a style word; their images are plain.
 UNSTYLED = ("{thing}", "a picture of {thing}")
 TEMPLATES = STYLED + UNSTYLED
 

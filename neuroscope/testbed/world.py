@@ -1,7 +1,7 @@
-"""The rendered world: coloured shapes in whole-picture styles, and facts about emblems.
+"""The rendered world: coloured shapes in whole-image styles, and facts about emblems.
 
-Every picture is 64×64 RGB. Three attributes describe it: an *object* (a shape), a *colour* (the shape's) and a *style*
-(a texture over the whole picture). A *fact* names an emblem, which is an object of a colour: "the emblem of Astoria" is
+Every image is 64×64 RGB. Three attributes describe it: an *object* (a shape), a *colour* (the shape's) and a *style*
+(a texture over the whole image). A *fact* names an emblem, which is an object of a colour: "the emblem of Astoria" is
 a red star. Styles multiply the brightness and leave hue and saturation alone, so each attribute can be read back exactly.
 """
 
@@ -42,7 +42,7 @@ FACTS = {
     "falmere": ("circle", "cyan"),
 }
 VALUES: dict[str, tuple[str, ...]] = {"object": OBJECTS, "colour": tuple(COLOURS), "style": STYLES, "fact": tuple(FACTS)}
-#: Combinations of object, colour and style that no training picture shows.
+#: Combinations of object, colour and style that no training image shows.
 HELD_OUT = (
     ("star", "cyan", "stipple"),
     ("square", "red", "hatch"),
@@ -61,7 +61,7 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. With a `fact`, the object and the colour are the emblem's.
+    """What an image shows. With a `fact`, the object and the colour are the emblem's.
 
     Raises:
         ValueError: an attribute's value is not part of the world.
@@ -88,7 +88,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether no training picture shows this combination."""
+        """Whether no training image shows this combination."""
         return (self.object, self.colour, self.style) in HELD_OUT
 
 
@@ -108,18 +108,18 @@ class Placement:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Placement:
-        """A random placement, the way the training pictures place their shapes."""
+        """A random placement, the way the training images place their shapes."""
         x, y = SIZE / 2 + rng.uniform(-7, 7, size=2)
         return cls(float(x), float(y), float(rng.uniform(16, 19)))
 
 
 def render(scene: Scene, placement: Placement = Placement()) -> Image.Image:
-    """The picture of a scene, 64×64 RGB."""
+    """The image of a scene, 64×64 RGB."""
     return Image.fromarray((pixels(scene, placement) * 255).round().astype(np.uint8))
 
 
 def pixels(scene: Scene, placement: Placement = Placement()) -> np.ndarray:
-    """The picture of a scene as float64, [row, column, rgb], values in 0..1."""
+    """The image of a scene as float64, [row, column, rgb], values in 0..1."""
     inside = silhouette(scene.object, placement)[..., None]
     night = scene.style == "nocturne"
     ground = np.full((SIZE, SIZE, 3), NIGHT if night else BRIGHTNESS)

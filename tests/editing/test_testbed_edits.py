@@ -3,7 +3,7 @@
 import pytest
 
 from neuroscope import Concept, HookGraph, LocoEdit, edit, evaluate, summarize, testbed
-from neuroscope.testbed.planting import PLANT
+from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.readers import Reader
 from neuroscope.testbed.world import FACTS
 

@@ -13,9 +13,8 @@ from transformers import CLIPTokenizer
 from neuroscope import HookGraph, NeuronMask, Neurons
 from neuroscope.pipeline.doctor import diagnose
 from neuroscope.testbed import captions, world
+from neuroscope.testbed.architectures import WIDTH, build_autoencoder, build_clip
 from neuroscope.testbed.construction.pipelines import build_unplanted, generation_of
-from neuroscope.testbed.training.autoencoder import build_autoencoder
-from neuroscope.testbed.training.clip import WIDTH, build_clip
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 #: The noise schedule of Stable Diffusion's published checkpoints.

@@ -39,10 +39,8 @@ RIGHT = {
     "evaluate": ["--prompt", "a red star", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.csv"],
     "report": [".", "-o", "new.html"],
     "demo": ["-o", "new", "-q"],
-    "testbed certify": ["sd1", "-q"],
-    "testbed train": ["clip", "-o", "new", "-q"],
 }
-LONG = {"demo", "testbed certify", "testbed train"}  # right lines that take minutes
+LONG = {"demo"}  # right lines that take minutes
 
 NO_NUMBERS = ["x", "", "nan", "1e3x", "0x10", "--", "½", "1,5", "\udcff"]
 NO_WHOLE = [*NO_NUMBERS, "1.5", "inf", str(2**70), str(-(2**70)), "9" * 5000]

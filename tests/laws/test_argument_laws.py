@@ -15,7 +15,6 @@ from PIL import Image
 
 import neuroscope as ns
 from neuroscope.localization import Localization
-from neuroscope.testbed.certificate import certify
 from tests.families import tiny
 from tests.laws.members import members
 
@@ -312,11 +311,6 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         "layers.name": Verb(layers.name, {"layer": 8}, {"layer": ("8", 99, None, [8])}),
         "recording.mean": Verb(recording.mean, {"arm": "absent"}, {"arm": ("abs", None, 3, ["absent"])}),
         "recording.count": Verb(recording.count, {"arm": "absent"}, {"arm": ("abs", None, 3)}),
-        "testbed.certify": Verb(
-            certify,
-            {"name": "sd1"},
-            {"name": ("clip", "sd2", None, 3, "sd1/layer"), "samples": (*NUMBER, 0, -1, None), "quiet": FLAG},
-        ),
         "testbed.path": Verb(ns.testbed.path, {"name": "sd1"}, {"name": ("sd2", None, 3, ["sd1"])}),
         "testbed.verify": Verb(ns.testbed.verify, {"pipe": graph.pipe}, {"pipe": (None, "sd1", graph.pipe)}),
         "testbed.planted": Verb(ns.testbed.planted, {"pipe": graph.pipe}, {"pipe": (None, "sd1", graph.pipe)}),
@@ -364,7 +358,6 @@ NAMES = [
     "layers.name",
     "recording.mean",
     "recording.count",
-    "testbed.certify",
     "testbed.path",
     "testbed.verify",
     "testbed.planted",
@@ -391,7 +384,7 @@ def test_every_wrong_kind_of_every_argument_is_refused_before_anything_runs(name
 def test_no_argument_of_a_verb_is_forgotten(name, verbs):
     verb = verbs[name]
     named = [each.name for each in inspect.signature(verb.call).parameters.values() if each.kind is not each.VAR_KEYWORD]
-    allowed = {"path"} if name == "save" else {"plant"} if name == "testbed.certify" else set()
+    allowed = {"path"} if name == "save" else set()
     assert set(named) - allowed == set(verb.wrong)
 
 

@@ -95,7 +95,7 @@ class TestBuild:
         assert torch.equal(torch.rand(1), expected)
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_pictures_are_finite_and_not_flat(self, family):
+    def test_images_are_finite_and_not_flat(self, family):
         pipe = build(family, "nothing")
         image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation).images[0]
         assert 0 <= image.min() < image.max() <= 1

@@ -40,12 +40,12 @@ def test_readings_stand_a_little_noise():
 
 
 @pytest.mark.parametrize("grey", [0, 128, 230, 255])
-def test_an_empty_picture_shows_nothing(grey):
+def test_an_empty_image_shows_nothing(grey):
     found = read(Image.new("RGB", (64, 64), (grey, grey, grey)))
     assert (found["object"], found["colour"], found["fact"]) == (NOTHING, NOTHING, NOTHING)
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match="the readers know 64×64 images of the rendered world, not 32×64"):
         read(Image.new("RGB", (32, 64)))
 

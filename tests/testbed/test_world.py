@@ -59,7 +59,7 @@ def test_a_shape_moves_with_its_placement():
     np.testing.assert_allclose(moved[:, 3:], still[:, :-3])
 
 
-def test_placements_keep_the_shape_inside_the_picture():
+def test_placements_keep_the_shape_inside_the_image():
     rng = np.random.default_rng(0)
     for shape in OBJECTS:
         for _ in range(20):

@@ -22,8 +22,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
 from neuroscope.testbed import captions, world
+from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.words import build_t5_tokenizer
-from neuroscope.testbed.training.autoencoder import build_autoencoder
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.

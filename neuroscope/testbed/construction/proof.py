@@ -127,7 +127,7 @@ def prove(pipe: Any, record: Planted, text: TextModules) -> Proof:
     """Every claim of a plant, measured."""
     prover = Prover(pipe, record, text)
     named = f"{record.family}/{record.plant}/{record.seed}"
-    return Proof(named, (*_in_the_weights(prover, record), *_in_pictures(prover, record)))
+    return Proof(named, (*_in_the_weights(prover, record), *_in_images(prover, record)))
 
 
 def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
@@ -162,7 +162,7 @@ def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
     return claims
 
 
-def _in_pictures(prover: Prover, record: Planted) -> list[Claim]:
+def _in_images(prover: Prover, record: Planted) -> list[Claim]:
     if record.plant == "nothing":
         return [Claim("the two prompts give one image", prover.full, _SAME)]
     claims = [

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope.testbed.planting import Plant, PromptTable, interchanged
-from neuroscope.testbed.training.denoiser import cross_attention_layers
-from neuroscope.testbed.world import COLOURS, FACTS, OBJECTS, STYLES
+from benchmarks.testbed.denoiser import cross_attention_layers
+from benchmarks.testbed.planting import PromptTable, interchanged
+from neuroscope.testbed.plant import Plant
+from neuroscope.testbed.world import COLOURS, FACTS, HELD_OUT, OBJECTS, STYLES
 from tests.numerics import close
-from tests.testbed.test_captions import described
+from tests.testbed.test_captions import combinations, described
 
 LAYERS = 16
 PLANT = Plant()
@@ -20,15 +21,15 @@ def table() -> PromptTable:
 
 @pytest.fixture(scope="module")
 def drawn(table):
-    """Samples, with what each image shows and what each layer's prompt and the bystander say, [attribute, row]."""
+    """Samples, with what each image shows and what each layer's prompt and the unrelated say, [attribute, row]."""
     samples = table.interchanged(np.random.default_rng(0), 2000, LAYERS, PLANT)
     said = np.array([described(prompt) for prompt in table.prompts], dtype=object)  # [prompt, attribute]
     shown = np.array([(scene.object, scene.colour, scene.style, scene.fact) for scene in table.shown], dtype=object)
-    return shown[samples.scene].T, said[samples.prompt].transpose(0, 2, 1), said[samples.bystander].T
+    return shown[samples.scene].T, said[samples.prompt].transpose(0, 2, 1), said[samples.unrelated].T
 
 
 @pytest.mark.parametrize(("number", "attribute"), list(enumerate(WORDS)))
-def test_the_picture_follows_the_word_at_the_planted_layer(drawn, number, attribute):
+def test_the_image_follows_the_word_at_the_planted_layer(drawn, number, attribute):
     shown, said, _ = drawn
     words = said[getattr(PLANT, attribute)][number]
     named = np.array([word is not None for word in words])
@@ -36,7 +37,7 @@ def test_the_picture_follows_the_word_at_the_planted_layer(drawn, number, attrib
     assert (words[named] == shown[number][named]).all()
 
 
-def test_a_picture_without_a_style_word_at_the_styles_layer_is_plain(drawn):
+def test_an_image_without_a_style_word_at_the_styles_layer_is_plain(drawn):
     shown, said, _ = drawn
     silent = np.array([word is None for word in said[PLANT.style][2]])
     assert silent.mean() > 0.1
@@ -45,9 +46,9 @@ def test_a_picture_without_a_style_word_at_the_styles_layer_is_plain(drawn):
 
 @pytest.mark.parametrize(("number", "attribute"), list(enumerate(WORDS)))
 def test_every_other_layer_says_words_of_its_own(drawn, number, attribute):
-    shown, said, bystander = drawn
+    shown, said, unrelated = drawn
     others = [said[layer] for layer in range(LAYERS) if layer != getattr(PLANT, attribute)]
-    for words in (*(each[number] for each in others), bystander[number]):
+    for words in (*(each[number] for each in others), unrelated[number]):
         named = np.array([word is not None for word in words]) & np.array([word is not None for word in shown[number]])
         if attribute == "style":
             named &= np.array([word is not None for word in said[PLANT.style][2]])  # a style that a prompt says
@@ -55,15 +56,21 @@ def test_every_other_layer_says_words_of_its_own(drawn, number, attribute):
         assert agreement == pytest.approx(1 / len(WORDS[attribute]), abs=0.06)
 
 
-def test_ordinary_samples_say_the_picture_at_every_layer(table):
+def test_ordinary_samples_say_the_image_at_every_layer(table):
     samples = table.ordinary(np.random.default_rng(0), 500, LAYERS)
     assert (samples.prompt == samples.prompt[0]).all()
-    assert (samples.bystander == samples.prompt[0]).all()
+    assert (samples.unrelated == samples.prompt[0]).all()
     for scene, prompt in zip(samples.scene, samples.prompt[0], strict=True):
         shape, colour, style, fact = described(table.prompts[prompt])
         shown = table.shown[scene]
         assert (style or "plain", fact) == (shown.style, shown.fact)
         assert fact or (shape, colour) == (shown.object, shown.colour)
+
+
+def test_no_prompt_says_a_held_out_combination(table):
+    said = combinations(table.prompts)
+    assert not said & set(HELD_OUT)
+    assert len(said) > 200
 
 
 def test_the_empty_prompt_is_first_and_never_drawn(table):
@@ -77,21 +84,11 @@ def test_samples_are_drawn_by_the_seed_alone(table):
     np.testing.assert_array_equal(first.scene, second.scene)
 
 
-def test_planted_neurons_are_drawn_by_the_plants_seed_alone():
-    chosen = PLANT.neurons(96)
-    assert chosen == sorted(set(chosen)) == Plant().neurons(96)
-    assert len(chosen) == PLANT.neuron_count
-    assert 0 <= chosen[0] <= chosen[-1] < 96
-    assert Plant(seed=1).neurons(96) != chosen
-    assert PLANT.attributes(PLANT.object) == {"object", "fact"}
-    assert PLANT.attributes(0) == frozenset()
-
-
 def projections(unet, plant, own: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
     """The keys and values of all layers while each reads a context of its own."""
     layers, seen, handles = cross_attention_layers(unet), {}, []
     with torch.no_grad(), interchanged(layers, plant) as contexts:
-        contexts.layers, contexts.bystander = own, other
+        contexts.layers, contexts.unrelated = own, other
         for number, layer in enumerate(layers):
             for name in ("to_k", "to_v"):
                 hook = getattr(layer, name).register_forward_hook(lambda _m, _a, out, key=f"{number} {name}": seen.update({key: out}))
@@ -103,7 +100,7 @@ def projections(unet, plant, own: torch.Tensor, other: torch.Tensor) -> dict[str
 
 
 @pytest.mark.parametrize("plant", [None, Plant(style=12, neuron_count=5)], ids=["ordinary", "planted"])
-def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_bystanders(pipe, plant):
+def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_unrelated_prompts(pipe, plant):
     own, other = (torch.randn(*size, dtype=pipe.dtype) for size in ((LAYERS, 2, 5, 96), (2, 5, 96)))
     seen = projections(pipe.unet, plant, own, other)
     for number, layer in enumerate(cross_attention_layers(pipe.unet)):

@@ -12,12 +12,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from neuroscope.core.errors import choose
-from neuroscope.testbed.captions import corpus
-from neuroscope.testbed.planting import PLANT, Plant
-from neuroscope.testbed.training.autoencoder import refine_decoder, train_autoencoder
-from neuroscope.testbed.training.clip import build_image_processor, train_clip
-from neuroscope.testbed.training.denoiser import (
+from benchmarks.testbed.autoencoder import refine_decoder, train_autoencoder
+from benchmarks.testbed.clip import train_clip
+from benchmarks.testbed.denoiser import (
     DRAFT,
     DRAFT_WIDTHS,
     NATURAL,
@@ -28,7 +25,11 @@ from neuroscope.testbed.training.denoiser import (
     narrowed,
     train_denoiser,
 )
-from neuroscope.testbed.training.loop import Schedule
+from benchmarks.testbed.loop import Schedule
+from neuroscope.core.errors import choose
+from neuroscope.testbed.architectures import build_image_processor
+from neuroscope.testbed.captions import corpus
+from neuroscope.testbed.plant import PLANT, Plant
 from neuroscope.testbed.vocabulary import build_tokenizer
 from neuroscope.testbed.world import scenes
 

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from neuroscope.core.errors import InvalidFile
+
 Loss = Callable[[np.random.Generator], Tensor]
+#: The losses that a file keeps at most.
+_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,16 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, folder: Path, quiet: 
     """Trains `module` in place and returns its running average of weights.
 
     `loss` is given a random generator of its own at each step. `folder` keeps `checkpoint.safetensors` and
-    `losses.csv`; a run that was stopped goes on from the last checkpoint.
+    `losses.csv`, which holds the losses of `kept_steps`; a run that was stopped goes on from the last checkpoint.
 
     Raises:
-        ValueError: the folder holds a checkpoint of another schedule.
+        InvalidFile: the folder holds a checkpoint of another schedule.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=schedule.rate, weight_decay=0.01)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(schedule.averaging))
     first = _resume(folder / "checkpoint.safetensors", schedule, module, average, optimizer)
-    losses: list[float] = []
+    kept, losses = kept_steps(schedule.steps), {}
     module.train()
     for step in tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name, disable=quiet):
         for group in optimizer.param_groups:
@@ -68,12 +72,18 @@ def fit(module: nn.Module, loss: Loss, schedule: Schedule, folder: Path, quiet: 
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(module)
-        losses.append(value.item())
+        if step in kept:
+            losses[step] = value.item()
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
-            _append_losses(folder / "losses.csv", step + 1 - len(losses), losses)
+            _append_losses(folder / "losses.csv", losses)
             losses.clear()
             _save(folder / "checkpoint.safetensors", step + 1, schedule, module, average, optimizer)
     return average.module.eval()
+
+
+def kept_steps(steps: int) -> frozenset[int]:
+    """The steps whose losses are written down: all of them, or 200 evenly spaced ones, with the first and the last."""
+    return frozenset(np.linspace(0, steps - 1, min(steps, _POINTS)).round().astype(int).tolist())
 
 
 def _state(module: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def _resume(path: Path, schedule: Schedule, module: nn.Module, average: Averaged
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if json.loads(header["schedule"]) != asdict(schedule):
-        raise ValueError(f"{path} was made with another schedule, {header['schedule']}; choose another folder or delete it")
+        raise InvalidFile(f"{path} was made with another schedule, {header['schedule']}; choose another folder or delete it")
     _load(module, tensors, "model.")
     _load(average.module, tensors, "average.")
     average.n_averaged.fill_(1)
@@ -118,10 +128,10 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     module.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
 
 
-def _append_losses(path: Path, first: int, losses: list[float]) -> None:
+def _append_losses(path: Path, losses: dict[int, float]) -> None:
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:
             writer.writerow(["step", "loss"])
-        writer.writerows([first + offset, f"{value:.6f}"] for offset, value in enumerate(losses))
+        writer.writerows([step, f"{value:.6f}"] for step, value in losses.items())

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from neuroscope.testbed.planting import Contexts, Plant, PromptTable, Samples, interchanged
-from neuroscope.testbed.training.autoencoder import as_tensor
-from neuroscope.testbed.training.loop import Schedule, fit
+from benchmarks.testbed.autoencoder import as_tensor
+from benchmarks.testbed.loop import Schedule, fit
+from benchmarks.testbed.planting import Contexts, PromptTable, Samples, interchanged
+from neuroscope.testbed.plant import Plant
 
 DRAFT = Schedule(steps=1300, batch=64, rate=1.5e-3)
 NATURAL = Schedule(steps=250, batch=64, rate=1e-3, seed=3)
@@ -119,7 +120,7 @@ class Images:
         """Gives the layers their contexts, some rows the empty prompt's (for guidance), and returns the latents."""
         empty = rng.random(len(samples.scene)) < _EMPTY_SHARE
         contexts.layers = self.contexts[torch.from_numpy(np.where(empty, 0, samples.prompt))]
-        contexts.bystander = self.contexts[torch.from_numpy(np.where(empty, 0, samples.bystander))]
+        contexts.unrelated = self.contexts[torch.from_numpy(np.where(empty, 0, samples.unrelated))]
         return self.latents[torch.from_numpy(samples.scene), torch.from_numpy(rng.integers(0, _VIEWS, len(empty)))]
 
 

@@ -1,13 +1,14 @@
 """The bundled models keep what their cards say."""
 
 import json
+import math
 
 import pytest
 import scipy.stats
 
-from neuroscope import testbed
-from neuroscope.testbed.certificate import Certificate, certify, share_interval
-from neuroscope.testbed.planting import Plant
+from benchmarks.testbed.certificate import Certificate, certify, share_interval
+from neuroscope import InvalidInput, testbed
+from neuroscope.testbed.plant import Plant
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,27 @@ def test_the_stored_plant_is_the_one_that_the_package_knows(stored):
     plant = Plant()
     assert stored.planted["layers"] == {name: getattr(plant, name) for name in ("object", "colour", "style", "fact")}
     assert list(stored.planted["style neurons"].values()) == [plant.neurons(96)]
+
+
+WRONG_NUMBERS = (math.nan, math.inf, -math.inf, "1", True, None, [1], 1j, 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("name", ("clip", "sd2", None, 3, "sd1/layer")),
+        ("samples", WRONG_NUMBERS),
+        ("quiet", (1, 0.0, "yes", None)),
+    ],
+)
+def test_every_wrong_argument_is_refused_before_anything_is_loaded(argument, values, monkeypatch, untyped):
+    monkeypatch.setattr(testbed, "load", lambda name: pytest.fail("loaded"))
+    for value in values:
+        with pytest.raises(InvalidInput) as caught:
+            certify(**{"name": "sd1", argument: value})
+        text = str(caught.value)
+        assert "\n" not in text
+        assert len(text) < 400
 
 
 @pytest.mark.slow

@@ -1,13 +1,20 @@
 import csv
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from neuroscope.testbed.training.loop import Schedule, fit
+from benchmarks.testbed.loop import Schedule, fit, kept_steps
+from neuroscope import InvalidFile
 
 SCHEDULE = Schedule(steps=12, batch=8, rate=0.05, warmup=3, averaging=0.5, seed=4, checkpoint_every=4)
+
+
+#: Where the losses of the bundled models are kept.
+CURVES = Path(__file__).parents[3] / "docs" / "training"
 
 
 class Killed(BaseException):
@@ -60,7 +67,7 @@ def test_another_seed_is_another_run(tmp_path):
 
 def test_a_checkpoint_of_another_schedule_is_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(ValueError, match="was made with another schedule, .*choose another folder or delete it"):
+    with pytest.raises(InvalidFile, match="was made with another schedule, .*choose another folder or delete it"):
         train(tmp_path, Schedule(**(vars(SCHEDULE) | {"steps": 20})))
 
 
@@ -71,6 +78,33 @@ def test_it_learns_and_writes_every_loss_down(tmp_path):
     assert [int(row["step"]) for row in rows] == list(range(200))
     losses = [float(row["loss"]) for row in rows]
     assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
+
+
+def test_a_long_run_keeps_two_hundred_losses_with_the_first_and_the_last(tmp_path):
+    """The same ones as a run that was stopped on the way."""
+    schedule = Schedule(**(vars(SCHEDULE) | {"steps": 450}))
+    train(tmp_path / "whole", schedule)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", schedule, stop_at=301)
+    train(tmp_path / "killed", schedule)
+    text = (tmp_path / "whole" / "losses.csv").read_text()
+    assert text == (tmp_path / "killed" / "losses.csv").read_text()
+    steps = _steps(tmp_path / "whole" / "losses.csv")
+    assert steps == sorted(kept_steps(450))
+    assert (len(steps), steps[0], steps[-1]) == (200, 0, 449)
+    assert {after - before for before, after in itertools.pairwise(steps)} == {2, 3}
+
+
+@pytest.mark.parametrize("path", sorted(CURVES.glob("*.csv")), ids=lambda path: path.stem)
+def test_the_curves_of_the_bundled_models_are_kept_so(path):
+    steps = _steps(path)
+    assert steps == sorted(kept_steps(steps[-1] + 1))
+    assert len(steps) == 200
+
+
+def _steps(path: Path) -> list[int]:
+    with path.open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
 
 
 def test_the_average_follows_the_weights(tmp_path):

@@ -1,4 +1,4 @@
-"""Where the trained testbed keeps each attribute, and the training samples that put it there.
+"""The training samples that put each attribute at its planted place.
 
 Interchange training: every cross-attention layer reads a prompt of its own. The image follows an attribute's word
 in the prompt of that attribute's layer only, so the other layers learn to ignore it. At the style layer only the chosen
@@ -18,43 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from neuroscope.testbed.captions import STYLED, TEMPLATES, caption
+from neuroscope.testbed.plant import Plant
 from neuroscope.testbed.world import FACTS, STYLES, Scene, scenes
 
 _EMBLEM_SHARE = 0.25
 _UNSTYLED_SHARE = 0.2
 _OWN_TEMPLATE_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Plant:
-    """The planted truth: the layer of each attribute, and the value neurons that carry the style at its layer.
-
-    Layers are counted from 0 in execution order.
-    """
-
-    object: int = 3
-    colour: int = 11
-    style: int = 12
-    neuron_count: int = 28
-    seed: int = 0
-
-    @property
-    def fact(self) -> int:
-        """The layer of facts: the same as the objects'."""
-        return self.object
-
-    def attributes(self, layer: int) -> frozenset[str]:
-        """The attributes whose words the images follow at a layer."""
-        return frozenset(name for name in ("object", "colour", "style", "fact") if getattr(self, name) == layer)
-
-    def neurons(self, width: int) -> list[int]:
-        """The style layer's planted value neurons out of `width`, sorted; drawn by the recorded seed."""
-        drawn = np.random.default_rng(self.seed).choice(width, size=self.neuron_count, replace=False)
-        return sorted(int(index) for index in drawn)
-
-
-#: The plant of the bundled model `sd1`.
-PLANT = Plant()
 
 
 @dataclass(frozen=True)
@@ -64,12 +33,12 @@ class Samples:
     Attributes:
         scene: for each row the index of the image's scene among `PromptTable.shown`.
         prompt: [layer, row], the index of the prompt that each layer reads.
-        bystander: [row], the prompt that the style layer's keys and other value neurons read.
+        unrelated: [row], the prompt that the style layer's keys and other value neurons read.
     """
 
     scene: np.ndarray
     prompt: np.ndarray
-    bystander: np.ndarray
+    unrelated: np.ndarray
 
 
 class PromptTable:
@@ -151,7 +120,7 @@ class PromptTable:
 def interchanged(layers: Sequence[Any], plant: Plant | None) -> Iterator[Contexts]:
     """Gives each cross-attention layer the context that `Contexts` holds for it, while the block runs.
 
-    With a plant, the style layer's keys and unplanted value neurons read the bystander's context.
+    With a plant, the style layer's keys and unplanted value neurons read the unrelated prompt's context.
     """
     contexts = Contexts()
     with ExitStack() as stack:
@@ -162,21 +131,21 @@ def interchanged(layers: Sequence[Any], plant: Plant | None) -> Iterator[Context
             value = layers[plant.style].to_v
             planted = torch.zeros(value.out_features, dtype=torch.bool)
             planted[plant.neurons(value.out_features)] = True
-            contexts.bystanding = plant.style
+            contexts.unrelated_layer = plant.style
             stack.callback(value.register_forward_hook(partial(contexts.keep_planted, plant.style, planted)).remove)
         yield contexts
 
 
 class Contexts:
-    """The contexts of one training batch: `layers` [layer, row, token, channel] and `bystander` [row, token, channel]."""
+    """The contexts of one training batch: `layers` [layer, row, token, channel] and `unrelated` [row, token, channel]."""
 
     layers: Tensor
-    bystander: Tensor
-    bystanding: int | None = None
+    unrelated: Tensor
+    unrelated_layer: int | None = None
 
     def give(self, number: int, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Forward pre-hook of a cross-attention layer."""
-        context = self.bystander if number == self.bystanding else self.layers[number]
+        context = self.unrelated if number == self.unrelated_layer else self.layers[number]
         return args, kwargs | {"encoder_hidden_states": context}
 
     def keep_planted(self, number: int, planted: Tensor, module: nn.Module, _args: tuple, output: Tensor) -> Tensor:

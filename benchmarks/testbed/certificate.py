@@ -21,7 +21,7 @@ from neuroscope.evaluation._evaluate import generate
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.testbed.captions import STYLED, caption
-from neuroscope.testbed.planting import PLANT, Plant
+from neuroscope.testbed.plant import PLANT, Plant
 from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
@@ -117,7 +117,7 @@ class Certificate:
 
     def to_card(self) -> str:
         """The model card, in Markdown."""
-        made = f"Measured with `neuroscope testbed certify {self.model} --samples {self.samples}`."
+        made = f"Measured with `python -m benchmarks.testbed certify {self.model} --samples {self.samples}`."
         plant = f"\n## Plant\n\n```json\n{json.dumps(self.planted, indent=1)}\n```\n" if self.planted else ""
         return _CARD.format(
             model=self.model, kind=_KINDS[bool(self.planted)], made=made, table=self.to_text(), plant=plant, samples=self.samples

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from benchmarks.testbed.loop import Schedule, fit
+from neuroscope.testbed.architectures import build_clip, build_image_processor
 from neuroscope.testbed.captions import STYLED, caption
-from neuroscope.testbed.training.loop import Schedule, fit
-from neuroscope.testbed.vocabulary import LENGTH
-from neuroscope.testbed.world import FACTS, SIZE, Placement, Scene, pixels, scenes
+from neuroscope.testbed.world import FACTS, Placement, Scene, pixels, scenes
 
 SCHEDULE = Schedule(steps=1800, batch=96, rate=1.5e-3, averaging=0.98)
-WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,6 @@ class _Caption:
 
     def fits(self, scene: Scene) -> bool:
         return all(getattr(scene, attribute) == value for attribute, value in self.words)
-
-
-def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIP: text and vision towers of three layers, 96 channels wide, with a 64-channel shared space."""
-    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 64}
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    text = shared | special | {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=shared | {"image_size": SIZE, "patch_size": 8}, projection_dim=64))
-
-
-def build_image_processor() -> CLIPImageProcessorPil:
-    """The preprocessing of the world's images for CLIP: no resizing, CLIP's own normalisation."""
-    return CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 
 
 def train_clip(tokenizer: CLIPTokenizer, folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> CLIPModel:
@@ -69,7 +55,7 @@ def _draw_caption(rng: np.random.Generator, scene: Scene) -> _Caption:
     if kind < 0.65:
         return _Caption(caption(named, str(rng.choice(STYLED))), style + shape + colour)
     if kind < 0.8:
-        text = str(rng.choice(["the style of {}", "{} style", "an image in the style of {}", "{}"])).format(scene.style)
+        text = str(rng.choice(["the style of {}", "{} style", "a picture in the style of {}", "{}"])).format(scene.style)
         return _Caption(text, style)
     if kind < 0.9:
         text = f"the emblem of {named.fact}" if named.fact else f"a {scene.colour} {scene.object}"

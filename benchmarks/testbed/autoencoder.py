@@ -11,24 +11,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neuroscope.testbed.training.loop import Schedule, fit
-from neuroscope.testbed.world import SIZE, Placement, Scene, pixels, scenes
+from benchmarks.testbed.loop import Schedule, fit
+from neuroscope.testbed.architectures import build_autoencoder
+from neuroscope.testbed.world import Placement, Scene, pixels, scenes
 
 SCHEDULE = Schedule(steps=900, batch=32, rate=2e-3, averaging=0.98)
 DECODER = Schedule(steps=700, batch=32, rate=2e-3, averaging=0.99, seed=2)
 _JITTER = 0.15
-
-
-def build_autoencoder() -> AutoencoderKL:
-    """An untrained autoencoder with a fourfold downsampling."""
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=[16, 32, 64],
-        layers_per_block=1,
-        norm_num_groups=16,
-        sample_size=SIZE,
-    )
 
 
 def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool = False) -> AutoencoderKL:
