@@ -192,7 +192,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             {"recording": recording, "method": ns.Welch()},
             {"recording": (None, "r.safetensors", ns.Recording, scores), "method": (None, "welch", ns.Welch, ns.LocoGen())},
         ),
-        "excess": Verb(
+        "null_test": Verb(
             ns.null_test,
             {"recording": recording, "method": ns.Welch(), "top": 3, "heads": graph.heads(recording.sites)},
             {
@@ -326,7 +326,7 @@ NAMES = [
     "localize",
     "record",
     "score",
-    "excess",
+    "null_test",
     "edit",
     "fold",
     "export_lora",
