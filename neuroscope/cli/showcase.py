@@ -8,13 +8,11 @@ from typing import Annotated
 
 import typer
 
-from neuroscope import testbed
-from neuroscope.cli import options, values
-from neuroscope.core import storage
+from neuroscope.cli import opening, options, printing, values
+from neuroscope.cli.commands import App, LightCommand
 from neuroscope.core.errors import InvalidFile, choose
-from neuroscope.demo import DEMO_STYLES, run_demo
 
-bundled = typer.Typer(help="The bundled models whose inside is known.")
+bundled = App(help="The bundled models whose inside is known.")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def help_without_command(ctx: typer.Context) -> None:
     """Prints the help of a group of commands, and leaves with the status of a mistake, where none of them is given."""
     if ctx.invoked_subcommand is None:
-        options.say(ctx.get_help())
+        printing.say(ctx.get_help())
         raise typer.Exit(2)
 
 
@@ -43,17 +41,22 @@ def demo(
     as_json: options.AsJson = False,
 ) -> None:
     """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
+    from neuroscope.core import storage
+    from neuroscope.demo import DEMO_STYLES, run_demo
+
     choose("style", style, DEMO_STYLES)
     storage.check_writable_folder(output_dir)
-    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else options.say, quiet=quiet)
+    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else printing.say, quiet=quiet)
     if as_json:
-        options.say(json.dumps(outcome, indent=1))
+        printing.say(json.dumps(outcome, indent=1))
 
 
-@bundled.command("list")
+@bundled.command("list", cls=LightCommand)
 def list_() -> None:
     """List the bundled models."""
-    options.say("\n".join(f"testbed:{name}" for name in testbed.names()))
+    from neuroscope import testbed
+
+    printing.say("\n".join(f"testbed:{name}" for name in testbed.names()))
 
 
 @bundled.command()
@@ -65,16 +68,18 @@ def certify(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure where a bundled model keeps each attribute: readers, obedience, and flips under swapped prompts."""
+    from neuroscope import testbed
+    from neuroscope.core import storage
     from neuroscope.testbed.certificate import certify as measure
 
     choose("bundled pipeline", name, testbed.pipelines())
     if output is not None and output.suffix not in (".json", ".md"):
         raise InvalidFile(f"{output} is neither FILE.json nor FILE.md; a certificate is written as one of these")
-    options.check_output(output)
+    opening.check_output(output)
     certificate = measure(name, samples=samples, quiet=quiet)
     if output is not None:
         storage.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
-    options.say(certificate.to_json() if as_json else certificate.to_text())
+    printing.say(certificate.to_json() if as_json else certificate.to_text())
 
 
 @bundled.command()
@@ -84,9 +89,10 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train a bundled model from nothing. A run that was stopped goes on from its checkpoints."""
+    from neuroscope.core import storage
     from neuroscope.testbed.training.recipes import MODELS
     from neuroscope.testbed.training.recipes import train as run
 
     choose("bundled model", name, MODELS)
     storage.check_writable_folder(output_dir)
-    options.say(f"wrote {run(name, output_dir, quiet)}")
+    printing.say(f"wrote {run(name, output_dir, quiet)}")
