@@ -67,7 +67,7 @@ def test_neurons_are_ranked_by_images(run, tmp_path):
     code, out, _ = run("localize", "--style", "stipple", "--method", method, "--metric", "LatentShare", "--json", "-o", file, *SHORT)
     assert code == 0
     scores = load(file, NeuronScores)
-    assert scores.provenance.method == "NeuronGradient(layers=(12,), roles=('value',), steps=1, samples=1, fidelity=0)"
+    assert scores.provenance.method == "NeuronGradient(layers=(12,), roles=('value',), steps=1, samples=1, fidelity=0), LatentShare()"
     assert [row["rank"] for row in json.loads(out)["neurons"]] == list(range(1, 21))
     code, out, _ = run("localize", "--style", "stipple", "--method", method, "--read", "style=stipple", "-o", file, *SHORT)
     assert code == 0
