@@ -17,6 +17,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from typing import Annotated, Any, TypeGuard, get_args, get_type_hints
 
 import typer
@@ -47,13 +48,14 @@ class LightCommand(TyperCommand):
 
 
 class ModelCommand(LightCommand):
-    """A command that imports torch, diffusers and transformers before it runs, and keeps the last two quiet."""
+    """A command that needs models: what takes long is imported before it runs, and diffusers and transformers are kept quiet."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Imports the libraries, then runs the command."""
+        """Imports the libraries and what runs models, then runs the command."""
         import diffusers
         import transformers
 
+        import_module("neuroscope.pipeline.graph")
         for library in (diffusers, transformers):
             library.utils.logging.set_verbosity_error()
             library.utils.logging.disable_progress_bar()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from neuroscope.core.layer_scores import LayerScores
     from neuroscope.core.scores import NeuronScores
 
+#: Where methods are defined: those that find neurons, and those that find layers.
+_ROOMS = ("neuroscope.attribution", "neuroscope.localization")
 #: Of neurons' scores: table rows to print.
 _ROWS = 20
 
@@ -80,7 +82,7 @@ def localize(
     opening.check_output(output, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
     chosen = concept.open(model)
-    asked = methods.build("method", method, methods.subclasses(Localization))
+    asked = methods.build("method", method, methods.subclasses(Localization, *_ROOMS))
     measured = metric.open(ctx, model)
     if pairs is not None and pairs > len(chosen.present):
         raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")

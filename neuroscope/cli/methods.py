@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, closest
@@ -54,9 +55,16 @@ def build(what: str, text: str, kinds: Mapping[str, type[Made]]) -> Made:
         raise InvalidInput(f"{text!r:.80} has a value of another kind than {name} takes: {error}; see its documentation") from error
 
 
-def subclasses(base: type[Made]) -> dict[str, type[Made]]:
-    """The package's public classes of a kind that can be made, by name, in alphabetical order."""
+def subclasses(base: type[Made], *rooms: str) -> dict[str, type[Made]]:
+    """The package's public classes of a kind that can be made, by name, in alphabetical order.
+
+    Args:
+        base: the class of which they are subclasses.
+        *rooms: the packages that define them, which are imported first.
+    """
     found: dict[str, type[Made]] = {}
+    for room in rooms:
+        import_module(room)
     for each in base.__subclasses__():
         found |= subclasses(each)
         if each.__module__.startswith("neuroscope.") and not each.__name__.startswith("_") and not inspect.isabstract(each):
