@@ -160,7 +160,7 @@ def test_a_bad_concept_file_is_refused(run, tmp_path, text, words):
 def test_an_unknown_method_is_refused_with_the_near_name(run, recorded):
     code, _, error = run("rank", recorded / "recording.safetensors", "--method", "welsh")
     assert code == 2
-    assert "did you mean 'welch'?" in error
+    assert "did you mean 'Welch'?" in error
 
 
 def test_a_prompt_that_is_too_long_warns_of_the_lost_words(run):

@@ -6,9 +6,10 @@ import re
 import pytest
 from safetensors import safe_open
 
-from neuroscope import ContextMap, LayerScores, load
+from neuroscope import ContextMap, LayerScores, NeuronScores, load
 from neuroscope.cli import main
 
+LOCALIZE = ["localize", "--style", "stipple", "-o", "x"]
 SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--pairs", "1", "--seeds", "1", "--quiet"]
 
 
@@ -25,7 +26,7 @@ def run(capsys, untyped):
 
 def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
     file = tmp_path / "layers.safetensors"
-    code, out, _ = run("localize", "--style", "stipple", "--parts", 2, "-o", file, *SHORT)
+    code, out, _ = run("localize", "--style", "stipple", "--method", "LocoGen(parts=2)", "-o", file, *SHORT)
     assert code == 0
     scores = load(file, LayerScores)
     assert scores.verdict in out
@@ -43,10 +44,10 @@ def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--method", "teacher-forced", "--steps", 1, "--fidelity", 3],
-        ["--method", "halving"],
-        ["--method", "racing"],
-        ["--search", "auto", "--budget", 0.9],
+        ["--method", "TeacherForced(steps=1, fidelity=3)"],
+        ["--method", "Halving"],
+        ["--method", "Racing()"],
+        ["--method", "LocoGen(search='auto', budget=0.9)"],
     ],
 )
 def test_cheap_ways_find_the_layer_and_say_how_sure_they_are(run, tmp_path, options):
@@ -56,8 +57,21 @@ def test_cheap_ways_find_the_layer_and_say_how_sure_they_are(run, tmp_path, opti
     scores = load(file, LayerScores)
     assert scores.top(1) == [12]
     assert scores.verdict in out
-    assert ("rank correlation with exact effects" in out) == ("teacher-forced" in options)
-    assert ("% sure" in out) == bool({"racing", "auto"} & set(options))
+    assert ("rank correlation with exact effects" in out) == ("TeacherForced" in options[1])
+    assert ("% sure" in out) == ("Racing" in options[1] or "auto" in options[1])
+
+
+def test_neurons_are_ranked_by_images(run, tmp_path):
+    file = tmp_path / "neurons.safetensors"
+    method = "NeuronGradient(layers=12, roles=('value',), steps=1, samples=1, fidelity=0)"
+    code, out, _ = run("localize", "--style", "stipple", "--method", method, "--metric", "LatentShare", "--json", "-o", file, *SHORT)
+    assert code == 0
+    scores = load(file, NeuronScores)
+    assert scores.provenance.method == "NeuronGradient(layers=(12,), roles=('value',), steps=1, samples=1, fidelity=0), LatentShare()"
+    assert [row["rank"] for row in json.loads(out)["neurons"]] == list(range(1, 21))
+    code, out, _ = run("localize", "--style", "stipple", "--method", method, "--read", "style=stipple", "-o", file, *SHORT)
+    assert code == 0
+    assert str(load(file, NeuronScores).cost) in out
 
 
 def test_an_edit_is_made_shown_and_exported(run, tmp_path):
@@ -80,19 +94,32 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
     ("arguments", "words"),
     [
         (["localize", "-o", "x.safetensors"], "name one concept by --style"),
-        (["localize", "--style", "stipple", "--method", "locogenn", "-o", "x"], "method 'locogenn' is unknown; .* did you mean 'locogen'?"),
+        ([*LOCALIZE, "--method", "locogenn"], "method 'locogenn' is unknown; choose one of .*; did you mean 'LocoGen'?"),
+        ([*LOCALIZE, "--method", "causal-tracing"], "method 'causal-tracing' is unknown; .* did you mean 'CausalTracing'?"),
         (
-            ["localize", "--style", "stipple", "--noise", "3", "-o", "x"],
-            "--noise is no option of locogen; it has --window, --parts, --direction, --search, --enough, --pooled, --budget",
+            [*LOCALIZE, "--method", "LocoGen(noise=3)"],
+            "'noise' is no option of LocoGen; it has window, enough, search, budget, seed, roles, direction, rows, steps, parts, pooled",
         ),
-        (["localize", "--style", "stipple", "--steps", "2", "-o", "x"], "--steps is no option of locogen"),
-        (["localize", "--style", "stipple", "--budget", "0.1", "-o", "x"], "search='windows' has no budget; leave it out, or give"),
+        ([*LOCALIZE, "--method", "LocoGen(budget=0.1)"], "search='windows' has no budget; leave it out, or give"),
         (
-            ["localize", "--style", "stipple", "--method", "teacher-forced", "--window", "2", "-o", "x"],
-            "--window is no option of teacher-forced; it has --direction, --steps, --fidelity",
+            [*LOCALIZE, "--method", "TeacherForced(window=2)"],
+            "'window' is no option of TeacherForced; it has steps, roles, direction, fidelity",
         ),
-        (["localize", "--style", "stipple", "--window", "two", "-o", "x"], "--window 'two' is neither a number of layers nor grow"),
-        (["localize", "--style", "stipple", "--window", "17", "-o", "x"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
+        ([*LOCALIZE, "--method", "TeacherForced(step=2)"], "did you mean 'steps'?"),
+        ([*LOCALIZE, "--method", "LocoGen(window='two')"], "window='two' is no number of layers; give 1 or more, or"),
+        ([*LOCALIZE, "--method", "LocoGen(window=17)"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
+        ([*LOCALIZE, "--method", "LocoGen(2)"], "method LocoGen takes keywords only; write KEYWORD=VALUE for each value, such as "),
+        ([*LOCALIZE, "--window", "2"], "No such option: --window"),
+        ([*LOCALIZE, "--metric", "Latent()"], "metric 'Latent' is unknown; .* did you mean 'LatentShare'?"),
+        ([*LOCALIZE, "--metric", "Reader(value='stipple')"], "metric Reader needs attribute; write Reader\\(attribute=…\\)"),
+        ([*LOCALIZE, "--metric", "Flipped(from_share=2)"], "from_share=2 is no bar"),
+        ([*LOCALIZE, "--metric", "Flipped", "--clip", "x"], "give one of --clip and --metric, not both"),
+        ([*LOCALIZE, "--metric", "Flipped", "--share", "image"], "--share would be ignored: the metric is given by --metric"),
+        (
+            [*LOCALIZE, "--metric", "Reader(attribute='style')", "--model", "x"],
+            "Reader works on the testbed's images, not on x; use --clip",
+        ),
+        (["evaluate", "--prompt", "a red star", "--metric", "LatentShare", "-o", "x"], "give evaluate a metric of single images"),
         (["localize", "--style", "stipple", "--clip", "a", "--read", "b", "-o", "x"], "give one of --clip and --read, not both"),
         (["localize", "--style", "stipple", "--share", "pixel", "-o", "x"], "share 'pixel' is unknown; choose one of latent, image"),
         (["localize", "--style", "stipple", "--seeds", "0", "-o", "x"], "--seeds=0 is not allowed; give 1 to 100000"),

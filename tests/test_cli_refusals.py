@@ -16,7 +16,7 @@ from PIL import Image
 
 import neuroscope as ns
 from neuroscope.cli import main
-from neuroscope.cli.options import distinct_names
+from neuroscope.cli.opening import distinct_names
 from neuroscope.testbed import path as model_folder
 
 SHORT = ("--num-inference-steps", 1, "-q")
@@ -124,20 +124,20 @@ MASK = ("mask", "r.safetensors", "-o", "x.safetensors")
         (("evaluate", "--clip", "x", "-o", "t.csv"), "name one concept by --style"),
         ((*LOCALIZE, "--pairs", 0), "--pairs=0 is not allowed"),
         ((*LOCALIZE, "--pairs", 30), "--pairs=30 are more than the concept's 24; give at most these"),
-        ((*LOCALIZE, "--share", "image", "--clip", "x"), "--share would be ignored: the metric is given by --clip or --read"),
+        ((*LOCALIZE, "--share", "image", "--clip", "x"), "--share would be ignored: the metric is given by --clip"),
         ((*LOCALIZE, "--clip", ""), "--clip is empty"),
         ((*LOCALIZE, "--clip", "x", "--read", "style=stipple"), "give one of --clip and --read, not both"),
-        ((*LOCALIZE, "--method", "causal-tracing", "--noise", "nan"), "noise=nan is not finite"),
-        ((*LOCALIZE, "--method", "causal-tracing", "--noise", "inf"), "noise=inf is not finite"),
-        ((*LOCALIZE, "--enough", "nan"), "enough=nan is not finite"),
-        ((*LOCALIZE, "--budget", "nan", "--search", "auto"), "budget=nan is not finite"),
-        ((*LOCALIZE, "--noise", 1), "--noise is no option of locogen; it has --window"),
+        ((*LOCALIZE, "--method", "CausalTracing(noise=nan)"), "noise of CausalTracing is no plain value; give a number"),
+        ((*LOCALIZE, "--method", "CausalTracing(noise=1e999)"), "noise=inf is not finite"),
+        ((*LOCALIZE, "--method", "LocoGen(enough=1e999)"), "enough=inf is not finite"),
+        ((*LOCALIZE, "--method", "LocoGen(budget=-1e999, search='auto')"), "budget=-inf is not finite"),
+        ((*LOCALIZE, "--method", "LocoGen(noise=1)"), "'noise' is no option of LocoGen; it has window"),
         (
-            (*LOCALIZE, "--method", "teacher-forced", "--steps", 99, "--num-inference-steps", 2, "-q"),
+            (*LOCALIZE, "--method", "TeacherForced(steps=99)", "--num-inference-steps", 2, "-q"),
             "steps=99 are more than the 2 steps that are run; give at most these",
         ),
         (
-            (*LOCALIZE, "--method", "attention-contribution", "--fidelity", 99, "--num-inference-steps", 2, "-q"),
+            (*LOCALIZE, "--method", "AttentionContribution(fidelity=99)", "--num-inference-steps", 2, "-q"),
             "fidelity=99 are more than the model's 16 layers; give at most these",
         ),
         ((*RECORD, *STIPPLE, "--answer", "x"), "--answer would be ignored: it is a --fact's new answer"),
@@ -159,13 +159,13 @@ MASK = ("mask", "r.safetensors", "-o", "x.safetensors")
         ((*MASK, "--strength", "nan"), "--strength=nan is not finite"),
         ((*MASK, "--strength", "inf"), "--strength=inf is not finite"),
         (("mask", "r.safetensors", "-o", "r.safetensors"), "r.safetensors is an input"),
-        (("mask", "s.safetensors", "--fill", 0, "--method", "auroc", "-o", "x"), "--method would be ignored: s.safetensors holds scores"),
+        (("mask", "s.safetensors", "--fill", 0, "--method", "Auroc", "-o", "x"), "--method would be ignored: s.safetensors holds scores"),
         (("show", "s.safetensors", "--rows", -3), "--rows=-3 is not allowed"),
         (("show", "m.safetensors", "--rows", 3), "--rows would be ignored: m.safetensors holds a neuron-mask"),
         (("show", "s.safetensors", "--rows", 3, "--json"), "--rows would be ignored: --json prints the file's header"),
         (("plot", "s.safetensors", "--grid"), "--grid would be ignored: it does not belong to this plot of a neuron-scores"),
         (("plot", "s.safetensors", "--images"), "--images would be ignored"),
-        (("plot", "s.safetensors", "--method", "welch"), "--method would be ignored"),
+        (("plot", "s.safetensors", "--method", "Welch"), "--method would be ignored"),
         (("plot", "s.safetensors", "--layers", "--top", 3), "--top would be ignored"),
         (("plot", "r.safetensors", "--method", "nope"), "method 'nope' is unknown"),
         (("plot", "l.safetensors", "--layers"), "--layers would be ignored: it does not belong to this plot of a layer-scores"),
@@ -319,14 +319,18 @@ def test_an_interrupt_of_a_command_is_one_line_and_130(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuroscope.cli.options.load_pipeline", interrupted)
+    monkeypatch.setattr("neuroscope.pipeline.loading.load_pipeline", interrupted)
     assert run("sites") == (130, "", "neuroscope: interrupted\n")
 
 
-@pytest.mark.parametrize("started", [["-m", "neuroscope"], ["-c", "import sys; sys.argv = ['neuroscope']; import neuroscope"]])
+#: What the console script that pip installs does.
+CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'bin/neuroscope'; from neuroscope.cli import main; main()"
+
+
+@pytest.mark.parametrize("started", [["-m", "neuroscope"], ["-c", CONSOLE_SCRIPT]])
 def test_an_interrupt_during_imports_is_one_line_and_130(started):
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
-    command = [sys.executable, *started, "testbed", "list"]
+    command = [sys.executable, *started, "sites"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not _handles_interrupts(process.pid):
         time.sleep(0.02)

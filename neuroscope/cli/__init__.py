@@ -1,5 +1,5 @@
 """The command line. Each command is a few lines over public functions."""
 
-from neuroscope.cli.app import main
+from neuroscope.cli.entry import main
 
 __all__ = ["main"]

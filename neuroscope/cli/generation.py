@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
-from PIL.Image import Image
 
-from neuroscope.cli import options, values
-from neuroscope.core import checks, storage
+from neuroscope.cli import measuring, opening, options, printing, values
 from neuroscope.core.errors import InvalidInput
-from neuroscope.evaluation._evaluate import evaluate as run_evaluation
-from neuroscope.evaluation._evaluate import generate as run_generation
-from neuroscope.evaluation._evaluate import summarize
-from neuroscope.metrics.clip_score import ClipScore
 
-_CONCEPT = ("style", "object_", "fact", "attribute", "concept")
-Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts, help="A prompt; repeat for several.")]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from neuroscope.metrics.metric import Metric
+
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,34 +27,31 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    prompt: Annotated[list[str], typer.Option("--prompt", callback=values.texts, help="A prompt; repeat for several.")],
+    *,
+    prompt: Annotated[list[str], typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")],
     output_dir: options.OutputFolder = Path("images"),
-    model: options.Model = "testbed:sd1",
+    model: options.ModelOptions,
     apply: options.Apply = None,
     seed: options.Seed = 0,
     count: Annotated[int, typer.Option(callback=values.whole(), help="Images of each prompt, with seeds counted up.")] = 1,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    image: options.ImageFile = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
+    generation: options.SizedDenoisingOptions,
+    printed: options.Printing,
 ) -> None:
     """Make images, with saved interventions applied."""
-    generation = options.generation_options(
-        image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width
-    )
-    changes = options.open_interventions(apply)
-    seeds = checks.seeds(range(seed, seed + count))
+    from neuroscope.core import storage
+    from neuroscope.evaluation import generate as run
+
+    called = generation.open()
+    changes = opening.open_interventions(apply)
+    seeds = opening.counted_seeds(seed, count)
     pairs = [(text, each) for text in prompt for each in seeds]
     paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
     storage.check_writable_folder(output_dir)
     for path in paths:
-        storage.refuse_overwriting_inputs(path, [image] if image is not None else [])
-    graph = options.open_graph(model)
-    graph.pipe.set_progress_bar_config(disable=quiet)
-    images = run_generation(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **generation)
+        storage.refuse_overwriting_inputs(path, [generation.image] if generation.image is not None else [])
+    graph = model.open()
+    graph.pipe.set_progress_bar_config(disable=printed.quiet)
+    images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **called)
     for made, path in zip(images, paths, strict=True):
         storage.write_beside(path, png(made))
     pooled = [
@@ -63,59 +59,75 @@ def generate(
         for path, change in zip(apply or [], changes, strict=True)
         if (said := change.pooled_text(graph.sites))
     ]
-    facts = {"images": [str(path) for path in paths], "pooled": pooled}
-    options.report(facts, "\n".join([*pooled, *(f"wrote {path}" for path in paths)]), as_json)
+    printed.report({"images": [str(path) for path in paths], "pooled": pooled}, "\n".join([*pooled, *(f"wrote {path}" for path in paths)]))
+
+
+@dataclass(frozen=True)
+class MetricsOptions:
+    """What images are scored by."""
+
+    panel: ClassVar[str] = "Metrics"
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts(), help="Score by CLIP's cosine to this text; repeat for several."),
+    ] = None
+    read: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts(), help="Testbed only: score by an exact reader, such as style=stipple."),
+    ] = None
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
+    ] = None
+
+    def open(self, model: options.ModelOptions) -> list[Metric]:
+        """The metrics; raises InvalidInput where there is none."""
+        from neuroscope.metrics.clip_score import ClipScore
+
+        found: list[Metric] = [ClipScore(text) for text in self.clip or []]
+        found += [measuring.reader(text, model) for text in self.read or []]
+        found += [measuring.metric(text, model) for text in self.metric or []]
+        if not found:
+            raise InvalidInput("there is nothing to score by; give --clip TEXT, or --read ATTRIBUTE=VALUE for the testbed")
+        return found
 
 
 def evaluate(
     ctx: typer.Context,
+    *,
     output: options.Output,
-    model: options.Model = "testbed:sd1",
+    model: options.ModelOptions,
     apply: options.Apply = None,
     prompt: Prompts = None,
-    style: options.Style = None,
-    object_: options.Object = None,
-    fact: options.Fact = None,
-    attribute: options.AttributeName = None,
-    concept: options.ConceptFile = None,
-    clip: Annotated[
-        list[str] | None,
-        typer.Option(callback=values.texts, help="Score by CLIP's cosine to this text; repeat for several."),
-    ] = None,
-    read: Annotated[
-        list[str] | None,
-        typer.Option(callback=values.texts, help="Testbed only: score by an exact reader, such as style=stipple."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(callback=values.whole(), help="Images of each prompt.")] = 4,
-    seed: options.Seed = 0,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    image: options.ImageFile = None,
-    resume: Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")] = None,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
+    concept: options.NamedConcept,
+    metrics: MetricsOptions,
+    seeds: options.SeedOptions,
+    generation: options.DenoisingOptions,
+    resume: options.Resume = None,
+    printed: options.Printing,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
-    inputs = [*(apply or []), concept, image]
-    options.check_output(output, *inputs, resume)
-    options.check_output(resume, *inputs)
+    from neuroscope.core import storage
+    from neuroscope.evaluation import evaluate as run
+    from neuroscope.evaluation import summarize
+
+    inputs = [*(apply or []), concept.concept, generation.image]
+    opening.check_output(output, *inputs, resume)
+    opening.check_output(resume, *inputs)
     if prompt:
-        values.refuse_unused(ctx, dict.fromkeys(_CONCEPT, "the prompts are given by --prompt"))
-    prompts = prompt or list(options.open_concept(model, style, object_, fact, None, attribute, concept).test)
-    changes = dict(zip(options.distinct_names(apply or []), options.open_interventions(apply), strict=True))
-    generation = options.generation_options(image=image, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    metrics = [*(ClipScore(text) for text in clip or []), *(options.open_reader(text, model) for text in read or [])]
-    if not metrics:
-        raise InvalidInput("there is nothing to score by; give --clip TEXT, or --read ATTRIBUTE=VALUE for the testbed")
-    counted = checks.seeds(range(seed, seed + seeds))
-    graph = options.open_graph(model)
-    table = run_evaluation(graph, changes, prompts, counted, metrics, output=resume, quiet=quiet, **generation)
+        values.refuse_unused(ctx, dict.fromkeys([each.name for each in fields(concept)], "the prompts are given by --prompt"))
+    prompts = prompt or list(concept.open(model).test)
+    changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
+    called = generation.open()
+    scored_by = metrics.open(model)
+    counted = seeds.open()
+    table = run(model.open(), changes, prompts, counted, scored_by, output=resume, quiet=printed.quiet, **called)
     storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
-    text = (
-        summary.to_json(orient="records", indent=1) if as_json else f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}"
-    )
-    options.say(text)
+    if printed.as_json:
+        printing.say(summary.to_json(orient="records", indent=1))
+    else:
+        printing.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
 
 
 def png(image: Image) -> bytes:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from matplotlib.axes import Axes
 
-from neuroscope.attribution import score
-from neuroscope.attribution.recording import Recording
-from neuroscope.cli import options, values
-from neuroscope.core import artifacts
-from neuroscope.core.artifacts import Artifact
+from neuroscope.cli import opening, options, printing, values
+from neuroscope.cli.concepts import attribution
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.scores import Neurons, NeuronScores
-from neuroscope.interventions import ContextMap, NeuronMask
-from neuroscope.pipeline.discovery import sites_from_config
-from neuroscope.pipeline.doctor import diagnose
-from neuroscope.pipeline.loading import load_pipeline
-from neuroscope.report import plots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+
+    from neuroscope.core.artifacts import Artifact
+    from neuroscope.core.layer_scores import LayerScores
 
 
 def register(app: typer.Typer) -> None:
@@ -32,26 +28,30 @@ def register(app: typer.Typer) -> None:
 
 def sites(
     ctx: typer.Context,
-    model: options.Model = "testbed:sd1",
+    *,
+    model: options.ModelOptions,
     config: Annotated[Path | None, typer.Option(help="Instead of a model: a denoiser's config.json; no weights are needed.")] = None,
-    layer: options.Layers = None,
-    role: options.Roles = None,
+    sites: options.SiteOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """List what a model exposes: sites in execution order, with layer, role and width."""
+    from neuroscope.pipeline.discovery import sites_from_config
+
     if config is not None:
         values.refuse_unused(ctx, {"model": "the sites are those of --config"})
-    graph = None if config is not None else options.open_graph(model)
+    graph = None if config is not None else model.open()
     found = graph.sites if graph else sites_from_config(config or "")
-    chosen = found.where(layer=layer or None, role=role or None)
+    chosen = found.where(layer=sites.layer or None, role=sites.role or None)
     table = chosen.to_frame()
-    options.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
+    printing.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
 
 
-def doctor(model: options.Model = "testbed:sd1", as_json: options.AsJson = False) -> None:
+def doctor(*, model: options.ModelOptions, as_json: options.AsJson = False) -> None:
     """Check a model for settings that break hooks."""
-    findings = diagnose(load_pipeline(model))
-    options.report(
+    from neuroscope.pipeline.doctor import diagnose
+
+    findings = diagnose(model.open_pipeline())
+    printing.report(
         [vars(finding) for finding in findings],
         "\n".join(f"{finding.state:5}  {finding.name}: {finding.meaning}" for finding in findings),
         as_json,
@@ -65,17 +65,24 @@ def show(
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a saved file holds."""
+    from neuroscope.core import artifacts
+    from neuroscope.core.scores import NeuronScores
+
     found: Artifact = artifacts.load(file)
     header = artifacts.read_header(file)
     if as_json:
         values.refuse_unused(ctx, {"rows": "--json prints the file's header, and no table"})
     if not isinstance(found, NeuronScores):
         values.refuse_unused(ctx, {"rows": f"{file} holds a {found.kind}, and only neuron-scores have a table to cut"})
-    options.report(header, "\n".join(_described(found, header, rows)), as_json)
+    printing.report(header, "\n".join(_described(found, header, rows)), as_json)
 
 
 def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:
     """The lines that `show` prints."""
+    from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.core.scores import Neurons, NeuronScores
+    from neuroscope.interventions import ContextMap, NeuronMask
+
     yield repr(found)
     for name, value in ((header.get("provenance") or {}) | (header.get("packages") or {})).items():
         yield f"  {name}: {value}"
@@ -100,13 +107,20 @@ def plot(
     grid: Annotated[bool, typer.Option("--grid", help="Of layers' scores: plot layers by part of the schedule or kind of token.")] = False,
     images: Annotated[bool, typer.Option("--images", help="Of layers' scores: the contact sheet, one column a window.")] = False,
     top: Annotated[int | None, typer.Option(callback=values.whole(), help="Outline this many of the strongest neurons.")] = None,
-    method: Annotated[str, typer.Option(help="The method that scores a recording.")] = "welch",
+    method: options.Method = "Welch",
 ) -> None:
     """Draw the heatmap of a saved recording's or scores' neurons or layers, or a contact sheet."""
+    from neuroscope.attribution import score
+    from neuroscope.attribution.recording import Recording
+    from neuroscope.core import artifacts
+    from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.core.scores import NeuronScores
+    from neuroscope.report import plots
+
     if output.suffix.lower() not in plots.FORMATS:
         raise InvalidInput(f"{output} is no file that a plot can be written to; end its name in {', '.join(plots.FORMATS)}")
-    options.check_output(output, file)
-    asked = options.open_method(method)
+    opening.check_output(output, file)
+    asked = attribution(method)
     found: Artifact = artifacts.load(file)
     if not isinstance(found, Recording | NeuronScores | LayerScores):
         raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
@@ -117,17 +131,22 @@ def plot(
         scores = score(found, asked) if isinstance(found, Recording) else found
         ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
     plots.write(ax, output)
-    options.say(f"wrote {output}")
+    printing.say(f"wrote {output}")
 
 
 def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
     """The options of `plot` that say nothing about a file's plot."""
+    from neuroscope.attribution.recording import Recording
+    from neuroscope.core.layer_scores import LayerScores
+
     if isinstance(found, LayerScores):
         return ("layers", "top", "method", *(["grid"] if images else []))
     return ("grid", "images", *(["top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))
 
 
 def _layers_plot(scores: LayerScores, grid: bool, images: bool) -> Axes:
+    from neuroscope.report import plots
+
     if images:
         if not scores.images:
             raise InvalidInput("these scores keep no images, so there is no contact sheet; localize with keep_images")

@@ -1,167 +1,178 @@
-"""The options that commands share, and how a model, a concept and interventions are opened from them."""
+"""The options that several commands share, alone and in groups; a group opens what its options name."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
-from PIL import Image
 
-from neuroscope import testbed
-from neuroscope.attribution import Attribution
-from neuroscope.cli import values
-from neuroscope.core import artifacts, storage
-from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import InvalidFile, InvalidInput, choose
-from neuroscope.core.intervention import Intervention
-from neuroscope.generation.arguments import LARGEST_SIDE, check_values
-from neuroscope.metrics.metric import Metric
-from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.loading import load_pipeline
-from neuroscope.testbed.world import ATTRIBUTES, Attribute
+from neuroscope.cli import printing, values
+from neuroscope.core.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from neuroscope.core.concepts import Concept
+    from neuroscope.pipeline.graph import HookGraph
 
-def files(param: typer.CallbackParam, paths: list[Path] | None) -> list[Path] | None:
-    """A callback that refuses a file given twice, under whatever name."""
-    found = [os.path.realpath(path) for path in paths or []]
-    if twice := [path for number, path in enumerate(paths or []) if found[number] in found[:number]]:
-        raise InvalidInput(f"{values.flag_of(param)} {twice[0]} is given twice; give each file once")
-    return paths
-
-
-Model = Annotated[str, typer.Option("--model", "-m", callback=values.text, help="testbed:NAME, a folder or a hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 OutputFolder = Annotated[Path, typer.Option("--output-dir", "-o", help="The folder to write to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
-Style = Annotated[str | None, typer.Option(callback=values.text, help="A style, by name.")]
-Object = Annotated[str | None, typer.Option("--object", callback=values.text, help="An object, by name.")]
-Fact = Annotated[str | None, typer.Option(callback=values.text, help='A fact, by what it is about: "the emblem of astoria".')]
-Answer = Annotated[str | None, typer.Option(callback=values.text, help="The fact's new answer.")]
-AttributeName = Annotated[str | None, typer.Option("--attribute", callback=values.text, help="Any other attribute, by name.")]
-ConceptFile = Annotated[Path | None, typer.Option("--concept", help="A TOML file with name, present, absent, test.")]
-Layers = Annotated[list[int] | None, typer.Option("--layer", callback=values.texts, help="A layer; repeat for several.")]
-Roles = Annotated[list[str] | None, typer.Option("--role", callback=values.texts, help="A role, such as value; repeat for several.")]
-Apply = Annotated[list[Path] | None, typer.Option("--apply", callback=files, help="A saved mask or other intervention; repeat to compose.")]
+Apply = Annotated[
+    list[Path] | None, typer.Option("--apply", callback=values.files(), help="A saved mask or other intervention; repeat to compose.")
+]
 Seed = Annotated[int, typer.Option(callback=values.whole(**values.SEED_RANGE), help="The seed of the (first) image's noise.")]
-Read = Annotated[str | None, typer.Option(help="Testbed only: measure by an exact reader, such as style=stipple.")]
-Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", callback=values.whole(), help="Denoising steps; by default the model's own.")
+Resume = Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")]
+Method = Annotated[
+    str, typer.Option(help="The method that scores a recording, as in Python, such as Welch; an unknown one lists the known ones.")
 ]
-Guidance = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", callback=values.finite(least=0), help="Classifier-free guidance; by default the model's own."),
-]
-ImageFile = Annotated[Path | None, typer.Option("--image", help="Low-resolution input (super-resolution models such as IF-II).")]
-Height = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image height in pixels; give --width too.")]
-Width = Annotated[int | None, typer.Option(callback=values.whole(most=LARGEST_SIDE), help="Image width in pixels; give --height too.")]
 
 
-def open_graph(model: str) -> HookGraph:
-    """The hook graph of `--model`."""
-    return HookGraph(load_pipeline(model))
+@dataclass(frozen=True)
+class Printing:
+    """How a command shows its progress and its result."""
+
+    panel: ClassVar[str] = "Printing"
+    quiet: Quiet = False
+    as_json: AsJson = False
+
+    def report(self, facts: Any, text: str) -> None:
+        """Prints the result, as text or as JSON."""
+        printing.report(facts, text, self.as_json)
 
 
-def open_concept(
-    model: str, style: str | None, thing: str | None, fact: str | None, answer: str | None, attribute: str | None, file: Path | None
-) -> Concept:
-    """The one concept that the options name; its built-in prompts fit the model.
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model."""
 
-    Raises:
-        InvalidInput: none or several are named, or an answer to no fact.
-    """
-    named = {"style": style, "object": thing, "fact": fact, "attribute": attribute, "concept": file}
-    given = [name for name, value in named.items() if value is not None]
-    if answer is not None and fact is None:
-        raise InvalidInput("--answer would be ignored: it is a --fact's new answer, and no fact is given; leave it out, or give --fact")
-    if len(given) != 1:
-        found = f"not {' and '.join('--' + name for name in given)}" if given else "none was given"
-        raise InvalidInput(f"name one concept by --style, --object, --fact, --attribute or --concept FILE; {found}")
-    if file is not None:
-        return Concept.from_file(file)
-    prompts = "testbed" if model.startswith("testbed:") else "general"
-    if fact is not None:
-        return Concept.fact(fact, answer or "", prompts)
-    return Concept.attribute(str(named[given[0]]), given[0], prompts)
+    panel: ClassVar[str] = "Model"
+    model: Annotated[str, typer.Option("--model", "-m", callback=values.text(), help="testbed:NAME, a folder or a hub id.")] = "testbed:sd1"
 
+    @property
+    def bundled(self) -> bool:
+        """Whether it is the testbed's."""
+        return self.model.startswith("testbed:")
 
-def open_interventions(paths: list[Path] | None) -> list[Intervention]:
-    """The saved interventions of `--apply`, in order."""
-    return [artifacts.load(path, Intervention) for path in paths or []]
+    def open_pipeline(self) -> Any:
+        """The pipeline."""
+        from neuroscope.pipeline.loading import load_pipeline
+
+        return load_pipeline(self.model)
+
+    def open(self) -> HookGraph:
+        """The hook graph of the pipeline."""
+        from neuroscope.pipeline.graph import HookGraph
+
+        return HookGraph(self.open_pipeline())
 
 
-def open_method(name: str) -> Attribution:
-    """An attribution method by its name, such as "welch" or "mean-difference"."""
-    known = {_dashed(each.__name__): each for each in Attribution.__subclasses__() if each.__module__.startswith("neuroscope.")}
-    return known[choose("method", name, sorted(known))]()
+@dataclass(frozen=True)
+class SiteOptions:
+    """Which of a model's sites."""
+
+    panel: ClassVar[str] = "Sites"
+    layer: Annotated[list[int] | None, typer.Option("--layer", callback=values.texts(), help="A layer; repeat for several.")] = None
+    role: Annotated[
+        list[str] | None, typer.Option("--role", callback=values.texts(), help="A role, such as value; repeat for several.")
+    ] = None
 
 
-def open_reader(text: str, model: str) -> Metric:
-    """The testbed's exact reader of --read ATTRIBUTE=VALUE."""
-    attribute, _, value = text.partition("=")
-    if not value or attribute not in ATTRIBUTES:
-        raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
-    if not model.startswith("testbed:"):
-        raise InvalidInput(f"--read works on the testbed's images, not on {model}; use --clip TEXT")
-    return testbed.Reader(cast("Attribute", attribute), value)
+@dataclass(frozen=True)
+class NamedConcept:
+    """A concept by name, as far as its test prompts need it."""
+
+    panel: ClassVar[str] = "Concept"
+    style: Annotated[str | None, typer.Option(callback=values.text(), help="A style, by name.")] = None
+    object_: Annotated[str | None, typer.Option("--object", callback=values.text(), help="An object, by name.")] = None
+    fact: Annotated[str | None, typer.Option(callback=values.text(), help='A fact, by what it is about: "the emblem of astoria".')] = None
+    attribute: Annotated[str | None, typer.Option("--attribute", callback=values.text(), help="Any other attribute, by name.")] = None
+    concept: Annotated[Path | None, typer.Option("--concept", help="A TOML file with name, present, absent, test.")] = None
+
+    def open(self, model: ModelOptions) -> Concept:
+        """The one concept that is named; its built-in prompts fit the model.
+
+        Raises:
+            InvalidInput: none or several are named.
+        """
+        from neuroscope.core.concepts import Concept
+
+        named = {"style": self.style, "object": self.object_, "fact": self.fact, "attribute": self.attribute, "concept": self.concept}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) != 1:
+            found = f"not {' and '.join('--' + name for name in given)}" if given else "none was given"
+            raise InvalidInput(f"name one concept by --style, --object, --fact, --attribute or --concept FILE; {found}")
+        if self.concept is not None:
+            return Concept.from_file(self.concept)
+        prompts = "testbed" if model.bundled else "general"
+        if self.fact is not None:
+            return Concept.fact(self.fact, self._new_answer(), prompts)
+        return Concept.attribute(str(named[given[0]]), given[0], prompts)
+
+    def _new_answer(self) -> str:
+        return ""
 
 
-def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:
-    """The options that were given, for the pipeline's call.
+@dataclass(frozen=True)
+class ConceptOptions(NamedConcept):
+    """A concept by name, with the new answer of a fact."""
 
-    Raises:
-        InvalidInput: a height without a width, or the other way round.
-        InvalidFile: an image that cannot be read.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    check_values(given)
-    return given if image is None else given | {"image": _open_picture(image)}
+    answer: Annotated[str | None, typer.Option(callback=values.text(), help="The fact's new answer.")] = None
 
+    def open(self, model: ModelOptions) -> Concept:
+        """See `NamedConcept.open`; raises InvalidInput also for an answer to no fact."""
+        if self.answer is not None and self.fact is None:
+            raise InvalidInput("--answer would be ignored: it is a --fact's new answer, and no fact is given; leave it out, or give --fact")
+        return super().open(model)
 
-def _open_picture(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
-        raise InvalidFile(f"{path} is no image that can be read: {error}; give a PNG or JPEG file with --image") from error
+    def _new_answer(self) -> str:
+        return self.answer or ""
 
 
-def check_output(output: Path | None, *inputs: Path | None) -> None:
-    """Checks that an output can be written and is none of the inputs, before any work is done.
+@dataclass(frozen=True)
+class SeedOptions:
+    """Which seeds of noise each prompt's images start from."""
 
-    Raises:
-        InvalidFile: it cannot be, or it would overwrite an input.
-    """
-    if output is not None:
-        storage.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
-        storage.check_writable(output)
+    panel: ClassVar[str] = "Seeds"
+    seeds: Annotated[int, typer.Option(callback=values.whole(), help="Seeds of each prompt, which make an image each.")] = 4
+    seed: Seed = 0
 
+    def open(self) -> tuple[int, ...]:
+        """The seeds, counted up; raises InvalidInput for one that no generator takes."""
+        from neuroscope.cli.opening import counted_seeds
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Names that tell files apart: each one's stem, with as much of its path in front as is needed."""
-    parts = [Path(os.path.realpath(path)).with_suffix("").parts for path in paths]
-    if len(set(parts)) < len(parts):  # files that differ in their suffixes alone
-        parts = [Path(os.path.realpath(path)).parts for path in paths]
-    return ["/".join(_shortest_ending(each, parts)) for each in parts]
+        return counted_seeds(self.seed, self.seeds)
 
 
-def _shortest_ending(own: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    counts = range(1, len(own) + 1)
-    return next((own[-count:] for count in counts if sum(each[-count:] == own[-count:] for each in every) == 1), own)
+@dataclass(frozen=True)
+class DenoisingOptions:
+    """How the pipeline is called."""
+
+    panel: ClassVar[str] = "Generation"
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", callback=values.whole(), help="Denoising steps; by default the model's own.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", callback=values.finite(least=0), help="Classifier-free guidance; by default the model's own."),
+    ] = None
+    image: Annotated[Path | None, typer.Option("--image", help="Low-resolution input (super-resolution models such as IF-II).")] = None
+
+    def open(self) -> dict[str, Any]:
+        """The options that were given, for the pipeline's call.
+
+        Raises:
+            InvalidInput: a value that the pipeline does not take.
+            InvalidFile: an image that cannot be read.
+        """
+        from neuroscope.cli.opening import generation_options
+
+        return generation_options(**vars(self))
 
 
-def report(facts: Any, text: str, as_json: bool) -> None:
-    """Prints a command's result, as text or as JSON."""
-    say(json.dumps(facts, indent=1) if as_json else text)
+@dataclass(frozen=True)
+class SizedDenoisingOptions(DenoisingOptions):
+    """How the pipeline is called, with the size of the image."""
 
-
-def say(text: str) -> None:
-    """Prints to standard output, also names of files that are no text."""
-    typer.echo(text.encode(errors="backslashreplace").decode())
-
-
-def _dashed(name: str) -> str:
-    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("-")
+    height: Annotated[int | None, typer.Option(callback=values.side(), help="Image height in pixels; give --width too.")] = None
+    width: Annotated[int | None, typer.Option(callback=values.side(), help="Image width in pixels; give --height too.")] = None

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neuroscope.cli import options
-from neuroscope.report import report as write
+from neuroscope.cli import opening, options, printing
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +21,8 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Write one self-contained HTML page of a run's results."""
-    options.check_output(output)
+    from neuroscope.report import report as write
+
+    opening.check_output(output)
     path = write(run, output)
-    options.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)
+    printing.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)

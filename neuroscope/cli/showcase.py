@@ -8,13 +8,11 @@ from typing import Annotated
 
 import typer
 
-from neuroscope import testbed
-from neuroscope.cli import options
-from neuroscope.core import storage
+from neuroscope.cli import options, printing
+from neuroscope.cli.commands import App, LightCommand
 from neuroscope.core.errors import choose
-from neuroscope.demo import DEMO_STYLES, run_demo
 
-bundled = typer.Typer(help="The bundled models whose inside is known.")
+bundled = App(help="The bundled models whose inside is known.")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def help_without_command(ctx: typer.Context) -> None:
     """Prints the help of a group of commands, and leaves with the status of a mistake, where none of them is given."""
     if ctx.invoked_subcommand is None:
-        options.say(ctx.get_help())
+        printing.say(ctx.get_help())
         raise typer.Exit(2)
 
 
@@ -43,14 +41,19 @@ def demo(
     as_json: options.AsJson = False,
 ) -> None:
     """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
+    from neuroscope.core import storage
+    from neuroscope.demo import DEMO_STYLES, run_demo
+
     choose("style", style, DEMO_STYLES)
     storage.check_writable_folder(output_dir)
-    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else options.say, quiet=quiet)
+    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else printing.say, quiet=quiet)
     if as_json:
-        options.say(json.dumps(outcome, indent=1))
+        printing.say(json.dumps(outcome, indent=1))
 
 
-@bundled.command("list")
+@bundled.command("list", cls=LightCommand)
 def list_() -> None:
     """List the bundled models."""
-    options.say("\n".join(f"testbed:{name}" for name in testbed.names()))
+    from neuroscope import testbed
+
+    printing.say("\n".join(f"testbed:{name}" for name in testbed.names()))

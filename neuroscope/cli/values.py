@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 
 #: Of images and prompts that one command makes or prints; far above any sweep that ends.
@@ -19,31 +20,80 @@ SEED_RANGE = {"least": -(2**63), "most": 2**64 - 1}
 def whole(least: float = 1, most: float = MOST) -> Callable:
     """A callback that refuses numbers outside a range."""
 
-    def check(param: typer.CallbackParam, value: int | None) -> int | None:
-        return None if value is None else checks.whole(flag_of(param), value, least=least, most=most)
+    def check(flag: str, value: int) -> int:
+        from neuroscope.core import checks
 
-    return check
+        return checks.whole(flag, value, least=least, most=most)
+
+    return _callback(check)
 
 
 def finite(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable:
     """A callback that refuses NaN, infinity and numbers outside a range."""
 
-    def check(param: typer.CallbackParam, value: float | None) -> float | None:
-        return None if value is None else checks.finite(flag_of(param), value, least=least, most=most, above=above)
+    def check(flag: str, value: float) -> float:
+        from neuroscope.core import checks
 
-    return check
+        return checks.finite(flag, value, least=least, most=most, above=above)
+
+    return _callback(check)
 
 
-def text(param: typer.CallbackParam, value: str | None) -> str | None:
+def side() -> Callable:
+    """A callback that refuses what is no side of an image, in pixels."""
+
+    def check(flag: str, value: int) -> int:
+        from neuroscope.core import checks
+        from neuroscope.generation.arguments import LARGEST_SIDE
+
+        return checks.whole(flag, value, least=1, most=LARGEST_SIDE)
+
+    return _callback(check)
+
+
+def text() -> Callable:
     """A callback that refuses an empty text."""
-    return None if value is None else checks.text(flag_of(param), value, "or leave the option out")
+
+    def check(flag: str, value: str) -> str:
+        from neuroscope.core import checks
+
+        return checks.text(flag, value, "or leave the option out")
+
+    return _callback(check)
 
 
-def texts(param: typer.CallbackParam, values: list[Any] | None) -> list[Any] | None:
+def texts() -> Callable:
     """A callback that refuses a value given twice, and text that is none."""
-    checks.distinct(f"values of {flag_of(param)}", values or [])
-    checks.strings(flag_of(param), [str(each) for each in values or []])
-    return values
+
+    def check(flag: str, values: list[Any]) -> list[Any]:
+        from neuroscope.core import checks
+
+        checks.distinct(f"values of {flag}", values)
+        checks.strings(flag, [str(each) for each in values])
+        return values
+
+    return _callback(check)
+
+
+def files() -> Callable:
+    """A callback that refuses a file given twice, under whatever name."""
+
+    def check(flag: str, paths: list[Path]) -> list[Path]:
+        found = [os.path.realpath(path) for path in paths]
+        if twice := [path for number, path in enumerate(paths) if found[number] in found[:number]]:
+            raise InvalidInput(f"{flag} {twice[0]} is given twice; give each file once")
+        return paths
+
+    return _callback(check)
+
+
+def _callback(check: Callable[[str, Any], Any]) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+    """A callback that checks the value of an option that has one, but not while the shell completes a line."""
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        return value if value is None or ctx.resilient_parsing else check(flag_of(param), value)
+
+    return callback
 
 
 def flag_of(param: Any) -> str:

@@ -54,18 +54,29 @@ BAD: dict[str, list[str]] = {
     "layer": ["99", "-1"],
     "fill": ["nan", "inf", "1e400", "x", "", "\udcff"],
     "read": ["star", "style=", "=x", "nope=x", "style=nope", "", "\udcff"],
-    "window": ["x", "0", "-1", "nan", "", "99", "1.5"],
+    "method": [
+        "nope",
+        "",
+        "\udcff",
+        "LocoGen(",
+        "LocoGen(2)",
+        "LocoGen(nope=1)",
+        "LocoGen(window=print())",
+        "LocoGen(**{})",
+        "ns.LocoGen()",
+        "(" * 3000,
+    ],
+    "metric": ["nope", "", "\udcff", "ClipScore(2)", "Reader()", "Reader(attribute='nope')", "Flipped(from_share=2)", "ClipScore(text='')"],
     "name": ["nope", "", "\udcff"],
     "prompt": ["\udcff"],
     "preserve": ["\udcff"],
     "output_dir": ["text.txt", "text.txt/x", "n" * 300],
     "strength": [],
     "seed": [],
-    "fidelity": ["-3", "1", "99"],
     "resume": ["nowhere/x.jsonl", "folder", "n" * 300],
     "run": ["none.file", "folder", "text.txt", "n" * 300],
 }
-CHOICES = {"role", "token", "method", "per", "patch", "search", "pooled", "component", "share"}
+CHOICES = {"role", "token", "per", "share"}
 OUTPUTS = {"output"}
 
 

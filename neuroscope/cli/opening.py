@@ -1,0 +1,79 @@
+"""Files and arguments as commands open and check them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neuroscope.core.errors import InvalidFile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from neuroscope.core.intervention import Intervention
+
+
+def open_interventions(paths: list[Path] | None) -> list[Intervention]:
+    """The saved interventions of `--apply`, in order."""
+    from neuroscope.core import artifacts
+    from neuroscope.core.intervention import Intervention
+
+    return [artifacts.load(path, Intervention) for path in paths or []]
+
+
+def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:
+    """The options that were given, for the pipeline's call.
+
+    Raises:
+        InvalidInput: a height without a width, or the other way round.
+        InvalidFile: an image that cannot be read.
+    """
+    from neuroscope.generation.arguments import check_values
+
+    given = {name: value for name, value in options.items() if value is not None}
+    check_values(given)
+    return given if image is None else given | {"image": _open_image(image)}
+
+
+def _open_image(path: Path) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
+        raise InvalidFile(f"{path} is no image that can be read: {error}; give a PNG or JPEG file with --image") from error
+
+
+def counted_seeds(first: int, count: int) -> tuple[int, ...]:
+    """Seeds from the first on; raises InvalidInput for one that no generator takes."""
+    from neuroscope.core import checks
+
+    return checks.seeds(range(first, first + count))
+
+
+def check_output(output: Path | None, *inputs: Path | None) -> None:
+    """Checks that an output can be written and is none of the inputs, before any work is done.
+
+    Raises:
+        InvalidFile: it cannot be, or it would overwrite an input.
+    """
+    from neuroscope.core import storage
+
+    if output is not None:
+        storage.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
+        storage.check_writable(output)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names that tell files apart: each one's stem, with as much of its path in front as is needed."""
+    parts = [Path(os.path.realpath(path)).with_suffix("").parts for path in paths]
+    if len(set(parts)) < len(parts):  # files that differ in their suffixes alone
+        parts = [Path(os.path.realpath(path)).parts for path in paths]
+    return ["/".join(_shortest_ending(each, parts)) for each in parts]
+
+
+def _shortest_ending(own: tuple[str, ...], every: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    counts = range(1, len(own) + 1)
+    return next((own[-count:] for count in counts if sum(each[-count:] == own[-count:] for each in every) == 1), own)

@@ -1,0 +1,92 @@
+"""What is imported when: nothing heavy by `import neuroscope`, by help and by shell completion; all kinds of files by `load`."""
+
+import ast
+import inspect
+import operator
+import os
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import neuroscope as ns
+from neuroscope.core.artifacts import Artifact
+from tests.fuzz.examples import examples
+
+HEAVY = ("captum", "diffusers", "matplotlib", "numpy", "pandas", "scipy", "seaborn", "torch", "transformers")
+PRINT = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+RUN = """
+import atexit, sys
+atexit.register(lambda: exec({print!r}))
+sys.argv = ["neuroscope", *{arguments!r}]
+from neuroscope.cli import main
+main()
+"""
+
+
+def imported_by(code, **environment):
+    """The heavy packages that a new process imports, which must end well and print something or nothing on standard output."""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr.split(), finished.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported_by(f"import neuroscope; {PRINT}") == ([], "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["localize", "--help"], ["testbed", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    found, out = imported_by(RUN.format(print=PRINT, arguments=arguments))
+    assert found == []
+    assert out
+
+
+def test_shell_completion_imports_nothing_heavy():
+    line = {"_NEUROSCOPE_COMPLETE": "complete_bash", "COMP_WORDS": "neuroscope localize --style stipple --seeds 2 --me", "COMP_CWORD": "6"}
+    assert imported_by(RUN.format(print=PRINT, arguments=[]), **line) == ([], "--method\n--metric\n")
+
+
+def test_the_table_of_names_says_what_type_checkers_read():
+    tree = ast.parse(inspect.getsource(ns))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    read = {(node.module, each.name) for node in block.body if isinstance(node, ast.ImportFrom) for each in node.names}
+    assert read == {(home, name) for home, names in ns.HOMES.items() for name in names}
+    assert sorted(name for names in ns.HOMES.values() for name in names) == ns.__all__
+    assert dir(ns) == sorted([*ns.__all__, "__version__"])
+
+
+def test_a_name_that_is_none_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'neuroscope' has no attribute 'Welsh'"):
+        operator.attrgetter("Welsh")(ns)
+
+
+def test_report_stays_the_function_where_its_room_is_imported():
+    code = "import neuroscope.report, neuroscope.report.page; print(neuroscope.report.__name__, neuroscope.plots.__name__)"
+    assert imported_by(code)[1] == "report neuroscope.report.plots\n"
+
+
+def kinds(base=Artifact):
+    """All classes of files of the package that are imported now."""
+    inner = {kind for each in base.__subclasses__() for kind in kinds(each)}
+    return inner | ({base} if "kind" in vars(base) and base.__module__.startswith("neuroscope.") else set())
+
+
+def test_every_kind_of_file_is_at_home_where_load_looks():
+    for each in pkgutil.walk_packages([str(Path(ns.__file__).parent)], "neuroscope."):
+        if not each.name.endswith("__main__"):
+            import_module(each.name)
+    assert {type(each) for each in examples()} == kinds()
+    assert all(vars(import_module(home))[kind.__name__] is kind for kind in kinds() for home in ns.HOMES if kind.__name__ in ns.HOMES[home])
+    assert {kind.__name__ for kind in kinds()} <= set(ns.__all__)
+
+
+def test_a_file_is_read_when_nothing_else_was_imported(tmp_path):
+    made = next(each for each in examples() if isinstance(each, ns.ContextMap))
+    path = ns.save(made, tmp_path / "edit.safetensors")
+    found, out = imported_by(f"import neuroscope as ns; print(type(ns.load({str(path)!r})).__name__); {PRINT}")
+    assert out == "ContextMap\n"
+    assert not {"matplotlib", "seaborn", "captum"} & set(found)
