@@ -231,7 +231,7 @@ def test_what_people_wrote_is_escaped(tmp_path, layers, table):
     assert page.of("b") == []
     assert [name] in page.rows
     assert [name, "layer 1", "0.750", "0.000"] in page.rows
-    assert f"{name}, base" in page.alts
+    assert f"{name}, source" in page.alts
 
 
 def test_components_and_parts_have_grids_and_big_sheets_show_the_best(tmp_path, layers):
