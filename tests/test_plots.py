@@ -76,12 +76,16 @@ def test_a_plot_changes_no_global_setting(plot):
     assert mpl.rcParams == before
 
 
-def test_texts_are_no_formulas(scores, images):
+def test_texts_are_no_formulas(scores, images, table):
     odd = "$100 and $\\frac{$"
     provenance = Provenance(concept=odd, method=odd)
     plots.neurons(replace(scores, provenance=provenance)).figure.canvas.draw()
     plots.layers(replace(scores.by_layer(), provenance=provenance)).figure.canvas.draw()
     plots.images({odd: images["none"]}, [odd]).figure.canvas.draw()
+    both = pd.concat([table.assign(control=odd, metric=odd), table.assign(control="random", metric=odd, score=0.9)])
+    plots.dose(both).figure.canvas.draw()
+    plots.dose(both.assign(score=0.5)).figure.canvas.draw()
+    plots.dose(pd.concat([both, table.assign(control=odd)])).figure.canvas.draw()
 
 
 def test_a_plot_changes_no_data(scores, table):
@@ -240,26 +244,68 @@ class TestImages:
 
 
 class TestDose:
-    def test_there_is_a_line_a_metric_through_the_means(self, table):
+    def test_there_is_a_panel_a_metric_with_a_line_through_the_means(self, table):
         ax = plots.dose(table)
-        lines = {label: line for line, label in zip(ax.get_legend().get_lines(), labels(ax.get_legend().get_texts()), strict=True)}
-        assert {"style", "object"} <= set(lines)
-        drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
-        for line in drawn:
+        assert [panel.get_title(loc="left") for panel in ax.child_axes] == ["style", "object"]
+        for panel in ax.child_axes:
+            (line,) = panel.get_lines()
             np.testing.assert_array_equal(line.get_xdata(), [1, 10, 50])
             np.testing.assert_allclose(line.get_ydata(), table.groupby("neurons")["score"].mean())
+            assert panel.get_ylim() == (-0.08, 1.08)
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons in the mask", "share of images")
+
+    def test_one_metric_is_drawn_into_the_axes_themselves(self, table):
+        ax = plots.dose(table[table["metric"] == "style"])
+        assert ax.child_axes == []
+        assert len(ax.get_lines()) == 1
+        assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("neurons in the mask", "share of images", "style, 95 % interval")
+
+    @pytest.mark.parametrize(("size", "columns"), [((7, 2.5), 2), ((3, 3), 1)])
+    def test_panels_are_side_by_side_where_there_is_room(self, table, size, columns):
+        ax = plots.dose(table, ax=plt.subplots(figsize=size)[1])
+        ax.figure.canvas.draw()
+        boxes = [panel.get_window_extent() for panel in ax.child_axes]
+        assert len({round(box.x0) for box in boxes}) == columns
+        assert not boxes[0].overlaps(boxes[1])
+        assert all(ax.get_window_extent().padded(1).containsx(box.x1) for box in boxes)
 
     def test_scores_beyond_one_are_no_shares(self, table):
         assert plots.dose(table.assign(score=5.0)).get_ylabel() == "score"
 
-    def test_controls_have_a_style_of_their_own(self, table):
-        both = pd.concat([table.assign(control="mask"), table.assign(control="random", score=0.5)])
-        assert {"mask", "random"} <= set(labels(plots.dose(both).get_legend().get_texts()))
+    def test_controls_are_named_once_at_the_ends_of_their_lines(self, table):
+        both = pd.concat([table.assign(control="mask"), table.assign(control="random", score=0.9)])
+        first, second = plots.dose(both).child_axes
+        assert [(text.get_text(), text.get_color()) for text in first.texts] == [
+            (line.get_label(), line.get_color()) for line in first.lines
+        ]
+        assert [text.get_text() for text in first.texts] == ["mask", "random"]
+        assert list(second.texts) == []
+
+    def test_controls_that_are_close_everywhere_have_a_legend(self, table):
+        both = pd.concat([table.assign(control="mask"), table.assign(control="random")])
+        first, second = plots.dose(both).child_axes
+        assert {"mask", "random"} <= set(labels(first.get_legend().get_texts()))
+        assert second.get_legend() is None
+
+    def test_lines_that_coincide_have_markers_of_different_size(self, table):
+        both = pd.concat([table.assign(control="mask"), table.assign(control="random")])
+        small, large = plots.dose(both).child_axes[0].get_lines()
+        assert small.get_markersize() < large.get_markersize()
+        assert large.get_markerfacecolor() == "none"
+
+    @pytest.mark.parametrize(("doses", "scale"), [((1, 10, 50), "log"), ((1, 2, 4), "linear"), ((0, 10, 50), "linear")])
+    def test_doses_of_a_wide_range_have_a_logarithmic_axis(self, table, doses, scale):
+        ax = plots.dose(table.assign(neurons=table["neurons"].map(dict(zip((1, 10, 50), doses, strict=True)))))
+        assert {panel.get_xscale() for panel in ax.child_axes} == {scale}
+        assert labels(ax.child_axes[-1].get_xticklabels()) == [str(dose) for dose in doses]
 
     def test_a_table_without_the_columns_is_refused(self, table):
         with pytest.raises(InvalidInput, match="the dose table lacks the columns metric, neurons; add them to evaluate's table"):
             plots.dose(table[["score", "prompt"]])
+
+    def test_a_table_without_rows_is_refused(self, table):
+        with pytest.raises(InvalidInput, match="the dose table has no rows; give evaluate's table of at least one mask"):
+            plots.dose(table[:0])
 
 
 def test_the_graph_shows_every_site_and_edge(graph):

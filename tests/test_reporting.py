@@ -1,4 +1,4 @@
-"""The page of a run: every section when its data is there, self-contained, escaped, and with the tables' own numbers."""
+"""The page of a run: every section when its results exist, self-contained, escaped, and with the tables' own numbers."""
 
 import itertools
 import re
@@ -35,21 +35,22 @@ from neuroscope import (
     summarize,
 )
 from neuroscope.cli import main
-from neuroscope.report import changes, neurons, plots, tables, where
-from neuroscope.report.blocks import EmbeddedImage, Figure
+from neuroscope.report import plots, sections, tables
+from neuroscope.report import scores as rankings
+from neuroscope.report.figures import EmbeddedImage, Figure
 
 BLANK = EmbeddedImage("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}
-STORY = {
-    "What was asked": ["*"],
-    "The model": ["*.safetensors"],
-    "Which layers": ["layers.*"],
-    "Which neurons": ["neurons.safetensors"],
-    "What was changed": ["mask.*", "edit.*", "swap.*"],
-    "Does it hold?": ["evaluation.csv", "images.png"],
+SECTIONS = {
+    "Setup": ["*"],
+    "Model": ["*.safetensors"],
+    "Layers": ["layers.*"],
+    "Neurons": ["neurons.safetensors"],
+    "Interventions": ["mask.*", "edit.*", "swap.*"],
+    "Evaluation on held-out prompts": ["evaluation.csv", "images.png"],
     "Other images": ["other.png"],
-    "What it cost": ["layers.safetensors"],
-    "Where it comes from": ["*.safetensors"],
+    "Cost": ["layers.safetensors"],
+    "Provenance": ["*.safetensors"],
 }
 
 
@@ -143,8 +144,7 @@ def page(whole, tmp_path_factory) -> Page:
 @pytest.fixture
 def run(whole, tmp_path, monkeypatch):
     """A copy of the run that a test may spoil, with blank plots."""
-    for module in (where, neurons):
-        monkeypatch.setattr(module, "drawn", lambda _plot, alt, caption: Figure(BLANK, alt, caption, BLANK))
+    monkeypatch.setattr(rankings, "drawn", lambda _plot, alt, caption: Figure(BLANK, alt, caption, BLANK))
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -152,8 +152,8 @@ def page_of(run) -> Page:
     return Page(report(run).read_text())
 
 
-def test_the_whole_story_is_on_one_page_in_order(page):
-    assert page.of("h2") == list(STORY)
+def test_all_sections_are_on_one_page_in_order(page):
+    assert page.of("h2") == list(SECTIONS)
     assert page.of("h1")[0].startswith("stipple in ")
     assert "All 2 prompts agree on layer 1." in page.of("p")
     assert {"LocoGen", "Welch", "mask", "edit", "swap", "Evaluation", "Before and after"} <= set(page.of("h3"))
@@ -179,9 +179,9 @@ def test_headings_are_in_order(run):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
 
 
-@pytest.mark.parametrize("section", [name for name, files in STORY.items() if files != ["*"]])
+@pytest.mark.parametrize("section", [name for name, files in SECTIONS.items() if files != ["*"]])
 def test_a_section_without_data_is_left_out(run, section):
-    for pattern in STORY[section]:
+    for pattern in SECTIONS[section]:
         for file in run.glob(pattern):
             file.unlink()
     assert section not in page_of(run).of("h2")
@@ -231,7 +231,7 @@ def test_what_people_wrote_is_escaped(tmp_path, layers, table):
     assert page.of("b") == []
     assert [name] in page.rows
     assert [name, "layer 1", "0.750", "0.000"] in page.rows
-    assert f"{name}, base" in page.alts
+    assert f"{name}, source" in page.alts
 
 
 def test_components_and_parts_have_grids_and_big_sheets_show_the_best(tmp_path, layers):
@@ -268,7 +268,7 @@ def test_a_recording_is_ranked_only_where_no_scores_were_saved(run, recording):
 
 
 def test_an_unknown_intervention_is_shown_by_its_repr_and_header(run, monkeypatch):
-    monkeypatch.setattr(changes, "_KINDS", {})
+    monkeypatch.setattr(sections, "_KINDS", {})
     mask = load(run / "mask.safetensors", NeuronMask)
     save(replace(mask, strength=0.25, tokens=(1, 2)), run / "mask.safetensors")
     page = page_of(run)

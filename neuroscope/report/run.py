@@ -22,15 +22,15 @@ _TEXTS = {"intervention": str, "prompt": str, "metric": str}
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder of results holds.
+    """The results of a folder, each by file name, in the order of the names.
 
     Attributes:
-        folder: where it lies.
-        artifacts: by file name, what neuroscope saved.
-        headers: by file name, the headers of these.
-        tables: by file name, evaluations.
-        images: by file name, PNG files.
-        skipped: by file name, why it is left out.
+        folder: the folder.
+        artifacts: what neuroscope saved (`*.safetensors`).
+        headers: the headers of the artefacts.
+        tables: evaluations (`*.csv`), with the columns of `evaluate`.
+        images: the paths of PNG files.
+        skipped: for each file that something else wrote, why it is left out.
     """
 
     folder: Path
@@ -45,16 +45,16 @@ class Run:
         return {name: each for name, each in self.artifacts.items() if isinstance(each, kind)}
 
     def provenance(self, file: str) -> dict[str, str]:
-        """What a file's header says of model, concept and method."""
+        """What a file's header records of model, family, concept and method."""
         return self.headers[file].get("provenance") or {}
 
-    def said(self, name: str) -> list[str]:
-        """What all provenances say of one thing, such as "model"; each value once."""
+    def recorded(self, name: str) -> list[str]:
+        """The distinct values that all provenances record under one name, such as "model"."""
         values = (self.provenance(file).get(name) for file in self.headers)
         return list(dict.fromkeys(value for value in values if value))
 
     def sites(self) -> dict[str, Site]:
-        """The sites that recordings and scores describe, by path."""
+        """The sites of the run's recordings and neuron scores, by path."""
         described = [each.sites for each in self.artifacts.values() if isinstance(each, Recording | NeuronScores)]
         return {site.path: site for sites in described for site in sites}
 
@@ -63,14 +63,14 @@ def read_run(folder: Path) -> Run:
     """Reads a folder of results.
 
     Raises:
-        InvalidInput: there is no such folder, or nothing in it that a report could show.
+        InvalidInput: the folder does not exist, or holds nothing that a report could show.
         InvalidFile: one of the results is damaged.
     """
     try:
-        there = folder.is_dir()
+        exists = folder.is_dir()
     except OSError:  # a name that no folder can have
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise InvalidInput(f"there is no folder {folder}; give one with results, such as `neuroscope demo` writes")
     run = Run(folder)
     for path in sorted(folder.iterdir()):
@@ -85,6 +85,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read(path: Path, run: Run) -> None:
+    """Adds a file to the run; files with other suffixes than a run's are ignored."""
     if not path.is_file():
         return
     if path.suffix == ".safetensors":
@@ -97,6 +98,12 @@ def _read(path: Path, run: Run) -> None:
 
 
 def _table(path: Path) -> pd.DataFrame:
+    """An evaluation, one row per image and metric.
+
+    Raises:
+        ForeignFile: the table has other columns, or no row.
+        InvalidFile: the file is not a table, or a score or seed is not a finite number.
+    """
     try:
         table = pd.read_csv(path, keep_default_na=False, na_values={"score": ["", "nan"]}, dtype=_TEXTS)
     except (ValueError, OverflowError) as error:

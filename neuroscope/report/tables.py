@@ -4,19 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from neuroscope.report.blocks import Cell, RunBatch, Table
-
+#: The head of the column that replaces `low` and `high`.
 INTERVAL = "95 % interval"
+#: Columns of one quantity, which have the same number of decimals.
 _SHARED = ({"score", "mean", "low", "high"}, {"effect", "next_best"})
 _FIXED = {"seconds": 1, "peak GiB": 2}
 _PROBABILITIES = ("p_value", "q_value")
 
 
+@dataclass(frozen=True)
+class Cell:
+    """The text of a cell or of a column's head.
+
+    Attributes:
+        text: what the page shows.
+        number: whether it is right-aligned, as numbers are.
+    """
+
+    text: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a table, under a heading of their own if `title` is given."""
+
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        columns: the heads.
+        groups: the rows, each as long as `columns`.
+        caption: what the table shows.
+        folded: whether the page hides it behind its caption until a click.
+    """
+
+    columns: Sequence[Cell]
+    groups: Sequence[RowGroup]
+    caption: str
+    folded: bool = False
+
+
+#: A table column by column: each head with its cells.
+Columns = Sequence[tuple[Cell, list[Cell]]]
+
+
 def tabled(table: pd.DataFrame, caption: str, *, by: str = "", folded: bool = False) -> Table:
-    """A data frame; `low` and `high` become one interval, and rows of one value of column `by` a group under it."""
+    """A data frame as a table.
+
+    Args:
+        table: one row per row of the page. `low` and `high` become one column, "95 % interval".
+        caption: what the table shows.
+        by: the column that groups rows: each of its values becomes a heading above its rows. By default there is one group.
+        folded: whether the page hides the table until a click.
+    """
     if not by:
         columns = _columns(table)
         return Table([head for head, _ in columns], [_group(columns)], caption, folded)
@@ -26,13 +76,13 @@ def tabled(table: pd.DataFrame, caption: str, *, by: str = "", folded: bool = Fa
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Three decimals, or as many as show the largest of small values with three figures."""
+    """How many decimals a column needs: 3, or as many as give the largest of small values three significant figures."""
     largest = max((abs(float(value)) for value in values if math.isfinite(value)), default=0.0)
     return 3 if largest == 0 or largest >= 0.1 else 2 - math.floor(math.log10(largest))
 
 
 def number(value: float, places: int = 3) -> str:
-    """A number with a true minus; a dash where there is none."""
+    """A number with `places` decimals and a true minus sign; a dash for NaN."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:.{places}f}"
@@ -40,11 +90,8 @@ def number(value: float, places: int = 3) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things, in words such as "1 prompt" and "2 prompts"."""
+    """A count with its noun, such as "1 prompt" and "2 prompts"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-Columns = Sequence[tuple[Cell, list[Cell]]]
 
 
 def _columns(table: pd.DataFrame) -> Columns:
@@ -60,7 +107,7 @@ def _columns(table: pd.DataFrame) -> Columns:
 
 
 def _places(table: pd.DataFrame) -> dict[str, int]:
-    """The decimals of each column; columns of one quantity have the same."""
+    """The decimals of each column of floats."""
     numeric = table.select_dtypes("float")
     places = {}
     for name in numeric.columns:
@@ -82,8 +129,9 @@ def _column(values: pd.Series, places: int) -> tuple[Cell, list[Cell]]:
 
 
 def _probability(value: float) -> str:
+    """Three decimals; below 0.001, a power of ten."""
     return number(value) if math.isnan(value) or value >= 0.001 else f"{value:.1e}".replace("-", "−")
 
 
-def _group(columns: Columns, title: str = "") -> RunBatch:
-    return RunBatch([list(row) for row in zip(*(cells for _, cells in columns), strict=True)], title)
+def _group(columns: Columns, title: str = "") -> RowGroup:
+    return RowGroup([list(row) for row in zip(*(cells for _, cells in columns), strict=True)], title)

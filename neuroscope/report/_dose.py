@@ -1,0 +1,164 @@
+"""The dose plot: scores against the number of masked neurons."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from neuroscope.core import checks
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.statistics import is_share, mean_interval
+from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, new_axes, panels
+
+#: Doses whose largest is this many times their smallest, or more, have a logarithmic axis.
+_LOGARITHMIC = 8
+#: Up to so many doses have a tick each.
+_TICKS = 8
+#: Lines whose ends are apart by at least this share of the axis are named at their ends.
+_APART = 0.2
+#: Between a line's end and its name, in points.
+_BESIDE = 6
+#: The looks of lines in turn. Each later marker is larger and hollow, so that lines which coincide stay visible.
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "tab:blue", "linewidth": 1.6, "marker": "o", "markersize": 3.5, "markerfacecolor": "tab:blue"},
+    {"color": "tab:orange", "linewidth": 1.0, "linestyle": (0, (4, 2)), "marker": "s", "markersize": 6, "markerfacecolor": "none"},
+    {"color": "tab:green", "linewidth": 1.0, "linestyle": ":", "marker": "D", "markersize": 8.5, "markerfacecolor": "none"},
+    {"color": "tab:purple", "linewidth": 1.0, "linestyle": "-.", "marker": "^", "markersize": 11, "markerfacecolor": "none"},
+)
+
+
+def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Scores against the number of masked neurons, with 95 % intervals over prompts: one panel per metric, one line per control.
+
+    Intervals are those of `ns.summarize`: exact where all scores of a metric are 0 or 1. If all scores lie between 0 and 1, every panel
+    reaches from 0 to 1. Doses that span a factor of 8 or more have a logarithmic axis.
+
+    Args:
+        table: evaluations of masks of growing size, one after the other: the columns of `ns.evaluate` and `neurons`, the number of
+            masked neurons. A column `control`, if there is one, names the lines, such as "top neurons" and "random neurons".
+        ax: where to draw; by default a new figure, 3.4 inches wide.
+
+    Returns:
+        The axes. With several metrics they are a frame that holds the shared labels, and its `child_axes` are the panels: side by side
+        where `ax` is much wider than tall, else in a column.
+
+    Raises:
+        InvalidInput: the table lacks a column or has no rows, or an argument is of another kind.
+    """
+    checks.instance("table", table, pd.DataFrame, "evaluations with a column `neurons`")
+    check_axes(ax)
+    if missing := {"neurons", "metric", "score"} - set(table.columns):
+        raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
+    by_metric = {str(metric): part for metric, part in table.groupby("metric", sort=False)}
+    if not by_metric:
+        raise InvalidInput("the dose table has no rows; give evaluate's table of at least one mask")
+    ax = ax or new_axes(COLUMN, 2.6 if len(by_metric) == 1 else 0.7 + 1.1 * len(by_metric))
+    shares = bool(table["score"].between(0, 1).all())
+    metrics = list(by_metric)
+    drawn = panels(ax, metrics)
+    for panel, part in zip(drawn, by_metric.values(), strict=True):
+        _draw_metric(panel, part)
+        _scale(panel, part["neurons"], shares)
+    ax.set(xlabel="neurons in the mask", ylabel="share of images" if shares else "score")
+    if len(drawn) > 1:
+        _frame(ax, drawn)
+    _name_lines(drawn)
+    return finish(ax, "scores with masked neurons (bands: 95 % intervals)" if len(drawn) > 1 else f"{metrics[0]}, 95 % interval")
+
+
+def _draw_metric(ax: Axes, table: pd.DataFrame) -> None:
+    """A line per control through the means of prompts' means, in a band of its 95 % intervals."""
+    keys = [name for name in ("control", "neurons", "prompt") if name in table.columns]
+    means = table.groupby(keys, sort=False)["score"].mean().reset_index() if "prompt" in keys else table
+    exact = is_share(table["score"].to_numpy(dtype=float))
+
+    def interval(scores: pd.Series) -> tuple[float, float]:
+        return mean_interval(scores.dropna().to_numpy(), exact)
+
+    lines = means.groupby("control", sort=False) if "control" in keys else [("", means)]
+    band = {"alpha": 0.11, "linewidth": 0}
+    for (name, line), look in zip(lines, itertools.cycle(_LOOKS), strict=False):
+        sns.lineplot(
+            line,
+            x="neurons",
+            y="score",
+            ax=ax,
+            errorbar=interval,
+            err_kws=band,
+            label=str(name),
+            markeredgecolor=look["color"],
+            legend=False,
+            **look,
+        )
+    ax.set(xlabel="", ylabel="")
+
+
+def _scale(ax: Axes, doses: pd.Series, shares: bool) -> None:
+    """Shares reach from 0 to 1; few doses have a tick each."""
+    if shares:
+        ax.set_ylim(-0.08, 1.08)
+        ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    known = sorted(set(doses))
+    if known[0] > 0 and known[-1] >= _LOGARITHMIC * known[0]:
+        ax.set_xscale("log")
+    if len(known) <= _TICKS:
+        ax.set_xticks(known, [f"{dose:g}" for dose in known])
+        ax.set_xticks([], minor=True)
+    ax.grid(axis="y", color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _frame(ax: Axes, drawn: list[Axes]) -> None:
+    """Gives `ax` invisible tick labels as wide as the panels', so that its axis labels stand beside these."""
+    widest = max((label.get_text() for panel in drawn for label in panel.get_yticklabels()), key=len)
+    sns.despine(ax=ax, left=True, bottom=True)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_yticks([0], [widest])
+    ax.set_xticks([0], ["0"])
+    ax.tick_params(labelcolor="none", color="none")
+
+
+def _name_lines(drawn: list[Axes]) -> None:
+    """Names several lines once: at their ends, in the panel where these are farthest apart, or in a legend if they are close everywhere."""
+    panel = max(drawn, key=_separation)
+    lines = panel.get_lines()
+    if len(lines) < 2:
+        return
+    if _separation(panel) < _APART:
+        for text in panel.legend(frameon=False, fontsize=SMALL).get_texts():
+            text.set_parse_math(False)
+        return
+    middle = sum(panel.get_ylim()) / 2
+    for line in lines:
+        x, y = _end(line)
+        side = 1 if y < middle else -1
+        panel.annotate(
+            str(line.get_label()),
+            (x, y),
+            xytext=(0, _BESIDE * side),
+            textcoords="offset points",
+            ha="right",
+            va="bottom" if side > 0 else "top",
+            color=line.get_color(),
+            fontsize=SMALL,
+            parse_math=False,
+        )
+
+
+def _separation(ax: Axes) -> float:
+    """The smallest distance between the ends of two lines, as a share of the axis."""
+    ends = sorted(_end(line)[1] for line in ax.get_lines())
+    low, high = ax.get_ylim()
+    return min((after - before for before, after in itertools.pairwise(ends)), default=0.0) / (high - low)
+
+
+def _end(line: Line2D) -> tuple[float, float]:
+    """The last point of a line, in the axes' data."""
+    x, y = np.asarray(line.get_xydata(), dtype=float)[-1]
+    return float(x), float(y)
