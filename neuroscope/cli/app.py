@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import os
 import sys
 import warnings
@@ -16,6 +15,7 @@ import typer
 
 from neuroscope import _interrupts
 from neuroscope.cli import concepts, editing, generation, inspection, localization, reporting, showcase
+from neuroscope.core import distribution
 from neuroscope.core.errors import NeuroscopeError
 from neuroscope.generation.batches import out_of_memory
 
@@ -40,7 +40,7 @@ def choose_command(
 ) -> None:
     """Find, switch off and plot what a text-to-image diffusion model knows, neuron by neuron."""
     if version:
-        typer.echo(f"neuroscope {importlib.metadata.version('neuroscope')}")
+        typer.echo(f"neuroscope {distribution.version()}")
         raise typer.Exit
     showcase.help_without_command(ctx)
 

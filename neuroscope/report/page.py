@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from pathlib import Path
 
 import jinja2
 
 from neuroscope.core import checks
+from neuroscope.core.distribution import version
 from neuroscope.core.storage import refuse_overwriting_inputs, write_beside
 from neuroscope.report.changes import changes
 from neuroscope.report.holds import holds, others
@@ -60,5 +60,4 @@ def _title(run: Run) -> str:
 def _lead(run: Run) -> str:
     held = {"result": len(run.artifacts), "evaluation": len(run.tables), "image": len(run.images)}
     counts = ", ".join(counted(count, noun) for noun, count in held.items() if count)
-    version = importlib.metadata.version("neuroscope")
-    return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version}."
+    return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version()}."
