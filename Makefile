@@ -55,7 +55,7 @@ docs: $(READY)
 # The pages and the docstrings as a site in site/; any warning is an error.
 site: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .venv-versions demo runs site

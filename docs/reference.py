@@ -57,7 +57,10 @@ def groups() -> dict[str, list[str]]:
 def examples() -> dict[str, str]:
     """By public name, the block under its heading on the page of examples."""
     parts = re.split(r"^### `(\w+)`\n", EXAMPLES.read_text(), flags=re.MULTILINE)
-    return {name: re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0].strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    return {
+        name: re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
+        for name, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
 
 
 def pages() -> dict[str, str]:
@@ -66,7 +69,7 @@ def pages() -> dict[str, str]:
     written = {}
     for each, names in groups().items():
         page, title, lead = GROUPS.get(each, ERRORS)
-        entries = (f"::: {path(name)}\n\n{shown.get(name, '')}\n" for name in names)
+        entries = (f"::: {path(name)}\n\n**Example**\n\n{shown[name]}\n" for name in names)
         written[f"api/{page}.md"] = "\n".join([f"# {title}\n\n{lead}\n", *entries])
     return written
 
