@@ -53,6 +53,12 @@ def test_types_are_published():
     assert (ROOT / "neuroscope" / "py.typed").exists()
 
 
+def test_no_type_error_is_disabled():
+    settings = PROJECT["tool"]["mypy"]
+    assert settings["strict"] is True
+    assert not any(name.startswith(("disable", "disallow", "warn", "check")) for name in settings)
+
+
 def test_hooks_before_a_commit_are_the_checks():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     checks = re.search(r"^check: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]

@@ -22,7 +22,7 @@ from neuroscope.generation.arguments import LARGEST_SIDE, check_values
 from neuroscope.metrics.metric import Metric
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.loading import load_pipeline
-from neuroscope.testbed.world import ATTRIBUTES, Attribute
+from neuroscope.testbed.world import ATTRIBUTES
 
 
 def files(param: typer.CallbackParam, paths: list[Path] | None) -> list[Path] | None:
@@ -91,7 +91,7 @@ def open_concept(
 
 def open_interventions(paths: list[Path] | None) -> list[Intervention]:
     """The saved interventions of `--apply`, in order."""
-    return [artifacts.load(path, Intervention) for path in paths or []]
+    return [artifacts.load(path, cast("Any", Intervention)) for path in paths or []]
 
 
 def open_method(name: str) -> Attribution:
@@ -107,7 +107,7 @@ def open_reader(text: str, model: str) -> Metric:
         raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
     if not model.startswith("testbed:"):
         raise InvalidInput(f"--read works on the testbed's images, not on {model}; use --clip TEXT")
-    return testbed.Reader(cast("Attribute", attribute), value)
+    return testbed.Reader(attribute, value)
 
 
 def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ MOST = 100_000
 SEED_RANGE = {"least": -(2**63), "most": 2**64 - 1}
 
 
-def whole(least: float = 1, most: float = MOST) -> Callable:
+def whole(least: float = 1, most: float = MOST) -> Callable[..., Any]:
     """A callback that refuses numbers outside a range."""
 
     def check(param: typer.CallbackParam, value: int | None) -> int | None:
@@ -25,7 +25,7 @@ def whole(least: float = 1, most: float = MOST) -> Callable:
     return check
 
 
-def finite(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable:
+def finite(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[..., Any]:
     """A callback that refuses NaN, infinity and numbers outside a range."""
 
     def check(param: typer.CallbackParam, value: float | None) -> float | None:
@@ -48,7 +48,8 @@ def texts(param: typer.CallbackParam, values: list[Any] | None) -> list[Any] | N
 
 def flag_of(param: Any) -> str:
     """How an option is written."""
-    return max(param.opts, key=len)
+    result: str = max(param.opts, key=len)
+    return result
 
 
 def given(ctx: typer.Context) -> set[str]:

@@ -11,7 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
     found = file.kind
     if found is None:
         named = file.header["kind"]
-        raise InvalidFile(f"{path} holds a {named!r}, which this version cannot read{closest(named, _kinds(Artifact))}")
+        raise InvalidFile(f"{path} holds a {named!r}, which this version cannot read{closest(named, _kinds(Artifact.__subclasses__()))}")
     if not issubclass(found, kind):
         raise InvalidFile(
             f"{path} holds {_article(found.kind)}, but {_article(getattr(kind, 'kind', kind.__name__.lower()))} is needed here"
@@ -229,7 +229,7 @@ def _read(path: Path) -> _File:
         if checksum(header, tensors) != envelope.sha256:
             raise InvalidFile("its checksum is not that of its contents")
     header = _with_present_names(header)
-    kind = _kinds(Artifact).get(envelope.kind)
+    kind = _kinds(Artifact.__subclasses__()).get(envelope.kind)
     if kind is None:
         return _File(tensors, header, None, None, newer, [])
     with _damaged(path, f"a damaged {_KEY!r} header"):
@@ -287,10 +287,10 @@ def _path(path: str | os.PathLike[str]) -> Path:
     return Path(instance("path", path, (str, os.PathLike), '"mask.safetensors"'))
 
 
-def _kinds(base: type[Artifact]) -> dict[str, type[Artifact]]:
+def _kinds(classes: Iterable[type[Artifact]]) -> dict[str, type[Artifact]]:
     found: dict[str, type[Artifact]] = {}
-    for each in base.__subclasses__():
-        found |= _kinds(each)
+    for each in classes:
+        found |= _kinds(each.__subclasses__())
         if "kind" in vars(each):
             found[each.kind] = each
     return found

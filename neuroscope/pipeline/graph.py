@@ -128,7 +128,8 @@ class HookGraph:
         if pattern.reader is None:
             return torch.ones(site.width, dtype=torch.float64)
         weight = read_effective_weight(uncompiled(self.denoiser), self._beside(site, pattern.reader))
-        return weight.double().norm(dim=1 if pattern.reader_rows else 0)
+        result: Float[Tensor, "neuron"] = weight.double().norm(dim=1 if pattern.reader_rows else 0)
+        return result
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -231,11 +232,14 @@ class HookGraph:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "image channel height width"]) -> list[Image]:
         """The images of final latents (or final pixels, of a model without an autoencoder), one at a time to spare the memory."""
-        if not self.has_latents:
-            return self.pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
-        scaled = latents / self.pipe.vae.config.scaling_factor
-        pixels = torch.cat([self.pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
-        return self.pipe.image_processor.postprocess(pixels, output_type="pil")
+        images: list[Image]
+        if self.has_latents:
+            scaled = latents / self.pipe.vae.config.scaling_factor
+            pixels = torch.cat([self.pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
+            images = self.pipe.image_processor.postprocess(pixels, output_type="pil")
+        else:
+            images = self.pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
+        return images
 
     @property
     def has_latents(self) -> bool:
@@ -289,10 +293,10 @@ class HookGraph:
             yield self
 
     @block
-    def watch(self, keep: Callable[[StepState, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
+    def watch(self, keep: Callable[[StepState, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[Self]:
         """Calls `keep(moment, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
 
-        def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             keep(clock.now, args, kwargs, output)
 
         with ExitStack() as stack:
@@ -402,7 +406,7 @@ class HookGraph:
             each.check(self.spec)
         ran: Counter[str] = Counter()
         acted: set[int] = set()
-        shared: dict[tuple, CachedInput] = {}
+        shared: dict[tuple[Any, ...], CachedInput] = {}
         with ExitStack() as stack:
             clock = self._start_clock(stack)
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
@@ -426,13 +430,16 @@ class HookGraph:
             if id(each) not in acted:
                 raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
 
-    def _hook(self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable, before: bool | None = None) -> None:
+    def _hook(
+        self, stack: ExitStack, site: Site, clock: Clock, ran: Counter[str], act: Callable[..., Any], before: bool | None = None
+    ) -> None:
         module = clock.hooked[site.path] = self.module(site)
         read = functools.cache(partial(self._read, site, clock.place))  # what prompts say is the same at every step
 
         def run(tensor: Tensor) -> Tensor | None:
             ran[site.path] += 1
-            return act(tensor, clock.call(site, module.forward, read))
+            result: Tensor | None = act(tensor, clock.call(site, module.forward, read))
+            return result
 
         if site.before_module if before is None else before:
             handle = module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True)
@@ -474,7 +481,8 @@ class HookGraph:
 
     def _live(self, path: str) -> nn.Module:
         """The module of a site's or a place's path as it is now: adapters that come and go put others there."""
-        return uncompiled(self.denoiser).get_submodule(path.partition(".")[2].removesuffix(":input"))
+        result: nn.Module = uncompiled(self.denoiser).get_submodule(path.partition(".")[2].removesuffix(":input"))
+        return result
 
     def _beside(self, site: Site, module: str) -> str:
         """The path of a module that belongs to the same block as a site."""

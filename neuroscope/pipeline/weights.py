@@ -63,7 +63,8 @@ def read_effective_weight(root: nn.Module, path: str) -> Tensor:
         return read_parameter(root, f"{path}.weight")
     resting = inner.weight.device.type == "meta"  # offloaded modules take their inputs from anywhere
     units = torch.eye(inner.in_features, dtype=inner.weight.dtype, device="cpu" if resting else inner.weight.device)
-    return (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+    result: Tensor = (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+    return result
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -29,7 +29,7 @@ _ROWS = {"conditional": "conditional: those that carry the prompt", "all": "all"
 
 def changes(run: Run) -> Section:
     """The run's interventions."""
-    found = run.of_kind(Intervention) | run.of_kind(Neurons)
+    found = run.of_kind(cast("Any", Intervention)) | run.of_kind(Neurons)
     return Section("What was changed", [_part(name, each, run) for name, each in found.items()])
 
 

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
 from neuroscope.core import checks
@@ -99,7 +100,7 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
     _heatmap(ax, scaled, "share of its largest" if kinds is None else "share of the largest", 1)
     if marked is not None and kinds is None and marked in table.columns:
         left = list(table.columns).index(cast("Any", marked))
-        ax.add_patch(plt.Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
+        ax.add_patch(Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
     ax.set(xlabel="cross-attention layer" if kinds is None else "number among its kind, in execution order", ylabel="")
     return _finish(ax, "layers")
 
@@ -274,7 +275,8 @@ def _mark(ax: Axes, scores: NeuronScores, marked: Neurons) -> None:
     rows = {path: row for row, path in enumerate(scores.sites.paths)}
     points = [(index + 0.5, rows[path] + 0.5) for path, chosen in marked.items() if path in rows for index in chosen]
     if points:
-        ax.scatter(*zip(*points, strict=True), s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
+        across, down = zip(*points, strict=True)
+        ax.scatter(across, down, s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
 
 
 def _heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
