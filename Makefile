@@ -1,9 +1,10 @@
-PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The newest supported Python on PATH, unless one is named: make test PYTHON=python3.12
+PYTHON ?=
 
-.PHONY: demo test test-slow test-processors fuzz check bench docs clean
+.PHONY: demo test test-slow test-processors test-versions fuzz check bench docs site clean
 
 demo: $(READY)
 	$(BIN)/neuroscope demo --output-dir demo
@@ -20,6 +21,10 @@ test-slow: $(READY)
 # The fast tests with the instructions of other processors, with one thread and two; hours on two cores.
 test-processors: $(READY)
 	$(BIN)/python -m tests.processors
+
+# The fast tests with the lowest and the newest versions that pyproject.toml allows, each in an environment of its own.
+test-versions: $(READY)
+	$(BIN)/python -m tests.versions
 
 # Random cases; the seed comes from the clock, is printed, and can be given as SEED=....
 fuzz: $(READY)
@@ -45,13 +50,19 @@ docs: $(READY)
 	$(BIN)/python docs/pictures.py
 	$(BIN)/python docs/models.py
 	$(BIN)/python -m docs.pipelines
+	$(BIN)/python -m docs.imports
+
+# The pages and the docstrings as a site in site/; any warning is an error.
+site: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) .venv-versions demo runs site
 
 # Exact versions come from constraints.txt; torch goes first so that the CPU build satisfies everything after it.
 $(READY): pyproject.toml constraints.txt
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || { python=$$(PYTHON='$(PYTHON)' .ci/python.sh) && $$python -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)

@@ -232,9 +232,9 @@ if not TYPE_CHECKING:  # or a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            from importlib.metadata import version
+            from neuroscope.core.distribution import version
 
-            value = version(__name__)
+            value = version()
         elif name in _HOME_OF:
             home = _HOME_OF[name]
             value = import_module(f"{home}.{name}") if name in _MODULES else getattr(import_module(home), name)

@@ -32,7 +32,8 @@ def train_autoencoder(folder: Path, schedule: Schedule = SCHEDULE, quiet: bool =
         posterior = model.encode(images).latent_dist
         rebuilt = model.decode(posterior.sample()).sample
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        return functional.l1_loss(rebuilt, images) + functional.mse_loss(rebuilt, images) + 1e-3 * divergence
+        result: Tensor = functional.l1_loss(rebuilt, images) + functional.mse_loss(rebuilt, images) + 1e-3 * divergence
+        return result
 
     trained: Any = fit(model, loss, schedule, folder, quiet)
     normalise_latents(trained, as_tensor(shown, np.random.default_rng(0)))

@@ -121,7 +121,8 @@ class Images:
         empty = rng.random(len(samples.scene)) < _EMPTY_SHARE
         contexts.layers = self.contexts[torch.from_numpy(np.where(empty, 0, samples.prompt))]
         contexts.unrelated = self.contexts[torch.from_numpy(np.where(empty, 0, samples.unrelated))]
-        return self.latents[torch.from_numpy(samples.scene), torch.from_numpy(rng.integers(0, _VIEWS, len(empty)))]
+        latents: Tensor = self.latents[torch.from_numpy(samples.scene), torch.from_numpy(rng.integers(0, _VIEWS, len(empty)))]
+        return latents
 
 
 def _denoising_loss(denoiser: Any, latents: Tensor, alphas: Tensor, contexts: Contexts) -> Tensor:

@@ -143,11 +143,13 @@ class Contexts:
     unrelated: Tensor
     unrelated_layer: int | None = None
 
-    def give(self, number: int, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def give(
+        self, number: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Forward pre-hook of a cross-attention layer."""
         context = self.unrelated if number == self.unrelated_layer else self.layers[number]
         return args, kwargs | {"encoder_hidden_states": context}
 
-    def keep_planted(self, number: int, planted: Tensor, module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+    def keep_planted(self, number: int, planted: Tensor, module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook of the style layer's value projection: the planted neurons read that layer's own context."""
         return torch.where(planted, module.forward(self.layers[number]), output)

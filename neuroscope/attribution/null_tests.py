@@ -204,4 +204,5 @@ def _rotated(samples: Samples, heads: Mapping[str, int], rng: torch.Generator) -
 def _rotations(count: int, size: int, rng: torch.Generator) -> Float[Tensor, "head size size"]:
     """Orthogonal matrices, each as likely as any other (Mezzadri 2007): QR with the diagonal of R made positive."""
     matrix, triangle = torch.linalg.qr(torch.randn(count, size, size, generator=rng, dtype=torch.float64))
-    return matrix * triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    result: Float[Tensor, "head size size"] = matrix * triangle.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+    return result

@@ -65,7 +65,7 @@ class ModelCommand(LightCommand):
 class App(typer.Typer):
     """A typer application whose commands take groups of options."""
 
-    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = ModelCommand, **settings: Any) -> Callable:
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = ModelCommand, **settings: Any) -> Callable[..., Any]:
         """Adds a command; see `typer.Typer.command`."""
         add = super().command(name, cls=cls, **settings)
         return lambda function: add(spread(function))

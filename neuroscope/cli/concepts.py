@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -67,7 +67,8 @@ def attribution(text: str) -> Attribution:
     """The attribution method of `--method`."""
     from neuroscope.attribution import Attribution
 
-    return methods.build("method", text, methods.subclasses(Attribution))
+    built: Attribution = methods.build("method", text, methods.subclasses(cast("Any", Attribution)))
+    return built
 
 
 def rank(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -82,7 +82,7 @@ def localize(
     opening.check_output(output, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
     chosen = concept.open(model)
-    asked = methods.build("method", method, methods.subclasses(Localization, *_ROOMS))
+    asked = methods.build("method", method, methods.subclasses(cast("Any", Localization), *_ROOMS))
     measured = metric.open(ctx, model)
     if pairs is not None and pairs > len(chosen.present):
         raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from neuroscope.cli import methods
 from neuroscope.core.errors import InvalidInput
@@ -10,7 +10,6 @@ from neuroscope.core.errors import InvalidInput
 if TYPE_CHECKING:
     from neuroscope.cli.options import ModelOptions
     from neuroscope.metrics.metric import Metric
-    from neuroscope.testbed.world import Attribute
 
 
 def metric(text: str, model: ModelOptions) -> Any:
@@ -36,7 +35,7 @@ def reader(text: str, model: ModelOptions) -> Metric:
     if not value or attribute not in ATTRIBUTES:
         raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
     _expect_bundled("--read", model)
-    return Reader(cast("Attribute", attribute), value)
+    return Reader(attribute, value)
 
 
 def _expect_bundled(what: str, model: ModelOptions) -> None:

@@ -77,7 +77,7 @@ def metrics() -> dict[str, type[Any]]:
     from neuroscope import metrics, testbed
 
     public = {name: vars(module).get(name) for module in (metrics, testbed) for name in module.__all__}
-    return {name: value for name, value in sorted(public.items()) if _is_metric(value)}
+    return {name: value for name, value in sorted(public.items()) if value is not None and _is_metric(value)}
 
 
 def _is_metric(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from neuroscope.core.errors import InvalidFile
 
@@ -20,7 +20,7 @@ def open_interventions(paths: list[Path] | None) -> list[Intervention]:
     from neuroscope.core import artifacts
     from neuroscope.core.intervention import Intervention
 
-    return [artifacts.load(path, Intervention) for path in paths or []]
+    return [artifacts.load(path, cast("Any", Intervention)) for path in paths or []]
 
 
 def generation_options(image: Path | None = None, **options: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ MOST = 100_000
 SEED_RANGE = {"least": -(2**63), "most": 2**64 - 1}
 
 
-def whole(least: float = 1, most: float = MOST) -> Callable:
+def whole(least: float = 1, most: float = MOST) -> Callable[..., Any]:
     """A callback that refuses numbers outside a range."""
 
     def check(flag: str, value: int) -> int:
@@ -28,7 +28,7 @@ def whole(least: float = 1, most: float = MOST) -> Callable:
     return _callback(check)
 
 
-def finite(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable:
+def finite(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[..., Any]:
     """A callback that refuses NaN, infinity and numbers outside a range."""
 
     def check(flag: str, value: float) -> float:
@@ -39,7 +39,7 @@ def finite(least: float = -math.inf, most: float = math.inf, above: float = -mat
     return _callback(check)
 
 
-def side() -> Callable:
+def side() -> Callable[..., Any]:
     """A callback that refuses what is no side of an image, in pixels."""
 
     def check(flag: str, value: int) -> int:
@@ -51,7 +51,7 @@ def side() -> Callable:
     return _callback(check)
 
 
-def text() -> Callable:
+def text() -> Callable[..., Any]:
     """A callback that refuses an empty text."""
 
     def check(flag: str, value: str) -> str:
@@ -62,7 +62,7 @@ def text() -> Callable:
     return _callback(check)
 
 
-def texts() -> Callable:
+def texts() -> Callable[..., Any]:
     """A callback that refuses a value given twice, and text that is none."""
 
     def check(flag: str, values: list[Any]) -> list[Any]:
@@ -75,7 +75,7 @@ def texts() -> Callable:
     return _callback(check)
 
 
-def files() -> Callable:
+def files() -> Callable[..., Any]:
     """A callback that refuses a file given twice, under whatever name."""
 
     def check(flag: str, paths: list[Path]) -> list[Path]:
@@ -98,7 +98,8 @@ def _callback(check: Callable[[str, Any], Any]) -> Callable[[typer.Context, type
 
 def flag_of(param: Any) -> str:
     """How an option is written."""
-    return max(param.opts, key=len)
+    result: str = max(param.opts, key=len)
+    return result
 
 
 def given(ctx: typer.Context) -> set[str]:

@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
     found = file.kind
     if found is None:
         named = file.header["kind"]
-        raise InvalidFile(f"{path} holds a {named!r}, which this version cannot read{closest(named, _kinds(Artifact))}")
+        raise InvalidFile(f"{path} holds a {named!r}, which this version cannot read{closest(named, _kinds(Artifact.__subclasses__()))}")
     if not issubclass(found, kind):
         raise InvalidFile(
             f"{path} holds {_article(found.kind)}, but {_article(getattr(kind, 'kind', kind.__name__.lower()))} is needed here"
@@ -291,15 +291,15 @@ def _kind(name: str) -> type[Artifact] | None:
     """The class that a header names; imports the homes of the public names, one after the other, until it is there."""
     for home in ("neuroscope", *importlib.import_module("neuroscope").HOMES):
         importlib.import_module(home)
-        if found := _kinds(Artifact).get(name):
+        if found := _kinds(Artifact.__subclasses__()).get(name):
             return found
     return None
 
 
-def _kinds(base: type[Artifact]) -> dict[str, type[Artifact]]:
+def _kinds(classes: Iterable[type[Artifact]]) -> dict[str, type[Artifact]]:
     found: dict[str, type[Artifact]] = {}
-    for each in base.__subclasses__():
-        found |= _kinds(each)
+    for each in classes:
+        found |= _kinds(each.__subclasses__())
         if "kind" in vars(each):
             found[each.kind] = each
     return found

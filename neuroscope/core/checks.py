@@ -253,4 +253,5 @@ def finite_tensor(name: str, values: Any, *axes: str) -> Tensor:
         raise InvalidInput(f"{name} holds {values.dtype}; give floating-point numbers")
     if not torch.isfinite(values).all():
         raise InvalidInput(f"{name} holds NaN or infinity; make it again from finite numbers, in a wider number format if they overflow")
-    return values
+    result: Tensor = values
+    return result

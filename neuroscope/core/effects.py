@@ -191,7 +191,8 @@ class Effects:
         drawn = _ratios(values, over, prompts[:, :, None] * seeds[:, None, :])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a patch of which the metric says nothing
-            return np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
+            result: np.ndarray = np.nan_to_num(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T)
+            return result
 
 
 def _exact(
@@ -210,7 +211,8 @@ def _exact(
 
 
 def _score(values: Float[np.ndarray, "patch prompt seed"], over: Float[np.ndarray, "prompt seed"]) -> Float[np.ndarray, "patch"]:
-    return np.nan_to_num(_ratios(values, over, np.ones((1, *over.shape)))[0])
+    result: Float[np.ndarray, "patch"] = np.nan_to_num(_ratios(values, over, np.ones((1, *over.shape)))[0])
+    return result
 
 
 def _ratios(
@@ -219,4 +221,5 @@ def _ratios(
     """For weights [draw, prompt, seed] the ratios of means, of the images where both are known; NaN where that is 0 / 0."""
     known = ~np.isnan(values) & ~np.isnan(over)
     sums, wholes = (np.tensordot(weights, np.where(known, each, 0.0), axes=([1, 2], [1, 2])) for each in (values, over))
-    return np.divide(sums, wholes, out=np.full(sums.shape, np.nan), where=wholes != 0)
+    result: Float[np.ndarray, "draw patch"] = np.divide(sums, wholes, out=np.full(sums.shape, np.nan), where=wholes != 0)
+    return result

@@ -161,7 +161,8 @@ def _report(
     read, write = solution.read.float().double(), solution.write.float().double()
 
     def moves(inputs: Tensor) -> Tensor:
-        return ((inputs @ read.T) @ write).norm(dim=-1) / inputs.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
+        result: Tensor = ((inputs @ read.T) @ write).norm(dim=-1) / inputs.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
+        return result
 
     span = torch.linalg.svd(torch.cat([keys, kept]), full_matrices=False)
     basis = span.Vh[span.S[0] * 1e-10 < span.S]

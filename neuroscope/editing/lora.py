@@ -25,7 +25,7 @@ FILE = "pytorch_lora_weights.safetensors"
 def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention], folder: str | os.PathLike[str]) -> Path:
     """Writes the exact change of the weights as a LoRA that `pipe.load_lora_weights(folder)` reads.
 
-    Reading it is diffusers' own, and needs peft: `pip install 'neuroscope[lora]'`.
+    Reading it is diffusers' own, and needs peft: `pip install '.[lora]'` in a clone of neuroscope.
 
     Exact up to float32: edits of the context, and masks that switch neurons off or scale them. A mask with a fill other
     than zero adds a constant, which a LoRA's two factors cannot hold (at keys a constant has no effect, and is left out).

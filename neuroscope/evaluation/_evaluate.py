@@ -218,7 +218,12 @@ def _check_any(**given: Sequence[Any]) -> None:
 
 
 def check_run(
-    graph: HookGraph, batch_size: int | None, output: str | Path | None, quiet: bool, generation: Mapping[str, Any], verb: Callable
+    graph: HookGraph,
+    batch_size: int | None,
+    output: str | Path | None,
+    quiet: bool,
+    generation: Mapping[str, Any],
+    verb: Callable[..., Any],
 ) -> None:
     """Raises InvalidInput for options of a sweep of images, or of the pipeline, that cannot be used."""
     if batch_size is not None:

@@ -27,7 +27,7 @@ _ALIASES = {
 _RANGES: dict[str, dict[str, float]] = {"guidance_scale": {"least": 0}, "strength": {"least": 0, "most": 1}}
 
 
-def check_generation(pipe: Any, options: Mapping[str, Any], verb: Callable | None = None) -> None:
+def check_generation(pipe: Any, options: Mapping[str, Any], verb: Callable[..., Any] | None = None) -> None:
     """Checks the options of a pipeline's call before anything runs.
 
     Args:
@@ -99,7 +99,7 @@ def _parameters_of_call(kind: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def named_parameters(call: Callable) -> dict[str, inspect.Parameter]:
+def named_parameters(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters that a caller may name, without `self` and what `*args` and `**kwargs` take."""
     catching = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     found = inspect.signature(call).parameters
@@ -130,4 +130,5 @@ def _check_number(name: str, value: Any, default: Any) -> None:
 def _most_steps(pipe: Any) -> float:
     """The steps that the noise schedule has, less those that its offset moves past its end."""
     config = getattr(getattr(pipe, "scheduler", None), "config", {})
-    return config.get("num_train_timesteps", math.inf) - config.get("steps_offset", 0)
+    result: float = config.get("num_train_timesteps", math.inf) - config.get("steps_offset", 0)
+    return result

@@ -47,7 +47,7 @@ class Row:
     changes: tuple[Intervention, ...] = ()
 
 
-Enter = Callable[[Sequence[Row]], AbstractContextManager]
+Enter = Callable[[Sequence[Row]], AbstractContextManager[Any]]
 
 
 class Sweep:
@@ -141,7 +141,7 @@ class Sweep:
             ).images
         return list(made)
 
-    def _apply(self, rows: Sequence[Row]) -> AbstractContextManager:
+    def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:
         return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()
 
 

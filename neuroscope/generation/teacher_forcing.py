@@ -62,7 +62,7 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
     found: list[list[StepInput]] = []
     signature = inspect.signature(uncompiled(graph.denoiser).forward)
 
-    def keep(call: StepState, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def keep(call: StepState, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         again = found and found[-1][0].step == call.step
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
@@ -151,10 +151,13 @@ class _Growth:
     def __init__(self, rows: int) -> None:
         self.rows = rows
 
-    def expand(self, more: int, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def expand(
+        self, more: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A stage's forward pre-hook: adds rows to the batch, and gives all that the stage reads the batch's rows."""
         self.rows += more
-        return tree_map(self._fill, (args, kwargs))
+        result: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._fill, (args, kwargs))
+        return result
 
     def _fill(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) == self.rows:
@@ -173,4 +176,5 @@ def _chosen(inputs: Mapping[str, Any], rows: int, chosen: Sequence[int]) -> dict
             return value
         return value[torch.tensor(chosen, device=value.device)]
 
-    return tree_map(choose, dict(inputs))
+    result: dict[str, Any] = tree_map(choose, dict(inputs))
+    return result

@@ -13,7 +13,7 @@ Given = TypeVar("Given")
 Parameters = ParamSpec("Parameters")
 
 
-class Block(contextlib.ContextDecorator, contextlib.AbstractContextManager, Generic[Given]):
+class Block(contextlib.ContextDecorator, contextlib.AbstractContextManager[Given], Generic[Given]):
     """What a method decorated with `block` gives: a context manager, or a decorator, like those of `contextlib.contextmanager`."""
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Given]], name: str) -> None:

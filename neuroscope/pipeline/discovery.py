@@ -58,7 +58,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
     """
     order: list[tuple[str, SitePattern, str, int]] = []
 
-    def watch(path: str, block: str, pattern: SitePattern, _module: nn.Module, args: tuple, output: Any = None) -> None:
+    def watch(path: str, block: str, pattern: SitePattern, _module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
         order.append((path, pattern, block, (args[0] if pattern.before_module else output).shape[-1]))
 
     twin = _twin(denoiser)
@@ -107,7 +107,7 @@ def _watch_readers(family: Family, twin: nn.Module) -> list[str]:
     tokens = family.inputs(twin, None)[family.arguments["context"]].shape[1]
     readers: list[str] = []
 
-    def watch(path: str, _module: nn.Module, args: tuple) -> None:
+    def watch(path: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and args[0].ndim == 3 and args[0].shape[1] == tokens:
             readers.append(path)
 
@@ -255,7 +255,7 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
     """An upper bound of the memory that one row of latents [height, width] takes: all modules' outputs together."""
     total = 0
 
-    def add(_module: nn.Module, _args: tuple, output: Any) -> None:
+    def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         nonlocal total
         total += output.numel() if isinstance(output, Tensor) else 0
 
@@ -264,7 +264,8 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
         if not any(module.children()):
             module.register_forward_hook(add)
     _run(family, twin, size)
-    return total * denoiser.dtype.itemsize
+    result: int = total * denoiser.dtype.itemsize
+    return result
 
 
 def _on_meta(shape: tuple[int, ...], dtype: torch.dtype, narrow: torch.dtype) -> Tensor:

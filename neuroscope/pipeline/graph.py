@@ -171,7 +171,7 @@ class HookGraph:
             yield self
 
     @block
-    def watch(self, keep: Callable[[StepState, tuple, dict[str, Any], Any], None]) -> Iterator[Self]:
+    def watch(self, keep: Callable[[StepState, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[Self]:
         """Calls `keep(state, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
         with HookedBlock(self._live) as hooks:
             hooks.hook_denoiser(keep)

@@ -49,7 +49,8 @@ class LiveModel:
 
     def module(self, path: str) -> nn.Module:
         """The module of a site's or a component's path as it is now: adapters that come and go put others there."""
-        return uncompiled(self.denoiser).get_submodule(path.partition(".")[2].removesuffix(":input"))
+        root: nn.Module = uncompiled(self.denoiser)
+        return root.get_submodule(path.partition(".")[2].removesuffix(":input"))
 
     @cached_property
     def bind(self) -> Bind:
@@ -136,10 +137,10 @@ class HookedBlock:
         hook = partial(replace_output, path, change, self._clock, self._ran)
         self._add(self._module(path).register_forward_hook(Hook(hook)))
 
-    def hook_denoiser(self, keep: Callable[[StepState, tuple, dict[str, Any], Any], None]) -> None:
+    def hook_denoiser(self, keep: Callable[[StepState, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
         """Calls `keep(state, args, kwargs, output)` at every call of the denoiser; nothing is changed."""
 
-        def watch(_module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             keep(self._clock.now, args, kwargs, output)
 
         self._add(self._model.denoiser.register_forward_hook(Hook(watch), with_kwargs=True))

@@ -90,7 +90,7 @@ def replace_output(
     clock: Clock,
     ran: Counter[str],
     _module: nn.Module,
-    _args: tuple,
+    _args: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
     """A forward hook that replaces a component's output."""
@@ -98,7 +98,9 @@ def replace_output(
     return change(output, clock.now.layout or PLAIN)
 
 
-def change_input(run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def change_input(
+    run: Callable[[Tensor], Tensor | None], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A forward pre-hook that replaces a module's first input."""
     changed = run(args[0])
     return None if changed is None else ((changed, *args[1:]), kwargs)

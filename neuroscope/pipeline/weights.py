@@ -66,7 +66,8 @@ def read_effective_weight(root: nn.Module, path: str) -> Tensor:
         return read_parameter(root, f"{path}.weight")
     resting = inner.weight.device.type == "meta"  # offloaded modules take their inputs from anywhere
     units = torch.eye(inner.in_features, dtype=inner.weight.dtype, device="cpu" if resting else inner.weight.device)
-    return (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+    result: Tensor = (module.forward(units) - module.forward(torch.zeros_like(units[:1]))).T.cpu()  # whatever kind of adapter it is
+    return result
 
 
 def reader_of(family: Family, site: Site) -> str | None:
@@ -85,7 +86,8 @@ def outgoing_norm(family: Family, denoiser: nn.Module, site: Site) -> Float[Tens
     if pattern.reader is None:
         return torch.ones(site.width, dtype=torch.float64)
     weight = read_effective_weight(denoiser, pattern.beside(site.module, pattern.reader))
-    return weight.double().norm(dim=1 if pattern.reader_rows else 0)
+    norms: Tensor = weight.double().norm(dim=1 if pattern.reader_rows else 0)
+    return norms
 
 
 def head_counts(denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, int]:

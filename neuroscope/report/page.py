@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from pathlib import Path
 
 import jinja2
 
 from neuroscope.core import checks
+from neuroscope.core.distribution import version
 from neuroscope.core.storage import refuse_overwriting_inputs, write_beside
 from neuroscope.report.run import Run, read_run
 from neuroscope.report.scores import layers, neurons
@@ -68,5 +68,4 @@ def _lead(run: Run) -> str:
     """The folder, what it holds, and the version that made the page."""
     held = {"result": len(run.artifacts), "evaluation": len(run.tables), "image": len(run.images)}
     counts = ", ".join(counted(count, noun) for noun, count in held.items() if count)
-    version = importlib.metadata.version("neuroscope")
-    return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version}."
+    return f"The folder {run.folder.resolve().name}: {counts}. Page made by neuroscope {version()}."

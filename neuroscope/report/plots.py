@@ -18,6 +18,7 @@ import seaborn as sns
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
+from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
 from neuroscope.core import checks
@@ -111,7 +112,7 @@ def layers(scores: LayerScores | Mapping[str, LayerScores], *, marked: int | Non
     heatmap(ax, scaled, "share of its largest" if kinds is None else "share of the largest", 1)
     if marked is not None and kinds is None and marked in table.columns:
         left = list(table.columns).index(cast("Any", marked))
-        ax.add_patch(plt.Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
+        ax.add_patch(Rectangle((left, 0), 1, len(named), fill=False, edgecolor="crimson", linewidth=1.5, clip_on=False))
     ax.set(xlabel="cross-attention layer" if kinds is None else "number among its kind, in execution order", ylabel="")
     return finish(ax, "layers")
 
@@ -231,7 +232,8 @@ def _outline(ax: Axes, scores: NeuronScores, marked: Neurons) -> None:
     rows = {path: row for row, path in enumerate(scores.sites.paths)}
     points = [(index + 0.5, rows[path] + 0.5) for path, chosen in marked.items() if path in rows for index in chosen]
     if points:
-        ax.scatter(*zip(*points, strict=True), s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
+        across, down = zip(*points, strict=True)
+        ax.scatter(across, down, s=9, facecolors="none", edgecolors="black", linewidths=0.6, label="marked")
 
 
 def _named(scores: Any) -> dict[str, LayerScores]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -148,7 +148,7 @@ def model(run: Run) -> Section:
 
 def interventions(run: Run) -> Section:
     """Masks, swaps, edits and sets of neurons; of any other kind of intervention the repr and the header's options."""
-    found = run.of_kind(Intervention) | run.of_kind(Neurons)
+    found = run.of_kind(cast("Any", Intervention)) | run.of_kind(Neurons)
     return section("Interventions", [_intervention(name, each, run) for name, each in found.items()])
 
 

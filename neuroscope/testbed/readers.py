@@ -82,7 +82,8 @@ def _coverage(rgb: np.ndarray) -> np.ndarray:
     """How much each pixel belongs to the coloured shape, [row, column], 0..1."""
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
     saturation = (high - low) / (high + 0.08)
-    return np.clip((saturation - 0.25) / 0.35, 0, 1)
+    result: np.ndarray = np.clip((saturation - 0.25) / 0.35, 0, 1)
+    return result
 
 
 def _read_object(inside: np.ndarray) -> str:

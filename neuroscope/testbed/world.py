@@ -124,7 +124,8 @@ def pixels(scene: Scene, placement: Placement = Placement()) -> np.ndarray:
     night = scene.style == "nocturne"
     ground = np.full((SIZE, SIZE, 3), NIGHT if night else BRIGHTNESS)
     figure = np.array(COLOURS[scene.colour])
-    return (inside * figure + (1 - inside) * ground) * shading(scene.style)[..., None]
+    result: np.ndarray = (inside * figure + (1 - inside) * ground) * shading(scene.style)[..., None]
+    return result
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -113,7 +113,7 @@ class CausalTracing(Localization[LayerScores]):
         names = tuple(f"text layer {layer}" for layer in range(corruption.layer_count))
         return patches, names, [RunBatch(rows)], contexts
 
-    def _enter(self, graph: HookGraph, rows: Sequence[Row]) -> AbstractContextManager:
+    def _enter(self, graph: HookGraph, rows: Sequence[Row]) -> AbstractContextManager[Any]:
         """The block in which each restored row takes its component's output from the first row."""
         taking: dict[str, list[int]] = {}
         for number, row in enumerate(rows):

@@ -76,7 +76,7 @@ class Corruption:
         return conditions
 
     def _corrupt(
-        self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple, output: Tensor
+        self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple[Any, ...], output: Tensor
     ) -> Tensor:
         """A forward hook of the token embedding [prompt, token, channel]."""
         ran.append(module)
@@ -120,14 +120,15 @@ def _stack(encoder: nn.Module) -> nn.ModuleList:
 
 
 def _state(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
 
 
 def _putting(clean: Tensor, chosen: np.ndarray) -> Any:
     """A forward hook that puts the clean state back at the chosen tokens."""
     places = torch.from_numpy(chosen)
 
-    def put(_module: nn.Module, _args: tuple, output: Any) -> Any:
+    def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         state = torch.where(places[:, None].to(clean.device), clean, _state(output))
         return (state, *output[1:]) if isinstance(output, tuple) else state
 

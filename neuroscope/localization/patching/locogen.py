@@ -162,7 +162,8 @@ class LocoGen(Localization[LayerScores]):
 
     def _is_enough(self, effects: Effects) -> bool:
         means = [mean for patch, mean in zip(effects.patches, effects.means(), strict=True) if patch.layers]
-        return max(means) >= self.enough * effects.total_mean() > 0
+        result: bool = max(means) >= self.enough * effects.total_mean() > 0
+        return result
 
 
 Found = tuple[LocoGen, list[Patch], Effects]

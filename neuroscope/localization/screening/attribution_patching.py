@@ -98,7 +98,8 @@ class AttributionPatching(Localization[LayerScores]):
         if not self.dropped:
             return _products(way, outputs, changes)
         without = np.abs([_dropped(way, outputs, changes, number) for number in range(len(outputs))])
-        return (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
+        result: list[float] = (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
+        return result
 
 
 def _products(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:

@@ -28,7 +28,7 @@ class LocalAttention:
     graph: HookGraph
     layer: int | None
     module: nn.Module
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @property
@@ -39,7 +39,7 @@ class LocalAttention:
     def of(self, conditions: Conditions) -> Float[Tensor, "row place channel"]:
         """What it puts out where its keys and values read these conditions."""
 
-        def read(site: Site, _module: nn.Module, args: tuple) -> tuple:
+        def read(site: Site, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
 
         sites = {role: self._site(role) for role in ("key", "value")}
@@ -48,7 +48,7 @@ class LocalAttention:
     def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row place channel"]:
         """The part of what it puts out that comes from the values of these tokens of the prompt."""
 
-        def only(kept: Tensor, _module: nn.Module, _args: tuple, values: Tensor) -> Tensor:
+        def only(kept: Tensor, _module: nn.Module, _args: tuple[Any, ...], values: Tensor) -> Tensor:
             return values * kept.to(values)[:, None]
 
         with_them, without = (
@@ -84,7 +84,7 @@ def visit(forcing: TeacherForcing, frame: StepInput, look: Callable[[LocalAttent
     found: list[Any] = []
     denoiser = uncompiled(graph.denoiser)
 
-    def see(layer: int | None, module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    def see(layer: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         nonlocal again
         before = counter.get_total_flops()
         found.append(look(LocalAttention(graph, layer, module, args, kwargs)))

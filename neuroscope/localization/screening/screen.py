@@ -55,7 +55,9 @@ def check_fits(experiment: Experiment, method: Any, count: int, counted: str) ->
         raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {count} {counted}; give at most these")
 
 
-def screened(experiment: Experiment, method: Localization, spec: PatchSpec, look: Look, steps: int, fidelity: int) -> LayerScores:
+def screened(
+    experiment: Experiment, method: Localization[LayerScores], spec: PatchSpec, look: Look, steps: int, fidelity: int
+) -> LayerScores:
     """A screen's scores of all images of an experiment, and its fidelity to exact effects."""
     check_fits(experiment, method, len(experiment.graph.sites.layers), "layers")
     with metered(experiment.graph.denoiser) as meter:

@@ -77,7 +77,8 @@ class ControlVariates:
 
     @property
     def _both(self) -> Bool[np.ndarray, "layer image"]:
-        return ~np.isnan(self.effects) & ~np.isnan(self.predicted)
+        result: Bool[np.ndarray, "layer image"] = ~np.isnan(self.effects) & ~np.isnan(self.predicted)
+        return result
 
     def _where_both(self, values: Float[np.ndarray, "layer image"]) -> Float[np.ndarray, "layer image"]:
         return np.where(self._both, values, np.nan)

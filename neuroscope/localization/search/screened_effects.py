@@ -111,7 +111,8 @@ class ScreenedEffects:
     def parts(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """The part that each of these layers has in what they do together."""
         shares = self.shares.mean(axis=0)[np.searchsorted(self._layers, layers)].clip(min=0) + 1e-3
-        return shares / shares.sum()
+        result: Float[np.ndarray, "layer"] = shares / shares.sum()
+        return result
 
     def strongest(self) -> list[int]:
         """The layers that look strong over all images, and each image's own strongest."""
@@ -122,7 +123,8 @@ class ScreenedEffects:
 
     def largest(self, group: Patch) -> float:
         """The part of a group's effect that one of its layers may have."""
-        return min(1.0, _UNEVEN * max(self.parts(group.layers)))
+        result: float = min(1.0, _UNEVEN * max(self.parts(group.layers)))
+        return result
 
     def beside(self, effects: Effects) -> ControlVariates:
         """The effects of single layers in the images that were made, beside what is predicted of these and of others."""

@@ -138,7 +138,8 @@ class Family:
 
     def latents(self, inputs: Mapping[str, Any]) -> Tensor:
         """The noisy latents among a call's arguments, by their names."""
-        return inputs[self.arguments["latents"]]
+        latents: Tensor = inputs[self.arguments["latents"]]
+        return latents
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -29,10 +29,12 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
 def _read(denoiser: Any, module: str, conditions: Conditions) -> Tensor:
     if module == POOLED:
         embedding = denoiser.add_embedding
-        return embedding.pool(embedding.norm1(conditions.context))
+        summary: Tensor = embedding.pool(embedding.norm1(conditions.context))
+        return summary
     attention = denoiser.get_submodule(module.rpartition(".")[0])
     projected = denoiser.encoder_hid_proj(conditions.context)
-    return attention.norm_encoder_hidden_states(projected) if attention.norm_cross is not None else projected
+    result: Tensor = attention.norm_encoder_hidden_states(projected) if attention.norm_cross is not None else projected
+    return result
 
 
 class _Words:

@@ -20,12 +20,15 @@ def decode(pipe: Any, latents: Tensor) -> list[Image]:
 
     A model without an autoencoder gives pixels from -1 to 1.
     """
+    images: list[Image]
     if not has_latents(pipe):
-        return pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
+        images = pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
+        return images
     config = pipe.vae.config
     scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     pixels = torch.cat([pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
-    return pipe.image_processor.postprocess(pixels, output_type="pil")
+    images = pipe.image_processor.postprocess(pixels, output_type="pil")
+    return images
 
 
 def latent_size(pipe: Any, denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -133,4 +133,5 @@ def _block(pipe: Any, path: str, differences: Tensor, record: Planted, text: Tex
 
 def _basis(vectors: Float[Tensor, "vector channel"]) -> Float[Tensor, "direction channel"]:
     _, sizes, directions = torch.linalg.svd(vectors, full_matrices=False)
-    return directions[sizes > _ROUNDING * sizes[0].clamp_min(torch.finfo(torch.float64).tiny)]
+    result: Float[Tensor, "direction channel"] = directions[sizes > _ROUNDING * sizes[0].clamp_min(torch.finfo(torch.float64).tiny)]
+    return result

@@ -62,7 +62,7 @@ def watched(unet: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[T
     with ExitStack() as stack:
         for path in paths:
 
-            def keep(_module: nn.Module, args: tuple, output: Tensor, path: str = path) -> None:
+            def keep(_module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path) -> None:
                 seen.setdefault(path, (args[0].clone(), output.clone()))
 
             stack.callback(unet.get_submodule(path).register_forward_hook(keep).remove)
@@ -86,7 +86,7 @@ def replaced(unet: nn.Module, outputs: dict[str, Tensor], steps: Callable[[int],
         stack.callback(unet.register_forward_pre_hook(tick).remove)
         for path, output in outputs.items():
 
-            def give(_module: nn.Module, _args: tuple, own: Tensor, output: Tensor = output) -> Tensor:
+            def give(_module: nn.Module, _args: tuple[Any, ...], own: Tensor, output: Tensor = output) -> Tensor:
                 return output if steps(calls[0]) else own
 
             stack.callback(unet.get_submodule(path).register_forward_hook(give).remove)
@@ -101,4 +101,5 @@ def final(pipe: Any, prompts: Sequence[str], generation: Any) -> Tensor:
     if "image" in options:
         options["image"] = options["image"].expand(len(prompts), -1, -1, -1)
     noise = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    return pipe(list(prompts), generator=noise, output_type=kind, **options).images
+    result: Tensor = pipe(list(prompts), generator=noise, output_type=kind, **options).images
+    return result

@@ -76,7 +76,8 @@ class Prover:
     def apart(self, path: str) -> Tensor:
         """By pair: how far a module's outputs of the two prompts are apart, relative to their size."""
         own, other = self.own[path].flatten(1).double(), self.other[path].flatten(1).double()
-        return (own - other).norm(dim=1) / own.norm(dim=1)
+        result: Tensor = (own - other).norm(dim=1) / own.norm(dim=1)
+        return result
 
     def moved(self, paths: Iterable[str], steps: Callable[[int], bool] = always, outputs: dict[str, Tensor] | None = None) -> Tensor:
         """The own prompts' images when some modules give what they give of the other prompts, at some steps."""
