@@ -44,7 +44,6 @@ def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
     "options",
     [
         ["--method", "teacher-forced", "--steps", 1, "--fidelity", 3],
-        ["--method", "halving"],
         ["--method", "racing"],
         ["--search", "auto", "--budget", 0.9],
     ],

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from captum.attr import LayerActivation, LayerConductance, LayerGradientXActivation, LayerIntegratedGradients
+from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope.attribution.patching_metric import PatchingMetric
 
-Kind = Literal["gradient", "integrated", "conductance"]
+Kind = Literal["gradient", "integrated"]
 #: How many times a module's own memory a row takes that keeps all that its gradients need, about.
 _KEPT = 16
 
@@ -47,15 +47,6 @@ def _integrated(way: PatchingMetric, modules: list[nn.Module], samples: int, row
     return _tensors(integral.attribute(torch.ones(1, 1), torch.zeros(1, 1), n_steps=samples, internal_batch_size=rows))
 
 
-def _conductance(way: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
-    """The sum over equal steps from 0 to 1, a module at a time, as captum takes one alone."""
-    options: dict[str, Any] = {"n_steps": samples, "method": "riemann_trapezoid", "internal_batch_size": max(2, rows)}
-    with torch.no_grad():
-        way(torch.ones(1, 1))  # its end, which the steps below are to add up to
-    found = [LayerConductance(way, module).attribute(torch.ones(1, 1), torch.zeros(1, 1), **options) for module in modules]
-    return _tensors(found)
-
-
 def _tensors(found: Sequence[Any]) -> list[Tensor]:
     """Captum gives a tensor or a tuple of one for each module."""
     return [each[0] if isinstance(each, tuple) else each for each in found]
@@ -72,5 +63,4 @@ def _quiet() -> Iterator[None]:
 KINDS: Mapping[str, Callable[[PatchingMetric, list[nn.Module], int, int], list[Tensor]]] = {
     "gradient": _gradient,
     "integrated": _integrated,
-    "conductance": _conductance,
 }

@@ -17,7 +17,6 @@ from neuroscope.localization import (
     AttentionContribution,
     AttributionPatching,
     CausalTracing,
-    Halving,
     Localization,
     LocoGen,
     Racing,
@@ -35,7 +34,6 @@ METHODS: dict[str, type[Localization[LayerScores]]] = {
     "teacher-forced": TeacherForced,
     "attribution-patching": AttributionPatching,
     "attention-contribution": AttentionContribution,
-    "halving": Halving,
     "racing": Racing,
 }
 SHARES: dict[str, type[Share]] = {"latent": LatentShare, "image": ImageShare}

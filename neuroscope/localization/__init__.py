@@ -1,7 +1,6 @@
 """Localisation: which layers control a concept, by methods that change a running model and measure what comes of it."""
 
 from neuroscope.localization._localization import Localization, localize
-from neuroscope.localization.halving import Halving
 from neuroscope.localization.neuron_ablation import NeuronAblation
 from neuroscope.localization.neuron_gradients import NeuronGradient
 from neuroscope.localization.patching.causal_tracing import CausalTracing
@@ -15,7 +14,6 @@ __all__ = [
     "AttentionContribution",
     "AttributionPatching",
     "CausalTracing",
-    "Halving",
     "Localization",
     "LocoGen",
     "NeuronAblation",

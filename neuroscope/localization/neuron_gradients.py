@@ -42,7 +42,7 @@ class NeuronGradient(NeuronLocalization):
 
     One run of each prompt and seed is followed; at a few of its steps, what is attributed is how far the prediction goes
     towards the one of the prompt without the concept (see `PatchingMetric`). A neuron's score is its part of that share,
-    summed over tokens and averaged over steps, prompts and seeds: of "integrated" and "conductance", all neurons' parts add up to what the
+    summed over tokens and averaged over steps, prompts and seeds: of "integrated", all neurons' parts add up to what the
     chosen sites do together (completeness). What a neuron does to one prediction need not be what it does to an image: see
     `NeuronScores.fidelity`.
 
@@ -51,13 +51,11 @@ class NeuronGradient(NeuronLocalization):
     Attributes:
         kind: "gradient": the gradient at the run's own prompt times the change of the activation (attribution patching,
             Nanda 2023; Kramár et al. 2024), cheapest, and blind where the model has saturated. "integrated": the mean gradient
-            on the straight way to the other prompt's activations, times the change (Sundararajan et al. 2017). "conductance": the
-            same as a sum of small steps of the activation along the way of the input (Dhamdhere et al. 2018); as keys and values are
-            affine in what they read, it is the same integral, by a coarser rule and site by site.
+            on the straight way to the other prompt's activations, times the change (Sundararajan et al. 2017).
         layers: the neurons of these layers; None for all.
         roles: of "key" and "value" sites, or of one of them.
         steps: at how many steps of the schedule, in the middle of as many equal parts.
-        samples: at how many points of the way the gradient is taken ("integrated"), or in how many steps ("conductance").
+        samples: at how many points of the way the gradient is taken ("integrated").
         fidelity: for how many neurons the exact effect on the first prompt and seed is measured too, in images and by the experiment's
             metric, as `NeuronAblation` does; half of them at random from the ranking's top quarter, half from the rest. 0 for none.
 

@@ -13,7 +13,6 @@ from neuroscope import (
     AttributionPatching,
     CausalTracing,
     Effects,
-    Halving,
     HookGraph,
     ImageShare,
     InvalidInput,
@@ -40,7 +39,6 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
         AttributionPatching(steps=1, samples=1, recomputed=True, direction="sufficiency", fidelity=0),
     ],
     CausalTracing: [CausalTracing(), CausalTracing(component="text", noise=2.0)],
-    Halving: [Halving(), Halving(roles=("value",), direction="sufficiency")],
     LocoGen: [
         LocoGen(),
         LocoGen(window="grow", enough=0.6),
@@ -55,7 +53,7 @@ SCREENS = (AttentionContribution, AttributionPatching, TeacherForced)
 
 def is_search(method: Localization) -> bool:
     """Whether what it tries depends on what it finds, so that not every image is made with every layer."""
-    return isinstance(method, Halving | Racing) or (isinstance(method, LocoGen) and method.search == "auto")
+    return isinstance(method, Racing) or (isinstance(method, LocoGen) and method.search == "auto")
 
 
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
@@ -145,8 +143,8 @@ class TestEveryMethod:
 
     def test_impossible_options_are_refused_before_any_picture(self, method, graph, untyped):
         with tiny.counted(graph.denoiser) as calls:
-            with pytest.raises(InvalidInput, match="patch 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
-                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "patch": "none"}))
+            with pytest.raises(InvalidInput, match="direction 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
+                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "direction": "none"}))
             with pytest.raises(InvalidInput, match="there are no seeds to localize with"):
                 run(graph, method, seeds=[])
             with pytest.raises(InvalidInput, match="output_type is set for each image here"):
@@ -210,7 +208,7 @@ class TestEveryScreen:
         """The exact effects come from LOCOGEN's windows on the first image, of the layers that the screen says it compared."""
         checked = replace(method, fidelity=16)
         scores = run(graph, checked)
-        exact = run(graph, LocoGen(patch=method.patch, **({"roles": method.roles} if hasattr(method, "roles") else {})))
+        exact = run(graph, LocoGen(direction=method.direction, **({"roles": method.roles} if hasattr(method, "roles") else {})))
         expected = scipy.stats.spearmanr(scores.scores, exact.effects.values[:, 0, 0]).statistic
         assert scores.fidelity.count == 16
         assert scores.fidelity.correlation == pytest.approx(expected, abs=1e-6)

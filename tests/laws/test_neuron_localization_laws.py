@@ -31,7 +31,6 @@ EXAMPLES: dict[type[Localization], list[NeuronLocalization]] = {
     NeuronGradient: [
         NeuronGradient(**SHORT, steps=1, samples=2, fidelity=3),
         NeuronGradient(**SHORT, steps=1, kind="gradient", fidelity=0),
-        NeuronGradient(**SHORT, steps=1, kind="conductance", fidelity=0),
     ],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]

@@ -186,7 +186,7 @@ def test_a_stopped_search_goes_on_from_its_file(tmp_path):
 def test_it_asks_what_the_windows_would_ask():
     """Values alone, in sufficiency: the same as all windows with these options."""
     graph = model("sd1", "layer")
-    options = {"roles": ("value",), "patch": "sufficiency"}
+    options = {"roles": ("value",), "direction": "sufficiency"}
     scores = search(graph, method=LocoGen(search="auto", budget=1, **options), seeds=range(1))
     every = search(graph, method=LocoGen(**options), seeds=range(1))
     (layer,) = planted(graph.pipe).layers

@@ -149,7 +149,7 @@ def test_where_nothing_passes_nobody_wins():
         ({"finalists": 0}, "finalists=0 lets no layer win; give 1 or more"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
-        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):

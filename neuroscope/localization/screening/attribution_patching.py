@@ -24,7 +24,6 @@ from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization._localization import Localization
 from neuroscope.localization.screening.local_attention import LocalAttention, visit
 from neuroscope.localization.screening.screen import check_screen, screened
-from neuroscope.pipeline.hook import Hook
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -39,9 +38,6 @@ class AttributionPatching(Localization[LayerScores]):
             along the way (Sundararajan et al. 2017, with captum), as gradients say little where the model has saturated.
         recomputed: another repair of saturation, for `samples=1`: each layer's attention, softmax included, is computed again
             with the other prompt, and the gradient is taken at what it puts out; else at its keys and values.
-        dropped: a repair of cancellation, with `recomputed`: gradients through one other layer's attention at a time are
-            left out, and the absolute values averaged, so that a direct effect and one through another layer cannot hide each other
-            (AtP*'s GradDrop). It takes a forward and a backward pass a layer.
         steps: at how many steps, in the middle of as many equal parts of the schedule.
         direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
@@ -52,7 +48,6 @@ class AttributionPatching(Localization[LayerScores]):
 
     samples: int = 4
     recomputed: bool = False
-    dropped: bool = False
     steps: int = 3
     direction: Direction = "necessity"
     fidelity: int = 6
@@ -65,8 +60,6 @@ class AttributionPatching(Localization[LayerScores]):
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
         if self.recomputed and self.samples > 1:
             raise InvalidInput(f"recomputed attention is one way to repair saturation and samples={self.samples} another; give samples=1")
-        if self.dropped and not self.recomputed:
-            raise InvalidInput("dropped=True works on what attentions put out; give recomputed=True and samples=1 with it")
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """See `Localization`."""
@@ -95,10 +88,7 @@ class AttributionPatching(Localization[LayerScores]):
             return attention.of(other) - attention.output
 
         changes = visit(forcing, frame, change)
-        if not self.dropped:
-            return _products(way, outputs, changes)
-        without = np.abs([_dropped(way, outputs, changes, number) for number in range(len(outputs))])
-        return (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
+        return _products(way, outputs, changes)
 
 
 def _products(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:
@@ -106,17 +96,6 @@ def _products(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequen
     slopes: Any = LayerGradientXActivation(way, list(outputs), multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     tensors = [slope[0] if isinstance(slope, tuple) else slope for slope in slopes]
     return [float((slope.double() * each.double()).sum()) for slope, each in zip(tensors, changes, strict=True)]
-
-
-def _dropped(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
-    """The products without gradients through one layer, whose own is left out."""
-    rest = [index for index in range(len(outputs)) if index != number]
-    handle = outputs[number].register_forward_hook(Hook(lambda _module, _args, output: output.detach()))
-    try:
-        found = _products(way, [outputs[index] for index in rest], [changes[index] for index in rest])
-    finally:
-        handle.remove()
-    return np.insert(found, number, 0.0).tolist()
 
 
 _AT_ONCE = 64
