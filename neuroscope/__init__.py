@@ -9,7 +9,7 @@ and loaded as single safetensors files by `save` and `load`; `report` puts a fol
 """
 
 from neuroscope import _interrupts, testbed  # noqa: F401 - the first of these works by being imported, before what takes long
-from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
+from neuroscope.attribution import Attribution, Auroc, MeanDifference, NeuronAblation, NeuronGradient, WeightedNorm, Welch, score
 from neuroscope.attribution.null_tests import NullTest, null_test
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import Artifact, Provenance, load, read_header, save
@@ -43,8 +43,6 @@ from neuroscope.localization import (
     CausalTracing,
     Localization,
     LocoGen,
-    NeuronAblation,
-    NeuronGradient,
     Racing,
     TeacherForced,
     localize,

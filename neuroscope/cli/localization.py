@@ -23,7 +23,7 @@ from neuroscope.localization import (
     TeacherForced,
 )
 from neuroscope.localization import localize as run
-from neuroscope.localization._localization import PAIRS
+from neuroscope.localization._localize import PAIRS
 from neuroscope.metrics.clip_score import ClipScore
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import ImageShare, LatentShare, Share
@@ -113,7 +113,7 @@ def _closing(scores: LayerScores) -> str:
 def _method(name: str, **given: Any) -> Localization[LayerScores]:
     """The method with the options that were given; each must be one of its own."""
     kind = METHODS[choose("method", name, tuple(METHODS))]
-    known = [field.name for field in fields(kind) if not isinstance(field.default, tuple)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind) if not isinstance(field.default, tuple)]
     wanted = {option: value for option, value in given.items() if value is not None}
     if foreign := [option for option in wanted if option not in known]:
         raise InvalidInput(f"--{foreign[0]} is no option of {name}; it has {', '.join(f'--{each}' for each in given if each in known)}")

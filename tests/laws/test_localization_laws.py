@@ -26,8 +26,8 @@ from neuroscope import (
     localize,
     save,
 )
+from neuroscope.attribution._neuron_localization import NeuronLocalization
 from neuroscope.generation.teacher_forcing import TeacherForcing
-from neuroscope.localization._neuron_localization import NeuronLocalization
 from tests.families import tiny
 from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
@@ -45,7 +45,7 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
         LocoGen(window=13, parts=2, roles=("value",), direction="sufficiency"),
         LocoGen(search="auto"),
     ],
-    Racing: [Racing(short=0.5)],
+    Racing: [Racing(step_fraction=0.5)],
     TeacherForced: [TeacherForced(steps=1, fidelity=3), TeacherForced(steps=2, roles=("value",), direction="sufficiency", fidelity=0)],
 }
 SCREENS = (AttentionContribution, AttributionPatching, TeacherForced)
@@ -137,7 +137,7 @@ class TestEveryMethod:
         monkeypatch.setattr(TeacherForcing, "__init__", lambda self, *args: (made(self, *args), kept.append(self))[0])
         with tiny.counted(graph.denoiser) as calls:
             scores = run(graph, method, ImageShare())
-        midway = sum(each.rows for each in kept)
+        midway = sum(each.nfe for each in kept)
         assert scores.cost.nfe == pytest.approx(sum(calls) + midway)
         assert (midway > 0) == bool(kept)
 

@@ -18,7 +18,7 @@ from neuroscope import (
     localize,
     save,
 )
-from neuroscope.localization._neuron_localization import NeuronLocalization
+from neuroscope.attribution._neuron_localization import NeuronLocalization
 from neuroscope.testbed import Planted, build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny

@@ -166,7 +166,11 @@ def test_an_impossible_option_is_refused(untyped, options, message):
             {"tokens": ("subject",)},
             "in the style of stipple' has no subject token of 'stipple'; choose other tokens, or against=",
         ),
-        ("stipple", {"direction": "sufficiency"}, "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok"),
+        (
+            "stipple",
+            {"direction": "sufficiency"},
+            "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok",
+        ),
     ],
 )
 def test_a_prompt_without_the_tokens_is_refused_before_any_picture(graph, name, options, message):
