@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.generation.experiment import ImageKey
-from neuroscope.generation.patch_runner import drawn
+from neuroscope.generation.patch_runner import random_order
 from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
 from neuroscope.localization.search.screened_effects import ScreenedEffects
 
@@ -38,7 +38,7 @@ TIE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class RunKey:
+class Case:
     """The effect of each layer on each prompt and seed, and the total effect.
 
     Attributes:
@@ -54,7 +54,7 @@ class RunKey:
     @classmethod
     def of(
         cls, split: Sequence[int], listing: str, rng: np.random.Generator, *, blank: int = 0, seeds: int = 1, noise: float = 0.0
-    ) -> RunKey:
+    ) -> Case:
         """Prompts that read at layers of their own, and so many that show nothing, listed in groups, in turn or shuffled."""
         layers = rng.choice(LAYERS, len(split), replace=False)
         reads = np.array([-1] * blank + [layer for layer, count in zip(layers, split, strict=True) for _ in range(count)])
@@ -70,16 +70,16 @@ class RunKey:
     def named(self) -> set[int]:
         """The layers that all windows name: the best, and those that are as good."""
         means = self.values.mean(axis=(1, 2))
-        return {int(layer) for layer in np.flatnonzero(means >= means.max() - TIE * self.total.mean())} if means.max() > 0 else set()
+        return {int(layer) for layer in np.flatnonzero(means >= means.max() - TIE * self.full.mean())} if means.max() > 0 else set()
 
 
 @dataclass(eq=False)
 class Table:
     """A runner whose runs are looked up."""
 
-    case: RunKey
+    case: Case
     made: dict[Any, np.ndarray] = field(default_factory=dict)
-    rows: float = 0.0
+    nfe: float = 0.0
 
     @property
     def experiment(self) -> Any:
@@ -102,28 +102,28 @@ class Table:
     @property
     def cost(self) -> Any:
         """The rows of all runs that were looked up."""
-        return SimpleNamespace(rows=self.rows)
+        return SimpleNamespace(nfe=self.nfe)
 
     def measure(self, patches: Sequence[Patch], image_keys: Sequence[ImageKey]) -> Effects:
         """As `PatchRunner.measure`."""
-        for patch in ("base", "goal", *patches):
-            self.rows += STEPS * self._make(patch, image_keys)
+        for patch in ("source", "target", *patches):
+            self.nfe += STEPS * self._make(patch, image_keys)
         return self.effects(patches)
 
     def effects(self, patches: Sequence[Patch]) -> Effects:
         """As `PatchRunner.effects`: layers that change together do what they do alone, but no more than the total effect."""
-        full = self._known("goal", self.case.full)
+        full = self._known("target", self.case.full)
         values = [self._known(patch, self.case.values[list(patch.layers)].sum(axis=0).clip(max=1.5)) for patch in patches]
         table = torch.from_numpy(np.stack(values)) if values else torch.zeros(0, *full.shape, dtype=torch.float64)
         prompts, seeds = full.shape
         return Effects(tuple(patches), tuple(map(str, range(prompts))), tuple(range(seeds)), table, torch.from_numpy(full))
 
-    def follow(self, image_keys: Sequence[ImageKey], steps: Sequence[float], *, cut: bool = False) -> Mapping[ImageKey, Any]:
-        """As `PatchRunner.follow`; the frames say nothing but where they are."""
-        self.rows += len(image_keys) * (2 if cut else STEPS)
-        if not cut:
-            self._make("base", image_keys)
-        return {image_key: tuple(SimpleNamespace(step=int(each * STEPS), steps=STEPS) for each in steps) for image_key in places}
+    def record_steps(self, image_keys: Sequence[ImageKey], steps: Sequence[float], *, stop_after: bool = False) -> Mapping[ImageKey, Any]:
+        """As `PatchRunner.record_steps`; the frames say nothing but where they are."""
+        self.nfe += len(image_keys) * (2 if stop_after else STEPS)
+        if not stop_after:
+            self._make("source", image_keys)
+        return {image_key: tuple(SimpleNamespace(step=int(each * STEPS), steps=STEPS) for each in steps) for image_key in image_keys}
 
     def _make(self, patch: Any, image_keys: Sequence[ImageKey]) -> int:
         """Makes a patch's runs, and says how many were not there."""
@@ -149,15 +149,15 @@ class Looks(ScreenedEffects):
         for (pair, seed), frames in followed.items():
             effects = case.values[list(layers), pair, seed] * np.ones((len(frames), 1))
             found.append(effects + case.full[pair, seed] * case.scatter * self._rng.normal(size=effects.shape))
-            self.own_rows += len(frames) * (2 + len(layers))
-            self._forcing.rows += len(frames) * (2 + len(layers))
+            self.own_nfe += len(frames) * (2 + len(layers))
+            self._forcing.nfe += len(frames) * (2 + len(layers))
         return found
 
 
-def searched(case: RunKey, budget: float, seed: int = 0) -> dict[str, Any]:
+def searched(case: Case, budget: float, seed: int = 0) -> dict[str, Any]:
     """What a search says of a case, whether that is so, and what it took."""
     table = Table(case)
-    search = AutoSearch(table, Looks(table, drawn(table.experiment, seed), np.random.default_rng(seed)), budget)  # type: ignore[arg-type]
+    search = AutoSearch(table, Looks(table, random_order(table.experiment, seed), np.random.default_rng(seed)), budget)  # type: ignore[arg-type]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         confidence = search.run()
@@ -166,12 +166,12 @@ def searched(case: RunKey, budget: float, seed: int = 0) -> dict[str, Any]:
     truth = case.named()
     right = (set(confidence.tied) or answer) >= truth if len(truth) > 1 else answer == truth
     sweep = (LAYERS + 2) * case.full.size * STEPS
-    over = search.rows > budget * sweep
+    over = search.nfe > budget * sweep
     return {
         "budget": budget,
         "sure": confidence.probability,
         "right": right,
-        "rows": search.rows / sweep,
+        "rows": search.nfe / sweep,
         "overrun": over,
         "silent overrun": over and budget < 1 and not any("budget" in str(each.message) for each in said),
         "sweep": len(confidence.measured_layers) == LAYERS,
@@ -189,7 +189,7 @@ def simulated(cases: int, seed: int = 0, splits: Sequence[Sequence[int]] = SPLIT
                     int(rng.choice([1, 1, 2, 8] if sum(split) < 12 else [1, 1, 2])),
                     float(rng.choice([0.0, 0.03])),
                 )
-                case = RunKey.of(split, listing, rng, blank=blank, seeds=seeds, noise=noise)
+                case = Case.of(split, listing, rng, blank=blank, seeds=seeds, noise=noise)
                 kind = {"split": ":".join(map(str, split)), "listing": listing, "blank": blank, "seeds": seeds}
                 rows += [kind | searched(case, budget, number) for budget in BUDGETS]
     return pd.DataFrame(rows)

@@ -235,7 +235,6 @@ METHODS: Methods = {
     "gradient, recomputed": (ns.AttributionPatching(samples=1, recomputed=True, steps=2, fidelity=0), True),
     "attention contribution": (ns.AttentionContribution(steps=2, fidelity=0), True),
     "attention, against other": (ns.AttentionContribution(against="other", steps=2, fidelity=0), True),
-    "halving": (ns.Halving(), True),
     "racing": (ns.Racing(), False),
 }
 #: What is asked of each fresh plant.

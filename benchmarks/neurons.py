@@ -78,8 +78,8 @@ def recorded(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[
 
 
 def attributed(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[tuple[str, ns.NeuronScores]]:
-    """Rankings by gradients; conductance goes site by site, and so is no cheap ranking of all layers."""
-    for kind in ("gradient", "integrated", *(["conductance"] if layer is not None else [])):
+    """Rankings by gradients."""
+    for kind in ("gradient", "integrated"):
         yield f"NeuronGradient({kind})", _localized(graph, question, ns.NeuronGradient(kind=kind, layers=layer))
 
 

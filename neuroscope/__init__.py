@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neuroscope import testbed
-    from neuroscope.attribution import Attribution, Auroc, MeanDifference, WeightedNorm, Welch, score
+    from neuroscope.attribution import Attribution, Auroc, MeanDifference, NeuronAblation, NeuronGradient, WeightedNorm, Welch, score
     from neuroscope.attribution.null_tests import NullTest, null_test
     from neuroscope.attribution.recording import Recording, record
     from neuroscope.core.artifacts import Artifact, Provenance, load, read_header, save
@@ -49,11 +49,8 @@ if TYPE_CHECKING:
         AttentionContribution,
         AttributionPatching,
         CausalTracing,
-        Halving,
         Localization,
         LocoGen,
-        NeuronAblation,
-        NeuronGradient,
         Racing,
         TeacherForced,
         localize,
@@ -94,7 +91,6 @@ __all__ = [
     "Flipped",
     "Folded",
     "ForeignFile",
-    "Halving",
     "HookGraph",
     "ImageShare",
     "Intervention",
@@ -170,7 +166,16 @@ HOMES: dict[str, tuple[str, ...]] = {
     "neuroscope.core.sites": ("Component", "Site", "Sites"),
     "neuroscope.core.conditions": ("Conditions",),
     # Ranking neurons
-    "neuroscope.attribution": ("Attribution", "Auroc", "MeanDifference", "WeightedNorm", "Welch", "score"),
+    "neuroscope.attribution": (
+        "Attribution",
+        "Auroc",
+        "MeanDifference",
+        "NeuronAblation",
+        "NeuronGradient",
+        "WeightedNorm",
+        "Welch",
+        "score",
+    ),
     "neuroscope.attribution.recording": ("Recording", "record"),
     "neuroscope.attribution.null_tests": ("NullTest", "null_test"),
     # Finding layers
@@ -178,11 +183,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "AttentionContribution",
         "AttributionPatching",
         "CausalTracing",
-        "Halving",
         "Localization",
         "LocoGen",
-        "NeuronAblation",
-        "NeuronGradient",
         "Racing",
         "TeacherForced",
         "localize",

@@ -45,7 +45,6 @@ def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):
     "options",
     [
         ["--method", "TeacherForced(steps=1, fidelity=3)"],
-        ["--method", "Halving"],
         ["--method", "Racing()"],
         ["--method", "LocoGen(search='auto', budget=0.9)"],
     ],

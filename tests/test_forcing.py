@@ -9,8 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import ContextSwap, HookGraph, Neurons
-from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing, following
-from neuroscope.pipeline.discovery import stage_shares
+from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing, record_steps
 from tests.families import tiny
 from tests.numerics import close
 
@@ -24,7 +23,7 @@ def graph(request) -> HookGraph:
 
 @pytest.fixture(scope="module")
 def frame(graph) -> StepInput:
-    with following(graph) as frames:
+    with record_steps(graph) as frames:
         tiny.draw(graph.pipe)
     return frames[-1][0]
 
@@ -65,7 +64,7 @@ class TestEveryFamily:
     def test_frames_hold_the_rows_that_carry_the_prompt(self, graph):
         """Called again with what they hold, the denoiser predicts what it predicted for them; without guidance likewise."""
         for scale in (4.0, 1.0):
-            with following(graph) as frames:
+            with record_steps(graph) as frames:
                 tiny.draw(graph.pipe, [tiny.PROMPT, tiny.OTHER], guidance_scale=scale)
             assert [[frame.step for frame in each] for each in frames] == [[0, 0], [1, 1]]
             for frame in itertools.chain(*frames):
@@ -85,18 +84,14 @@ class TestEveryFamily:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             graph.denoiser(**frame.inputs)
         counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
-        stage = next(
-            path
-            for path in stage_shares(graph.family, graph.denoiser, frame.inputs)
-            if graph.sites.where(layer=last)[0].module.startswith(path + ".")
-        )
-        stages = list(stage_shares(graph.family, graph.denoiser, frame.inputs))
+        stage = next(path for path in graph.stage_shares(frame.inputs) if graph.sites.where(layer=last)[0].module.startswith(path + "."))
+        stages = list(graph.stage_shares(frame.inputs))
         before = sum(counts.get(path, 0) for path in stages[: stages.index(stage)])
-        assert forcing.rows == pytest.approx(1 - before / counter.get_total_flops(), rel=0.005)
-        assert forcing.rows < 0.6
+        assert forcing.nfe == pytest.approx(1 - before / counter.get_total_flops(), rel=0.005)
+        assert forcing.nfe < 0.6
 
     def test_shares_fall_from_stage_to_stage(self, graph, frame):
-        shares = list(stage_shares(graph.family, graph.denoiser, frame.inputs).values())
+        shares = list(graph.stage_shares(frame.inputs).values())
         assert shares[0] == 1
         assert shares == sorted(shares, reverse=True)
         assert shares[-1] > 0
@@ -120,7 +115,7 @@ class TestFollowing:
         ],
     )
     def test_steps_lie_in_the_middle_of_equal_parts(self, graph, steps, expected):
-        with following(graph, steps) as frames:
+        with record_steps(graph, steps) as frames:
             tiny.draw(graph.pipe, num_inference_steps=6)
         assert [each[0].step for each in frames] == expected
         assert {each[0].steps for each in frames} == {6}
@@ -128,16 +123,16 @@ class TestFollowing:
     def test_of_a_step_with_two_calls_the_first_is_kept(self, graph):
         scheduler = HeunDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         pipe = tiny.with_parts(graph.pipe, scheduler=scheduler)
-        with tiny.counted(pipe.unet) as calls, following(HookGraph(pipe)) as frames:
+        with tiny.counted(pipe.unet) as calls, record_steps(HookGraph(pipe)) as frames:
             tiny.draw(pipe, num_inference_steps=4)
         assert len(calls) == 7
         assert [each[0].step for each in frames] == [0, 1, 2, 3]
 
     def test_a_cut_run_ends_with_its_last_frame(self, graph):
-        with following(graph, (1, 2)) as expected:
+        with record_steps(graph, (1, 2)) as expected:
             whole = tiny.draw(graph.pipe, num_inference_steps=6)
         made = None
-        with tiny.counted(graph.denoiser) as calls, following(graph, (1, 2), cut=True) as frames:
+        with tiny.counted(graph.denoiser) as calls, record_steps(graph, (1, 2), stop_after=True) as frames:
             made = tiny.draw(graph.pipe, num_inference_steps=6)
         assert made is None
         assert len(calls) == 3
@@ -148,17 +143,17 @@ class TestFollowing:
         assert torch.equal(tiny.draw(graph.pipe, num_inference_steps=6), whole)
 
     def test_other_errors_are_raised_from_a_run_that_would_be_cut(self, graph):
-        with pytest.raises(ZeroDivisionError), following(graph, (1,), cut=True):
+        with pytest.raises(ZeroDivisionError), record_steps(graph, (1,), stop_after=True):
             1 / 0  # noqa: B018
 
     def test_nothing_changes_and_no_hook_is_left(self, graph):
         expected = tiny.draw(graph.pipe)
-        with following(graph):
+        with record_steps(graph):
             assert torch.equal(tiny.draw(graph.pipe), expected)
         assert tiny.hooks(graph.pipe) == []
 
     def test_no_hook_is_left_by_a_forced_call_that_fails(self, graph):
-        with following(graph) as frames:
+        with record_steps(graph) as frames:
             tiny.draw(graph.pipe)
 
         class Broken(ContextSwap):
@@ -172,7 +167,7 @@ class TestFollowing:
         assert tiny.hooks(graph.pipe) == []
 
     def test_changes_of_outputs_and_of_single_neurons_can_begin_midway(self, graph):
-        with following(graph) as frames:
+        with record_steps(graph) as frames:
             tiny.draw(graph.pipe)
         sites = graph.sites.where(layer=12, role="value")
         neurons = Neurons.at(graph.sites, {sites[0].path: range(7)})

@@ -1,9 +1,22 @@
-"""Attribution: how strongly each neuron responds to a concept. One file a method."""
+"""Attribution: how strongly each neuron responds to a concept, or controls it. One file a method."""
 
 from neuroscope.attribution._attribution import Attribution, Evidence, Scored, score
 from neuroscope.attribution.auroc import Auroc
 from neuroscope.attribution.mean_difference import MeanDifference
+from neuroscope.attribution.neuron_ablation import NeuronAblation
+from neuroscope.attribution.neuron_gradient import NeuronGradient
 from neuroscope.attribution.weighted_norm import WeightedNorm
 from neuroscope.attribution.welch import Welch
 
-__all__ = ["Attribution", "Auroc", "Evidence", "MeanDifference", "Scored", "WeightedNorm", "Welch", "score"]
+__all__ = [
+    "Attribution",
+    "Auroc",
+    "Evidence",
+    "MeanDifference",
+    "NeuronAblation",
+    "NeuronGradient",
+    "Scored",
+    "WeightedNorm",
+    "Welch",
+    "score",
+]

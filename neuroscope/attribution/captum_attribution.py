@@ -1,4 +1,4 @@
-"""Captum's attributions of a `PatchingMetric` to the outputs of modules, which do not depend on each other."""
+"""Attributions of a `PatchingMetric` to the outputs of key and value projections, by captum."""
 
 from __future__ import annotations
 
@@ -8,62 +8,56 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from captum.attr import LayerActivation, LayerConductance, LayerGradientXActivation, LayerIntegratedGradients
+from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope.attribution.patching_metric import PatchingMetric
 
-Kind = Literal["gradient", "integrated", "conductance"]
-#: How many times a module's own memory a row takes that keeps all that its gradients need, about.
-_KEPT = 16
+Kind = Literal["gradient", "integrated"]
+#: A row with gradients takes about this many times the memory of a row without.
+_GRADIENT_MEMORY = 16
 
 
-def attribute(way: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, samples: int, batch_size: int) -> Float[Tensor, "neuron"]:
-    """Each neuron's part of the share of the way that the modules go together, summed over tokens; the modules' one after the other.
+def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, samples: int, batch_size: int) -> Float[Tensor, "neuron"]:
+    """Each neuron's part of the metric, summed over tokens.
 
     Args:
-        way: of one frame.
-        modules: the text-side modules whose outputs move.
+        metric: of one recorded step.
+        modules: the key and value projections whose outputs move. They must not depend on each other.
         kind: see `NeuronGradient`.
-        samples: as there.
-        batch_size: how many rows without gradients fit the memory; those with gradients take more.
+        samples: the number of points at which "integrated" takes gradients.
+        batch_size: how many rows without gradients fit the memory.
+
+    Returns:
+        In float64 the neurons of the first module, then those of the second, and so on.
     """
-    with _quiet():
-        parts = KINDS[kind](way, list(modules), samples, max(1, batch_size // _KEPT))
+    with _without_reminders():
+        parts = KINDS[kind](metric, list(modules), samples, max(1, batch_size // _GRADIENT_MEMORY))
     return torch.cat([part.detach().double().flatten(0, -2).sum(dim=0).cpu() for part in parts])
 
 
-def _gradient(way: PatchingMetric, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:
-    """Gradients at the beginning of the way, times what the activations change until its end."""
-    both = LayerActivation(way, modules).attribute(torch.tensor([[0.0], [1.0]]))
-    slopes = LayerGradientXActivation(way, modules, multiply_by_inputs=False).attribute(torch.zeros(1, 1))
+def _gradient(metric: PatchingMetric, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:
+    """The gradient at the source, times the change of the activation from source to target."""
+    both = LayerActivation(metric, modules).attribute(torch.tensor([[0.0], [1.0]]))
+    slopes = LayerGradientXActivation(metric, modules, multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     return [slope * (reached[1:] - reached[:1]) for slope, reached in zip(_tensors(slopes), _tensors(both), strict=True)]
 
 
-def _integrated(way: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
-    """The integral by Gauss and Legendre's rule."""
-    integral = LayerIntegratedGradients(way, modules)
+def _integrated(metric: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
+    """Integrated gradients from source to target, by Gauss-Legendre quadrature."""
+    integral = LayerIntegratedGradients(metric, modules)
     return _tensors(integral.attribute(torch.ones(1, 1), torch.zeros(1, 1), n_steps=samples, internal_batch_size=rows))
 
 
-def _conductance(way: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
-    """The sum over equal steps from 0 to 1, a module at a time, as captum takes one alone."""
-    options: dict[str, Any] = {"n_steps": samples, "method": "riemann_trapezoid", "internal_batch_size": max(2, rows)}
-    with torch.no_grad():
-        way(torch.ones(1, 1))  # its end, which the steps below are to add up to
-    found = [LayerConductance(way, module).attribute(torch.ones(1, 1), torch.zeros(1, 1), **options) for module in modules]
-    return _tensors(found)
-
-
 def _tensors(found: Sequence[Any]) -> list[Tensor]:
-    """Captum gives a tensor or a tuple of one for each module."""
+    """One tensor a module; captum gives a tensor or a tuple of one."""
     return [each[0] if isinstance(each, tuple) else each for each in found]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without captum's reminder that layers must not depend on each other: text-side modules never do."""
+def _without_reminders() -> Iterator[None]:
+    """Silences captum's reminder that the layers must not depend on each other. Key and value projections never do."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Multiple layers provided", UserWarning)
         yield
@@ -72,5 +66,4 @@ def _quiet() -> Iterator[None]:
 KINDS: Mapping[str, Callable[[PatchingMetric, list[nn.Module], int, int], list[Tensor]]] = {
     "gradient": _gradient,
     "integrated": _integrated,
-    "conductance": _conductance,
 }

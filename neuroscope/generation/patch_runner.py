@@ -1,4 +1,4 @@
-"""Probing: the runs in which chosen layers of some images read another prompt."""
+"""Patching: the runs in which chosen layers of some images read another prompt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.effects import CONTROL, POOLED, Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.generation.batches import Row
-from neuroscope.generation.experiment import Experiment, ImageKey, Measured, Pair, RunBatch, RunKey
-from neuroscope.generation.teacher_forcing import StepInput, Steps, following
+from neuroscope.generation.experiment import Experiment, ImageKey, Pair, RunBatch, RunKey
+from neuroscope.generation.measured import Measured
+from neuroscope.generation.teacher_forcing import StepInput, Steps, record_steps
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.graph import HookGraph
 
@@ -27,7 +28,7 @@ Direction = Literal["necessity", "sufficiency"]
 
 @dataclass(frozen=True, kw_only=True)
 class PatchSpec:
-    """What a patch does to its layers; see `LocoGen` for the fields."""
+    """What a patch does to its layers; `LocoGen` documents the options."""
 
     roles: str | tuple[str, ...] = ROLES
     direction: Direction = "necessity"
@@ -37,33 +38,33 @@ class PatchSpec:
     pooled: Literal["own", "other"] = "own"
 
     def texts(self, pair: Pair) -> tuple[str, str]:
-        """The prompt of the unchanged run, and the one that patched layers read."""
+        """The source's prompt, and the target's, which patched layers read."""
         return (pair.present, pair.absent) if self.direction == "necessity" else (pair.absent, pair.present)
 
     @property
     def schedule(self) -> dict[str, tuple[float, float]]:
-        """The patched parts of the schedule by name."""
+        """The patched parts of the schedule by name, each from 0.0 to 1.0."""
         if self.parts == 1:
             return {"": self.steps}
         edges = np.linspace(*self.steps, self.parts + 1).tolist()
         return {f"{100 * low:.0f}-{100 * high:.0f} %": (low, high) for low, high in itertools.pairwise(edges)}
 
-    def swap(self, graph: HookGraph, patch: Patch, other: Conditions) -> ContextSwap:
-        """The change of a patch, to what the other prompt says."""
+    def swap(self, graph: HookGraph, patch: Patch, target: Conditions) -> ContextSwap:
+        """The intervention of a patch: its layers read the target prompt's context."""
         inside = graph.sites.where(layer=patch.layers, role=self.roles).paths
         beside = graph.sites.where(role="pooled").paths if patch == POOLED or self.pooled == "other" else ()
         steps = self.steps if patch == POOLED else self.schedule[patch.part]
-        return ContextSwap([*beside, *inside], other.context, rows=self.rows, steps=steps, pooled=other.pooled)
+        return ContextSwap([*beside, *inside], target.context, rows=self.rows, steps=steps, pooled=target.pooled)
 
 
 def check_patch_spec(roles: str | Sequence[str], direction: Direction) -> tuple[str, ...]:
-    """As `check_roles`; raises InvalidInput for an unknown direction as well."""
+    """The roles as a tuple; raises InvalidInput for unknown roles, for none, and for an unknown direction."""
     choose("direction", direction, get_args(Direction))
     return check_roles(roles)
 
 
 def check_roles(roles: str | Sequence[str]) -> tuple[str, ...]:
-    """The roles as a tuple; raises InvalidInput for unknown ones or none."""
+    """The roles as a tuple; raises InvalidInput for unknown roles and for none."""
     given = (roles,) if isinstance(roles, str) else tuple(roles)
     if not given:
         raise InvalidInput("roles is empty; give key, value or both")
@@ -71,87 +72,100 @@ def check_roles(roles: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class PatchRunner:
-    """Measures patches in images; what was measured once is not made again.
+    """Measures patches in images. What was measured once is not made again.
 
     Args:
         experiment: the images' prompts, seeds and metric.
         spec: what patches do.
+
+    Attributes:
+        sweep: makes the images.
+        measured: what was measured so far.
     """
 
     def __init__(self, experiment: Experiment, spec: PatchSpec) -> None:
         self.experiment = experiment
         self.spec = spec
         self.sweep = experiment.sweep([text for pair in experiment.pairs for text in pair])
-        self.measured = Measured()
+        self.measured = Measured(experiment, self.sweep, spec)
 
     @property
     def beside(self) -> list[Patch]:
-        """The patches of what no layer can carry: the pooled text path, and the nets beside the denoiser that read the prompt."""
+        """The patches of what no layer carries: the pooled text path, and nets beside the denoiser that read the prompt."""
         graph = self.experiment.graph
         return [POOLED] * bool(graph.sites.where(role="pooled")) + [CONTROL] * bool(graph.readers_beside)
 
-    def other(self, pair: int) -> Conditions:
-        """What patched layers read in the runs of a pair."""
+    def target(self, pair: int) -> Conditions:
+        """The target prompt's context, which patched layers read in the runs of a pair."""
         return self.sweep.conditions(self.spec.texts(self.experiment.pairs[pair])[1])
-
-    def _swap(self, patch: Patch, pair: int) -> ContextSwap:
-        """The change of a patch in the runs of a pair.
-
-        For `CONTROL` it is the other way round: in a run of the other prompt all that the denoiser reads is the source's, so that
-        the nets beside it alone read the other.
-        """
-        graph = self.experiment.graph
-        if patch != CONTROL:
-            return self.spec.swap(graph, patch, self.other(pair))
-        source = self.sweep.conditions(self.spec.texts(self.experiment.pairs[pair])[0])
-        every = graph.sites.where(role=(*ROLES, "pooled")).paths
-        return ContextSwap(every, source.context, rows=self.spec.rows, pooled=source.pooled)
 
     def measure(self, patches: Sequence[Patch], image_keys: Sequence[ImageKey] | None = None) -> Effects:
         """The effects of patches on these images, by default all; NaN where an image has not been patched yet."""
-        cases = list(self.experiment.cases(["source", "target", *patches], image_keys))
-        swaps = {(patch, pair): self._swap(patch, pair) for patch, pair in _distinct(cases)}
-        self.experiment.measure(self.sweep, [RunBatch({case: self._row(case, swaps) for case in cases})], self.spec, self.measured)
+        runs = list(self.experiment.run_keys(["source", "target", *patches], image_keys))
+        patched = {(run.patch, run.pair) for run in runs if isinstance(run.patch, Patch)}
+        swaps = {(patch, pair): self._swap(patch, pair) for patch, pair in patched}
+        self.measured.run([RunBatch({run: self._row(run, swaps) for run in runs})])
         return self.effects(patches)
 
     def effects(self, patches: Sequence[Patch]) -> Effects:
         """The effects that were measured so far."""
-        return self.measured.effects(self.experiment, patches, relative=False)
+        return self.measured.effects(patches)
 
-    def follow(self, image_keys: Sequence[ImageKey], steps: Steps, *, cut: bool = False) -> Mapping[ImageKey, tuple[StepInput, ...]]:
-        """Makes the unchanged runs of these images and keeps some frames of each; see `following`."""
+    def record_steps(
+        self, image_keys: Sequence[ImageKey], steps: Steps, *, stop_after: bool = False
+    ) -> Mapping[ImageKey, tuple[StepInput, ...]]:
+        """Makes the unchanged runs of these images and keeps some of their steps.
+
+        Args:
+            image_keys: the images.
+            steps: which steps; see `teacher_forcing.record_steps`.
+            stop_after: end each run after the last of them. Such a run makes no image and is not scored.
+        """
         kept: list[tuple[StepInput, ...]] = []
-        rows = {case: self._row(case, {}) for case in self.experiment.cases(["source"], image_keys)}
-        enter = partial(keeping, self.experiment.graph, steps, kept, cut=cut)
-        if cut:
+        rows = {run: self._row(run, {}) for run in self.experiment.run_keys(["source"], image_keys)}
+        context = partial(collect_steps, self.experiment.graph, steps, kept, stop_after=stop_after)
+        if stop_after:
             with tqdm(total=len(rows), desc=f"following {self.experiment.name}", unit="image", disable=self.experiment.quiet) as bar:
-                for batch, _ in self.sweep.run(list(rows.values()), enter):
+                for batch, _ in self.sweep.run(list(rows.values()), context):
                     bar.update(len(batch))
         else:
-            self.experiment.measure(self.sweep, [RunBatch(rows, enter=enter, always=True)], self.spec, self.measured)
-        return {(case.pair, case.seed): frames for case, frames in zip(rows, kept, strict=True)}
+            self.measured.run([RunBatch(rows, context=context, force=True)])
+        return {(run.pair, run.seed): each for run, each in zip(rows, kept, strict=True)}
 
-    def _row(self, case: RunKey, swaps: Mapping[tuple[Patch, int], ContextSwap]) -> Row:
-        source, target = self.spec.texts(self.experiment.pairs[case.pair])
-        if isinstance(case.patch, str):
-            return Row(source if case.patch == "source" else target, case.seed)
-        return Row(target if case.patch == CONTROL else source, case.seed, (swaps[case.patch, case.pair],))
+    def _swap(self, patch: Patch, pair: int) -> ContextSwap:
+        """The intervention of a patch in the runs of a pair.
+
+        For `CONTROL`, nets beside the denoiser alone are to read the target's prompt. The run is therefore one of the target's prompt
+        in which the denoiser reads the source's.
+        """
+        graph = self.experiment.graph
+        if patch != CONTROL:
+            return self.spec.swap(graph, patch, self.target(pair))
+        source = self.sweep.conditions(self.spec.texts(self.experiment.pairs[pair])[0])
+        every = graph.sites.where(role=(*ROLES, "pooled")).paths
+        return ContextSwap(every, source.context, rows=self.spec.rows, pooled=source.pooled)
+
+    def _row(self, run: RunKey, swaps: Mapping[tuple[Patch, int], ContextSwap]) -> Row:
+        source, target = self.spec.texts(self.experiment.pairs[run.pair])
+        if isinstance(run.patch, str):
+            return Row(source if run.patch == "source" else target, run.seed)
+        return Row(target if run.patch == CONTROL else source, run.seed, (swaps[run.patch, run.pair],))
 
 
 @contextmanager
-def keeping(
-    graph: HookGraph, steps: Steps, kept: list[tuple[StepInput, ...]], _rows: Sequence[Row], *, cut: bool = False
+def collect_steps(
+    graph: HookGraph, steps: Steps, into: list[tuple[StepInput, ...]], _rows: Sequence[Row], *, stop_after: bool = False
 ) -> Iterator[None]:
-    """Adds the frames of each row of a batch that is made inside."""
-    with following(graph, steps, cut=cut) as found:
+    """A `Sweep.run` block that appends the recorded steps of each row of a batch to a list; see `teacher_forcing.record_steps`."""
+    with record_steps(graph, steps, stop_after=stop_after) as found:
         yield
-    kept.extend(zip(*found, strict=True))
+    into.extend(zip(*found, strict=True))
 
 
-def drawn(experiment: Experiment, seed: int) -> list[ImageKey]:
-    """All images of an experiment in a random order, every prompt's first before any second one.
+def random_order(experiment: Experiment, seed: int) -> list[ImageKey]:
+    """All images of an experiment in a random order, with every prompt's first before any prompt's second.
 
-    What is found on the first images is then found on a random sample of all, however prompts and seeds are listed.
+    The first images are then a random sample of all, whatever the order in which prompts and seeds are listed.
     """
     rng = np.random.default_rng(seed)
     seeds = [[experiment.seeds[number] for number in rng.permutation(len(experiment.seeds))] for _ in experiment.pairs]
@@ -159,9 +173,5 @@ def drawn(experiment: Experiment, seed: int) -> list[ImageKey]:
 
 
 def split(layers: Sequence[int], parts: int) -> list[tuple[int, ...]]:
-    """Layers in runs of about equal length."""
+    """Layers in as many consecutive parts of about equal length."""
     return [tuple(each.tolist()) for each in np.array_split(np.array(layers), parts)]
-
-
-def _distinct(cases: Sequence[RunKey]) -> set[tuple[Patch, int]]:
-    return {(case.patch, case.pair) for case in cases if isinstance(case.patch, Patch)}

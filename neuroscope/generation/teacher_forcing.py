@@ -1,7 +1,7 @@
-"""TeacherForcing: single calls of the denoiser on what it read in a run that was made before, with prompts changed at chosen sites.
+"""Teacher forcing: single calls of the denoiser on the inputs of a recorded run, with chosen sites changed.
 
-A forced call answers what a change does to the next prediction, not to the image, and needs no run of its own. Rows that
-are changed late in the network are equal until then: they branch off from the row they come from where they begin to differ.
+A forced call tells what a change does to the next prediction. It does not tell what it does to the image, and it needs no run of
+its own. Changes of late layers share the early part of the network: their rows are added to the batch where they begin to differ.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from neuroscope.pipeline.steps import StepState
 
 @dataclass(frozen=True, eq=False)
 class StepInput:
-    """One call of the denoiser inside a run, of one image's row that carries the prompt.
+    """One call of the denoiser inside a run, for the conditional row of one image.
 
     Attributes:
         step: the denoising step, counted from 0.
-        steps: the number of steps.
-        inputs: what the denoiser was given, by the names of its arguments, with one row.
-        output: [1, channel, height, width], the noise that it predicted.
+        steps: the number of steps of the run.
+        inputs: the arguments of the denoiser's forward by name, with one row each.
+        output: the predicted noise.
     """
 
     step: int
@@ -44,20 +44,23 @@ class StepInput:
     output: Float[Tensor, "1 channel height width"]
 
 
-#: Which steps of a run to look at; see `following`.
+#: Which steps of a run to record; see `record_steps`.
 Steps = Collection[int] | Collection[float] | int | None
 
 
 @contextmanager
-def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> Iterator[list[list[StepInput]]]:
-    """Keeps the frames of runs made inside the block: for each chosen step one frame an image, in the run's order.
+def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = False) -> Iterator[list[list[StepInput]]]:
+    """Records the denoiser's inputs and outputs in runs inside the block.
 
     Args:
         graph: the model.
-        steps: which steps, by their numbers, or as floats by their places in the schedule from 0.0 to 1.0; a single number means as
-            many, in the middle of equal parts of the schedule; None means all. Of a step with several calls of the denoiser the
-            first is kept.
-        cut: end the run after the last of them. The block ends with it, and what it was to make is not made.
+        steps: which steps. Integers are step numbers; floats are places in the schedule from 0.0 to 1.0; a single integer n
+            takes the middle step of each of n equal parts of the schedule; None takes all. Where a step calls the denoiser several
+            times, the first call is recorded.
+        stop_after: end the run after the last recorded step. The block ends there too, and no image is made.
+
+    Yields:
+        A list that fills as the runs go: for each recorded step, in order, one entry an image.
     """
     found: list[list[StepInput]] = []
     signature = inspect.signature(uncompiled(graph.denoiser).forward)
@@ -67,23 +70,23 @@ def following(graph: HookGraph, steps: Steps = None, *, cut: bool = False) -> It
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
         inputs = signature.bind(*args, **kwargs).arguments
-        rows = len(graph.family.latents(inputs))
+        rows = len(inputs["sample"])
         carrying = (call.layout or PLAIN).carrying(rows)
         noise = graph.family.noise(output[0])
         found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
-        if cut and call.step == max(chosen):
-            raise _Enough
+        if stop_after and call.step == max(chosen):
+            raise _StopRun
 
     with graph.watch(keep), _attention_processors_put_back(uncompiled(graph.denoiser)):
         try:
             yield found
-        except _Enough:
+        except _StopRun:
             getattr(graph.pipe, END)()
 
 
 @contextmanager
 def _attention_processors_put_back(denoiser: Any) -> Iterator[None]:
-    """A pipeline that replaces attention processors for its run puts them back at its end, which a run that is cut does not reach."""
+    """Puts back attention processors that a pipeline replaces for its run, as a run that is stopped does not reach its own clean-up."""
     before = dict(denoiser.attn_processors)
     try:
         yield
@@ -92,8 +95,8 @@ def _attention_processors_put_back(denoiser: Any) -> Iterator[None]:
             denoiser.set_attn_processor(before)
 
 
-class _Enough(Exception):
-    """Ends a run of which enough was seen."""
+class _StopRun(Exception):
+    """Ends a run after its last recorded step."""
 
 
 def _chosen_steps(steps: Steps, count: int) -> Collection[int]:
@@ -105,32 +108,41 @@ def _chosen_steps(steps: Steps, count: int) -> Collection[int]:
 
 
 class TeacherForcing:
-    """Makes forced calls of a graph's denoiser and counts them.
+    """Makes forced calls of a model's denoiser and counts what they cost.
+
+    Args:
+        graph: the model.
 
     Attributes:
-        rows: the rows that began midway so far, each counted as the share of a row's floating-point operations that it ran.
+        nfe: the cost, in NFE, of the rows that began midway: each costs the share of a whole row's floating-point operations that it
+            ran. Whole rows are counted by `metered`.
     """
 
     def __init__(self, graph: HookGraph) -> None:
         self.graph = graph
-        self.rows = 0.0
+        self.nfe = 0.0
 
     @torch.no_grad()
-    def predict(self, frame: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
-        """The noise that the denoiser predicts on a frame under each of these changes, which are of all rows and steps."""
+    def predict(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
+        """The noise that the denoiser predicts from a recorded step's inputs under each of several changes.
+
+        Args:
+            step: the recorded step.
+            changes: the interventions of each row. They must act on all rows and all steps.
+        """
         denoiser = uncompiled(self.graph.denoiser)
-        shares = {_AT_ONCE: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, frame.inputs)}
+        shares = {_FIRST_CALL: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, step.inputs)}
         begins = [self._begin(change, list(shares)) for change in changes]
         order = sorted(range(len(changes)), key=begins.__getitem__)
         growth = _Growth(1 + begins.count(0))
         with ExitStack() as stack:
             for number, (path, share) in enumerate(shares.items()):
-                if path != _AT_ONCE:
-                    self.rows += begins.count(number) * share
+                if path != _FIRST_CALL:
+                    self.nfe += begins.count(number) * share
                     hook = Hook(partial(growth.expand, begins.count(number)))
                     stack.callback(denoiser.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
             stack.enter_context(self.graph.apply_each([[], *(changes[number] for number in order)], growing=True))
-            predicted = self.graph.denoiser(**_chosen(frame.inputs, 1, [0] * growth.rows))[0][1:]
+            predicted = self.graph.denoiser(**_chosen(step.inputs, 1, [0] * growth.rows))[0][1:]
         return self.graph.family.noise(predicted)[torch.tensor(order).argsort().to(predicted.device)]
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
@@ -143,9 +155,9 @@ class TeacherForcing:
 
 
 class _Growth:
-    """A batch whose first row is the source and to which copies of it are added on the way.
+    """A batch that begins with the unchanged row, and to which copies of that row are added on its way through the network.
 
-    What was computed before a row was added is the source's, whatever the row becomes.
+    A row that differs from a later stage on shares all that was computed before with the unchanged row.
     """
 
     def __init__(self, rows: int) -> None:
@@ -154,10 +166,10 @@ class _Growth:
     def expand(
         self, more: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A stage's forward pre-hook: adds rows to the batch, and gives all that the stage reads the batch's rows."""
+        """A forward pre-hook of a stage: adds rows to the batch and repeats the stage's inputs for them."""
         self.rows += more
-        result: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._fill, (args, kwargs))
-        return result
+        filled: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._fill, (args, kwargs))
+        return filled
 
     def _fill(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) == self.rows:
@@ -165,16 +177,16 @@ class _Growth:
         return torch.cat([value, value[:1].expand(self.rows - len(value), *value.shape[1:])])
 
 
-_AT_ONCE = "the first call"
+_FIRST_CALL = "the first call"
 
 
 def _chosen(inputs: Mapping[str, Any], rows: int, chosen: Sequence[int]) -> dict[str, Any]:
-    """A call's arguments with these of its rows."""
+    """The arguments of a call, reduced to some of its rows."""
 
     def choose(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) != rows:
             return value
         return value[torch.tensor(chosen, device=value.device)]
 
-    result: dict[str, Any] = tree_map(choose, dict(inputs))
-    return result
+    chosen_inputs: dict[str, Any] = tree_map(choose, dict(inputs))
+    return chosen_inputs

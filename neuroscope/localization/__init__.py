@@ -1,9 +1,7 @@
-"""Localisation: which layers control a concept, by methods that change a running model and measure what comes of it."""
+"""Localisation: find the layers that control a concept, by methods that change a running model and measure the effect."""
 
-from neuroscope.localization._localization import Localization, localize
-from neuroscope.localization.halving import Halving
-from neuroscope.localization.neuron_ablation import NeuronAblation
-from neuroscope.localization.neuron_gradients import NeuronGradient
+from neuroscope.generation.method import Localization
+from neuroscope.localization._localize import localize
 from neuroscope.localization.patching.causal_tracing import CausalTracing
 from neuroscope.localization.patching.locogen import LocoGen
 from neuroscope.localization.patching.racing import Racing
@@ -15,11 +13,8 @@ __all__ = [
     "AttentionContribution",
     "AttributionPatching",
     "CausalTracing",
-    "Halving",
     "Localization",
     "LocoGen",
-    "NeuronAblation",
-    "NeuronGradient",
     "Racing",
     "TeacherForced",
     "localize",

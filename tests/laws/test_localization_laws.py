@@ -13,7 +13,6 @@ from neuroscope import (
     AttributionPatching,
     CausalTracing,
     Effects,
-    Halving,
     HookGraph,
     ImageShare,
     InvalidInput,
@@ -27,8 +26,8 @@ from neuroscope import (
     localize,
     save,
 )
+from neuroscope.attribution._neuron_localization import NeuronLocalization
 from neuroscope.generation.teacher_forcing import TeacherForcing
-from neuroscope.localization._neuron_localization import NeuronLocalization
 from tests.families import tiny
 from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
@@ -40,14 +39,13 @@ EXAMPLES: dict[type[Localization], list[Localization]] = {
         AttributionPatching(steps=1, samples=1, recomputed=True, direction="sufficiency", fidelity=0),
     ],
     CausalTracing: [CausalTracing(), CausalTracing(component="text", noise=2.0)],
-    Halving: [Halving(), Halving(roles=("value",), direction="sufficiency")],
     LocoGen: [
         LocoGen(),
         LocoGen(window="grow", enough=0.6),
         LocoGen(window=13, parts=2, roles=("value",), direction="sufficiency"),
         LocoGen(search="auto"),
     ],
-    Racing: [Racing(short=0.5)],
+    Racing: [Racing(step_fraction=0.5)],
     TeacherForced: [TeacherForced(steps=1, fidelity=3), TeacherForced(steps=2, roles=("value",), direction="sufficiency", fidelity=0)],
 }
 SCREENS = (AttentionContribution, AttributionPatching, TeacherForced)
@@ -55,7 +53,7 @@ SCREENS = (AttentionContribution, AttributionPatching, TeacherForced)
 
 def is_search(method: Localization) -> bool:
     """Whether what it tries depends on what it finds, so that not every image is made with every layer."""
-    return isinstance(method, Halving | Racing) or (isinstance(method, LocoGen) and method.search == "auto")
+    return isinstance(method, Racing) or (isinstance(method, LocoGen) and method.search == "auto")
 
 
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
@@ -139,14 +137,14 @@ class TestEveryMethod:
         monkeypatch.setattr(TeacherForcing, "__init__", lambda self, *args: (made(self, *args), kept.append(self))[0])
         with tiny.counted(graph.denoiser) as calls:
             scores = run(graph, method, ImageShare())
-        midway = sum(each.rows for each in kept)
+        midway = sum(each.nfe for each in kept)
         assert scores.cost.nfe == pytest.approx(sum(calls) + midway)
         assert (midway > 0) == bool(kept)
 
     def test_impossible_options_are_refused_before_any_picture(self, method, graph, untyped):
         with tiny.counted(graph.denoiser) as calls:
-            with pytest.raises(InvalidInput, match="patch 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
-                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "patch": "none"}))
+            with pytest.raises(InvalidInput, match="direction 'none' is unknown; choose one of|rows 'none' is unknown; choose one of"):
+                run(graph, replace(method, **{"rows" if hasattr(method, "rows") else "direction": "none"}))
             with pytest.raises(InvalidInput, match="there are no seeds to localize with"):
                 run(graph, method, seeds=[])
             with pytest.raises(InvalidInput, match="output_type is set for each image here"):
@@ -210,7 +208,7 @@ class TestEveryScreen:
         """The exact effects come from LOCOGEN's windows on the first image, of the layers that the screen says it compared."""
         checked = replace(method, fidelity=16)
         scores = run(graph, checked)
-        exact = run(graph, LocoGen(patch=method.patch, **({"roles": method.roles} if hasattr(method, "roles") else {})))
+        exact = run(graph, LocoGen(direction=method.direction, **({"roles": method.roles} if hasattr(method, "roles") else {})))
         expected = scipy.stats.spearmanr(scores.scores, exact.effects.values[:, 0, 0]).statistic
         assert scores.fidelity.count == 16
         assert scores.fidelity.correlation == pytest.approx(expected, abs=1e-6)

@@ -18,7 +18,7 @@ from neuroscope import (
     localize,
     save,
 )
-from neuroscope.localization._neuron_localization import NeuronLocalization
+from neuroscope.attribution._neuron_localization import NeuronLocalization
 from neuroscope.testbed import Planted, build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
@@ -31,7 +31,6 @@ EXAMPLES: dict[type[Localization], list[NeuronLocalization]] = {
     NeuronGradient: [
         NeuronGradient(**SHORT, steps=1, samples=2, fidelity=3),
         NeuronGradient(**SHORT, steps=1, kind="gradient", fidelity=0),
-        NeuronGradient(**SHORT, steps=1, kind="conductance", fidelity=0),
     ],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]

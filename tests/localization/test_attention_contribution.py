@@ -143,7 +143,7 @@ def decoyed() -> HookGraph:
             r"kind of token 'subjects' is unknown; choose one of start, before, subject, .*did you mean 'subject'\?",
         ),
         ({"tokens": ()}, "tokens is empty, so nothing is the concept's; give some of start, before, subject, last subject, after"),
-        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
         ({"fidelity": 1}, "fidelity=1 layers make no rank correlation; give at least 3, or 0 to leave it out"),
     ],
@@ -166,7 +166,11 @@ def test_an_impossible_option_is_refused(untyped, options, message):
             {"tokens": ("subject",)},
             "in the style of stipple' has no subject token of 'stipple'; choose other tokens, or against=",
         ),
-        ("stipple", {"patch": "sufficiency"}, "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok"),
+        (
+            "stipple",
+            {"direction": "sufficiency"},
+            "in the style of plain' has no subject or last subject token of 'stipple'; choose other tok",
+        ),
     ],
 )
 def test_a_prompt_without_the_tokens_is_refused_before_any_picture(graph, name, options, message):

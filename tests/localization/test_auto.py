@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroscope import Flipped, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, localize
-from neuroscope.localization.search import auto
+from neuroscope.localization.search import auto, screened_effects
 from neuroscope.testbed import PLANTS, build, planted
 from tests.families import tiny
 
@@ -97,7 +97,7 @@ def test_where_the_layer_depends_on_the_prompt_it_falls_back_on_all_windows():
     assert scores.confidence.measured_layers == graph.sites.layers
     assert (scores.confidence.measured_images, scores.confidence.total_images) == (8, 8)
     np.testing.assert_allclose(scores.scores, every.scores, atol=1e-4)
-    assert "the image_key depends on the prompt" in scores.verdict
+    assert "the place depends on the prompt" in scores.verdict
     assert set(scores.top(2)) == set(planted(graph.pipe).layers)
 
 
@@ -109,7 +109,7 @@ class TestScreensThatAreWrong:
         graph = model("sd1", "layer")
         (layer,) = planted(graph.pipe).layers
         shares = {"another": np.eye(16)[(layer + 5) % 16], "flat": np.zeros(16), "reverse": 1 - np.eye(16)[layer]}[request.param]
-        monkeypatch.setattr(glancing, "forced_shares", seen(shares))
+        monkeypatch.setattr(screened_effects, "forced_shares", seen(shares))
         return graph
 
     def test_with_all_rows_it_is_right(self, graph):
@@ -132,7 +132,7 @@ def test_its_budget_is_kept(budget):
 def test_what_layers_did_together_is_shared_out_among_them(monkeypatch):
     """With a screen that sees nothing, each of the others has an equal part of what they do together; all parts add up to the whole."""
     graph = model("sd1", "apart")
-    monkeypatch.setattr(glancing, "forced_shares", seen(np.zeros(16)))
+    monkeypatch.setattr(screened_effects, "forced_shares", seen(np.zeros(16)))
     scores = search(graph, budget=1 / 40)
     rest = tuple(layer for layer in graph.sites.layers if layer not in scores.confidence.measured_layers)
     assert len(rest) > 10
@@ -170,7 +170,7 @@ class TestCloseLayers:
         rng = np.random.default_rng(0)
         graph = model("sd1", "apart")
         causal = planted(graph.pipe).layers
-        monkeypatch.setattr(glancing, "forced_shares", lambda *_, layers: np.isin(layers, causal) * rng.random(len(layers)))
+        monkeypatch.setattr(screened_effects, "forced_shares", lambda *_, layers: np.isin(layers, causal) * rng.random(len(layers)))
         assert search(graph, 1 / 10).confidence.screened_images == 0
 
 
@@ -186,7 +186,7 @@ def test_a_stopped_search_goes_on_from_its_file(tmp_path):
 def test_it_asks_what_the_windows_would_ask():
     """Values alone, in sufficiency: the same as all windows with these options."""
     graph = model("sd1", "layer")
-    options = {"roles": ("value",), "patch": "sufficiency"}
+    options = {"roles": ("value",), "direction": "sufficiency"}
     scores = search(graph, method=LocoGen(search="auto", budget=1, **options), seeds=range(1))
     every = search(graph, method=LocoGen(**options), seeds=range(1))
     (layer,) = planted(graph.pipe).layers

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Looks, RunKey, Table, calibration, searched, simulated
-from neuroscope.generation.patch_runner import drawn
+from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Case, Looks, Table, calibration, searched, simulated
+from neuroscope.generation.patch_runner import random_order
 from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
 
 LAYER, OTHER = 3, 12
@@ -23,16 +23,16 @@ def runs_are_looked_up() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def prompts_at(*layers: int, seeds: int = 1) -> RunKey:
+def prompts_at(*layers: int, seeds: int = 1) -> Case:
     """Prompts that read at these layers; -1 shows nothing."""
     reads = np.array(layers)
     full = np.repeat((reads >= 0)[:, None], seeds, axis=1).astype(float)
-    return RunKey((np.arange(LAYERS)[:, None, None] == reads[:, None]) * full, full)
+    return Case((np.arange(LAYERS)[:, None, None] == reads[:, None]) * full, full)
 
 
-def run(case: RunKey, budget: float, seed: int = 0):
+def run(case: Case, budget: float, seed: int = 0):
     table = Table(case)
-    search = AutoSearch(table, Looks(table, drawn(table.experiment, seed), np.random.default_rng(seed)), budget)
+    search = AutoSearch(table, Looks(table, random_order(table.experiment, seed), np.random.default_rng(seed)), budget)
     confidence = search.run()
     return confidence, search.effects().of_layers(range(LAYERS)), table
 
@@ -81,14 +81,14 @@ def test_where_no_image_changes_all_windows_are_made_or_it_says_how_little_it_kn
     assert confidence.probability <= 0.9
     assert confidence.measured_layers == ()
     assert not means.any()
-    assert fewer.rows <= table.rows / 3
+    assert fewer.nfe <= table.nfe / 3
 
 
 def test_with_a_small_budget_it_looks_for_a_change_on_as_many_prompts_as_it_can_pay():
     table = Table(prompts_at(*(-1,) * 40))
-    looks = Looks(table, drawn(table.experiment, 0), np.random.default_rng(0))
+    looks = Looks(table, random_order(table.experiment, 0), np.random.default_rng(0))
     AutoSearch(table, looks, 1 / 20).run()
-    left = (LAYERS + 2) * 40 * STEPS / 20 - looks.rows
+    left = (LAYERS + 2) * 40 * STEPS / 20 - looks.nfe
     assert 0 <= left < 12 * STEPS
     assert int(table.made["target"].sum()) > 8
 
@@ -96,7 +96,7 @@ def test_with_a_small_budget_it_looks_for_a_change_on_as_many_prompts_as_it_can_
 def test_an_effect_that_a_few_prompts_may_have_is_not_ruled_out_by_others():
     """No image of the first four has any effect of a layer; two of 20 would be enough for all windows."""
     case = prompts_at(*(LAYER,) * 20)
-    nothing = RunKey(np.zeros_like(case.values), case.full)
+    nothing = Case(np.zeros_like(case.values), case.full)
     confidence, means, _ = run(nothing, 1 / 5)
     assert not means.any()
     assert confidence.probability < 0.9
@@ -107,7 +107,7 @@ def test_the_simulated_runs_are_counted_as_runs():
     """A base, a goal, a layer and the others: so many rows as denoising steps."""
     _, _, table = run(prompts_at(*(LAYER,) * 3), 1 / 20)
     runs = sum(int(made.sum()) for made in table.made.values())
-    assert table.rows == runs * STEPS
+    assert table.nfe == runs * STEPS
 
 
 @pytest.mark.filterwarnings("ignore:budget=")
@@ -151,7 +151,7 @@ class TestCalibration:
 
     @pytest.mark.parametrize("listing", LISTINGS)
     def test_a_listing_is_an_order_of_the_same_prompts(self, listing):
-        case = RunKey.of((4, 7), listing, np.random.default_rng(0), blank=2)
+        case = Case.of((4, 7), listing, np.random.default_rng(0), blank=2)
         assert sorted(case.values.sum(axis=(1, 2))) == [0] * (LAYERS - 2) + [4, 7]
         assert case.full.sum() == 11
         assert len(case.full) == 13

@@ -26,29 +26,29 @@ def variates(effects: np.ndarray, predicted: np.ndarray, made: int = MADE, seen:
 def test_means_are_what_is_foreseen_in_many_and_what_was_missed_in_few():
     effects, predicted = drawn(np.random.default_rng(0), 0.3)
     expected = predicted[:, :SEEN].mean(axis=1) + (effects - predicted)[:, :MADE].mean(axis=1)
-    completed = variates(effects, predicted).completed()
-    np.testing.assert_allclose(np.nanmean(completed, axis=1), expected)
-    np.testing.assert_array_equal(completed[:, :MADE], effects[:, :MADE])
-    assert np.isnan(completed[:, SEEN:]).all()
+    estimates = variates(effects, predicted).estimates()
+    np.testing.assert_allclose(np.nanmean(estimates, axis=1), expected)
+    np.testing.assert_array_equal(estimates[:, :MADE], effects[:, :MADE])
+    assert np.isnan(estimates[:, SEEN:]).all()
 
 
 def test_what_is_foreseen_up_to_a_constant_is_known():
     """Then only images that were not screened leave any doubt, as if all that were had been made."""
     effects, predicted = drawn(np.random.default_rng(1), 0.0)
     found = variates(effects, predicted)
-    assert found.explained == pytest.approx(1)
-    np.testing.assert_allclose(found.completed()[:, :SEEN], effects[:, :SEEN])
-    assert found.error(MADE, SEEN, OF) == pytest.approx(1 / SEEN - 1 / OF)
+    assert found.r_squared == pytest.approx(1)
+    np.testing.assert_allclose(found.estimates()[:, :SEEN], effects[:, :SEEN])
+    assert found.variance(MADE, SEEN, OF) == pytest.approx(1 / SEEN - 1 / OF)
     every = variates(effects, predicted, seen=OF)
     assert every.p_rank_reversal(0, 1, OF) == pytest.approx(0, abs=1e-9)
     assert every.p_rank_reversal(1, 0, OF) == pytest.approx(1, abs=1e-9)
 
 
-def test_explained_is_one_less_the_missed_scatter_around_each_layers_mean():
+def test_r_squared_is_one_less_the_missed_scatter_around_each_layers_mean():
     effects, predicted = drawn(np.random.default_rng(2), 0.5)
     missed = effects - predicted
     expected = 1 - missed[:, :MADE].var(axis=1).sum() / effects[:, :MADE].var(axis=1).sum()
-    assert variates(effects, predicted).explained == pytest.approx(expected)
+    assert variates(effects, predicted).r_squared == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("made", "seen", "scatter"), [(2, SEEN, 0.1), (MADE, MADE, 0.1), (SEEN, MADE, 0.1), (MADE, SEEN, 9.0)])
@@ -58,14 +58,14 @@ def test_where_it_cannot_help_it_changes_nothing(made, seen, scatter):
     found = variates(effects, predicted, made, seen)
     differences = (effects[0] - effects[1])[:made]
     assert found.p_rank_reversal(0, 1, OF) == p_rank_reversal(differences, OF)
-    np.testing.assert_array_equal(found.completed(), known(effects, made))
-    assert found.error(made, min(seen, made), OF) == 1 / made - 1 / OF
+    np.testing.assert_array_equal(found.estimates(), known(effects, made))
+    assert found.variance(made, min(seen, made), OF) == 1 / made - 1 / OF
 
 
 def test_a_layer_that_was_not_screened_keeps_its_effects():
     effects, predicted = drawn(np.random.default_rng(4), 0.1)
     found = ControlVariates(known(effects, MADE), np.stack([known(predicted, SEEN)[0], np.full(OF, np.nan)]))
-    np.testing.assert_array_equal(found.completed()[1], known(effects, MADE)[1])
+    np.testing.assert_array_equal(found.estimates()[1], known(effects, MADE)[1])
     assert found.p_rank_reversal(0, 1, OF) == p_rank_reversal((effects[0] - effects[1])[:MADE], OF)
 
 
@@ -79,7 +79,7 @@ def test_chances_hold_on_average_and_estimates_are_better(scatter):
         if not found.helps:
             continue
         truth = (effects[0] - effects[1]).mean()
-        one, other = np.nanmean(found.completed(), axis=1)
+        one, other = np.nanmean(found.estimates(), axis=1)
         stated.append(found.p_rank_reversal(0, 1, OF))
         wrong.append(truth < 0)
         errors.append(one - other - truth)

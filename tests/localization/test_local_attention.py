@@ -3,7 +3,7 @@ import torch
 
 from neuroscope import HookGraph
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
-from neuroscope.localization.screening.local_attention import visit
+from neuroscope.localization.screening.local_attention import for_each_attention
 from tests.families import tiny
 from tests.localization.by_hand import Prediction
 from tests.localization.planted import SMALL, STIPPLE
@@ -35,7 +35,7 @@ def frame(model, hand) -> StepInput:
 
 
 def chosen(model: HookGraph, tokens=None) -> torch.Tensor:
-    found = torch.zeros(model.text.context_shape[0], dtype=torch.bool)
+    found = torch.zeros(model.context_shape[0], dtype=torch.bool)
     found[slice(None) if tokens is None else tokens] = True
     return found
 
@@ -49,25 +49,25 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
 class TestEveryLayer:
     def test_what_it_puts_out_is_attention_written_out(self, model, frame, hand):
         expected = [attention.said() + attention.bias for attention in map(hand.attention, range(len(hand.layers)))]
-        close(visit(TeacherForcing(model), frame, lambda attention: attention.output), expected)
+        close(for_each_attention(TeacherForcing(model), frame, lambda attention: attention.output), expected)
 
     def test_with_another_prompt_only_the_text_changes(self, model, frame, hand):
         """The image's own queries (and on DeepFloyd keys and values) stay those of the run; so do all earlier layers."""
-        other = model.text.conditions([STIPPLE[0][1]])
-        moved = visit(TeacherForcing(model), frame, lambda attention: attention.of(other) - attention.output)
+        other = model.conditions([STIPPLE[0][1]])
+        moved = for_each_attention(TeacherForcing(model), frame, lambda attention: attention.of(other) - attention.output)
         layers = range(len(hand.layers))
         expected = [hand.attention(layer, other=True).said() - hand.attention(layer).said() for layer in layers]
         assert min(float(each.abs().max()) for each in expected) > 1e-3
         close(moved, expected)
 
     def test_the_part_of_some_tokens_has_the_weights_of_all(self, model, frame, hand):
-        found = visit(TeacherForcing(model), frame, lambda attention: attention.from_tokens(chosen(model, SOME)))
+        found = for_each_attention(TeacherForcing(model), frame, lambda attention: attention.from_tokens(chosen(model, SOME)))
         close(found, [hand.attention(layer).said(SOME) for layer in range(len(hand.layers))])
 
     def test_parts_of_tokens_and_of_the_picture_add_up_to_what_it_puts_out(self, model, frame, hand):
         """The image's part is DeepFloyd's alone, whose softmax runs over both; with the bias all is there."""
-        tokens = model.text.context_shape[0]
-        found = visit(TeacherForcing(model), frame, lambda attention: (attention.output, attention.from_tokens(chosen(model))))
+        tokens = model.context_shape[0]
+        found = for_each_attention(TeacherForcing(model), frame, lambda attention: (attention.output, attention.from_tokens(chosen(model))))
         layers = [hand.attention(layer) for layer in range(len(hand.layers))]
         close([output - text for output, text in found], [each.said(slice(tokens, None)) + each.bias for each in layers])
 
@@ -76,10 +76,10 @@ def test_a_visit_sees_the_layers_in_their_order_and_counts_what_is_computed_agai
     forcing, rows = TeacherForcing(model), []
     for look in (lambda attention: None, lambda attention: attention.output, lambda attention: (attention.output, attention.output)):
         with tiny.counted(model.denoiser) as calls:
-            seen = visit(forcing, frame, lambda attention, look=look: (look(attention), attention.layer)[1])
+            seen = for_each_attention(forcing, frame, lambda attention, look=look: (look(attention), attention.layer)[1])
         assert tuple(seen) == model.sites.layers
         assert calls == [1]
-        rows.append(forcing.rows)
+        rows.append(forcing.nfe)
     assert rows[0] == 0
     assert 0 < rows[1] < 1
     assert rows[2] - rows[1] == pytest.approx(2 * rows[1])
@@ -88,7 +88,7 @@ def test_a_visit_sees_the_layers_in_their_order_and_counts_what_is_computed_agai
 def test_no_hook_is_left_by_a_visit_nor_by_a_look_that_fails(model, frame):
     for look in (lambda attention: attention.output, lambda attention: 1 / 0):
         try:
-            visit(TeacherForcing(model), frame, look)
+            for_each_attention(TeacherForcing(model), frame, look)
         except ZeroDivisionError:
             failed = look
         assert tiny.hooks(model.pipe) == []

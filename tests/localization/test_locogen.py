@@ -196,10 +196,10 @@ class TestPlants:
 
 
 class TestDirection:
-    @pytest.mark.parametrize(("sign", "patch"), [(1.0, "necessity"), (-1.0, "necessity"), (1.0, "sufficiency")])
-    def test_a_metric_may_fall_or_rise_under_the_full_change(self, sign, patch):
+    @pytest.mark.parametrize(("sign", "direction"), [(1.0, "necessity"), (-1.0, "necessity"), (1.0, "sufficiency")])
+    def test_a_metric_may_fall_or_rise_under_the_total_effect(self, sign, direction):
         graph = planted(STIPPLE[:1], {13: STIPPLE[:1]})
-        scores = run(graph, LocoGen(patch=patch), metric=Corner(sign), guidance_scale=7.5)
+        scores = run(graph, LocoGen(direction=direction), metric=Corner(sign), guidance_scale=7.5)
         present, absent = Corner()([picture_of(graph, text, guidance_scale=7.5) for text in STIPPLE[0]], STIPPLE[0])
         assert present - absent > 0.3
         assert scores.top(1) == [13]
@@ -215,7 +215,7 @@ class TestDirection:
         assert there.effects.prompts == tuple(present for present, _ in STIPPLE[:2])
 
     def test_sufficiency_is_another_question_than_necessity(self, graph):
-        found = [run(graph, LocoGen(window=4, patch=patch)).effects.values for patch in ("necessity", "sufficiency")]
+        found = [run(graph, LocoGen(window=4, direction=direction)).effects.values for direction in ("necessity", "sufficiency")]
         assert not torch.allclose(*found, atol=0.01)
 
 
@@ -322,7 +322,7 @@ def test_keys_and_values_alone_do_less_than_both(graph):
         ({"enough": 1.5}, "enough=1.5 is no share"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": ("values",)}, r"role 'values' is unknown; choose one of key, value; did you mean 'value'\?"),
-        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
         ({"rows": "al"}, r"rows 'al' is unknown; choose one of conditional, all; did you mean 'all'\?"),
         ({"steps": (0.5, 0.2)}, r"steps=\(0.5, 0.2\) is not a part of the schedule; give two fractions in order"),
         ({"parts": 0}, "parts=0 is no number of parts; give 1 or more"),

@@ -97,14 +97,14 @@ class TestACloseSecond:
         exact = run_built(close, LocoGen())
         first, second = (exact.effects.values[layer].flatten() for layer in layers)
         assert 0 < (first > second).sum() < len(first)
-        found = run_built(close, Racing(short=0.5))
+        found = run_built(close, Racing(step_fraction=0.5))
         assert found.confidence.measured_layers == layers
         assert (found.confidence.measured_images, found.confidence.total_images) == (8, 8)
         assert found.top(1) == exact.top(1)
         assert [found.scores[layer] for layer in layers] == pytest.approx([exact.scores[layer] for layer in layers], abs=1e-3)
 
     def test_others_drop_out_before_the_pictures_end(self, close):
-        found = run_built(close, Racing(short=0.5))
+        found = run_built(close, Racing(step_fraction=0.5))
         others = [patch.layers[0] not in found.confidence.measured_layers for patch in found.effects.patches]
         assert sum(others) == LAYERS - 2
         assert (~found.effects.values[others].isnan()).flatten(1).sum(dim=1).max() <= found.confidence.total_images / 2
@@ -114,7 +114,7 @@ class TestShortRuns:
     @pytest.mark.parametrize(("short", "steps", "shortened"), [(0.5, 2, 1), (0.3, 5, 2), (0.1, 3, 1), (1.0, 2, 2)])
     def test_they_take_a_rounded_share_of_the_steps_and_at_least_one(self, graph, short, steps, shortened):
         with tiny.counted(graph.denoiser) as calls:
-            run(graph, Racing(short=short), STIPPLE[:2], [0], num_inference_steps=steps)
+            run(graph, Racing(step_fraction=short), STIPPLE[:2], [0], num_inference_steps=steps)
         assert calls == [FIRST * (LAYERS + 2)] * shortened + [FIRST * (1 + 2)] * steps
 
     def test_without_a_number_of_steps_they_take_their_share_of_the_pipelines_own(self, graph):
@@ -126,7 +126,16 @@ class TestShortRuns:
         quick.set_progress_bar_config(disable=True)
         options = {name: value for name, value in SMALL.items() if name != "num_inference_steps"}
         with tiny.counted(quick.unet) as calls:
-            localize(HookGraph(quick), concept_of(STIPPLE[:2]), Racing(short=0.5), LatentShare(), [0], batch_size=64, quiet=True, **options)
+            localize(
+                HookGraph(quick),
+                concept_of(STIPPLE[:2]),
+                Racing(step_fraction=0.5),
+                LatentShare(),
+                [0],
+                batch_size=64,
+                quiet=True,
+                **options,
+            )
         assert calls == [FIRST * (LAYERS + 2)] * 3 + [FIRST * (1 + 2)] * 6
 
 
@@ -142,14 +151,14 @@ def test_where_nothing_passes_nobody_wins():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": 0.0}, "out=0.0 is no chance; give more than 0 and less than 1, such as 0.05"),
-        ({"out": 1.0}, "out=1.0 is no chance; give more than 0 and less than 1, such as 0.05"),
-        ({"short": 0.0}, "short=0.0 is no share of the steps; give more than 0 and at most 1"),
-        ({"short": 1.5}, "short=1.5 is no share of the steps; give more than 0 and at most 1"),
+        ({"error": 0.0}, "error=0.0 is no chance; give more than 0 and less than 1, such as 0.05"),
+        ({"error": 1.0}, "error=1.0 is no chance; give more than 0 and less than 1, such as 0.05"),
+        ({"step_fraction": 0.0}, "step_fraction=0.0 is no share of the steps; give more than 0 and at most 1"),
+        ({"step_fraction": 1.5}, "step_fraction=1.5 is no share of the steps; give more than 0 and at most 1"),
         ({"finalists": 0}, "finalists=0 lets no layer win; give 1 or more"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
-        ({"patch": "necesity"}, r"patch 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
+        ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):
@@ -178,8 +187,8 @@ def raced_with(graph: HookGraph, **options) -> LayerScores:
 
 
 def test_short_runs_alone_make_nobody_sure(apart):
-    assert raced_with(apart, finalists=1, out=1e-9).confidence.probability <= 0.9
-    assert raced_with(apart, finalists=16, out=1e-9).confidence.probability > 0.99
+    assert raced_with(apart, finalists=1, error=1e-9).confidence.probability <= 0.9
+    assert raced_with(apart, finalists=16, error=1e-9).confidence.probability > 0.99
 
 
 def test_the_winner_of_the_second_race_is_on_top_whatever_losers_had_in_short_runs(apart):

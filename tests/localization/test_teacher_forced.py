@@ -90,7 +90,7 @@ def test_where_the_other_prompt_changes_nothing_it_says_nothing(graph):
         ({"fidelity": 2}, "fidelity=2 layers make no rank correlation; give at least 3, or 0 to leave it out"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
-        ({"patch": "both"}, "patch 'both' is unknown; choose one of necessity, sufficiency"),
+        ({"direction": "both"}, "direction 'both' is unknown; choose one of necessity, sufficiency"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message, untyped):

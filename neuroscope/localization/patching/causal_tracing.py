@@ -1,4 +1,4 @@
-"""Causal tracing, the baseline: which single component, restored, brings a corrupted concept back."""
+"""Causal tracing, the baseline: restores single components of a corrupted run and measures how much of the concept comes back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +18,9 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.sites import Component
 from neuroscope.generation.batches import Row
 from neuroscope.generation.experiment import Experiment, RunBatch, RunKey
+from neuroscope.generation.measured import Measured
 from neuroscope.generation.metering import metered
-from neuroscope.localization._localization import Localization
+from neuroscope.generation.method import Localization
 from neuroscope.localization.patching.corruption import Corruption
 from neuroscope.pipeline.graph import HookGraph
 
@@ -29,7 +30,7 @@ COMPONENTS = ("cross", "self", "ff", "resnet", "all", "text")
 
 @dataclass(frozen=True)
 class _Restored(Row):
-    """A corrupted row in which one component takes what the batch's first, clean row gives it."""
+    """A corrupted row in which one component takes its output from the batch's first row, which is clean."""
 
     component: Component | None = None
 
@@ -38,16 +39,16 @@ class _Restored(Row):
 class CausalTracing(Localization[LayerScores]):
     """Localisation by restoring one component in a corrupted run (Basu et al. 2023, after Meng et al. 2022).
 
-    Clean: the prompt as it is. Corrupted: Gaussian noise on the token embeddings of the concept's name. Restored: the
-    corrupted run in which one component takes its clean output at every step. The score is restored minus corrupted over
-    clean minus corrupted: 0 where a component brings nothing back, 1 where it alone brings back all.
+    The clean run has the prompt as it is. The corrupted run has Gaussian noise on the token embeddings of the concept's name. In a
+    restored run, a corrupted one, a component takes its clean output at every step. The score is restored minus corrupted over clean
+    minus corrupted: 0 where the component brings nothing back, 1 where it alone brings back everything.
 
-    Clean outputs are never stored: the clean run is a row of every batch, and gives its outputs to the others as they run.
+    Clean outputs are never stored: the clean run is the first row of every batch, and the others copy from it as they run.
 
     Attributes:
         noise: standard deviation of the noise, in units of that of the name's own token embeddings.
-        component: restore cross-attentions, self-attentions, feed-forwards ("ff") or ResNet blocks of the denoiser, or
-            each of all four; or "text": each layer of the text encoder, at each kind of token.
+        component: restore cross-attentions ("cross"), self-attentions ("self"), feed-forwards ("ff") or ResNet blocks ("resnet") of the
+            denoiser; "all" for each of these four; or "text" for each layer of the text encoder, at each kind of token.
         rows: restore "all" rows or the "conditional" ones, which carry the prompt.
 
     Raises:
@@ -66,29 +67,31 @@ class CausalTracing(Localization[LayerScores]):
         choose("rows", self.rows, ("all", "conditional"))
 
     def __call__(self, experiment: Experiment) -> LayerScores:
-        """See `Localization`."""
+        """Scores each component, or each text layer; see `Localization.__call__`."""
         corruption = Corruption(experiment.graph, experiment.name, self.noise, experiment.generation.get("clip_skip"))
         corruption.check([pair.present for pair in experiment.pairs])
         with metered(experiment.graph.denoiser) as meter:
             trace = self._trace_text if self.component == "text" else self._trace_denoiser
             patches, names, groups, contexts = trace(experiment, corruption)
             sweep = experiment.sweep([pair.present for pair in experiment.pairs], contexts=contexts)
-            measured = experiment.measure(sweep, groups, self)
-        effects = measured.effects(experiment, patches, relative=True)
+            measured = Measured(experiment, sweep, self)
+            measured.run(groups)
+        effects = measured.effects(patches, relative=True)
         experiment.warn_of_no_change(effects)
-        fields = measured.sheet(experiment, patches)
-        return LayerScores.of(effects, provenance=experiment.provenance(self), names=names, cost=meter.cost, **fields)
+        sheet = measured.sheet(patches)
+        return LayerScores.of(effects, provenance=experiment.provenance(self), names=names, cost=meter.cost, **sheet)
 
-    def _trace_denoiser(self, experiment: Experiment, corruption: Corruption) -> Traced:
+    def _trace_denoiser(self, experiment: Experiment, corruption: Corruption) -> _Traced:
+        """The runs in which a component of the denoiser is restored."""
         kinds = COMPONENTS[:4] if self.component == "all" else (self.component,)
         components = [component for component in experiment.graph.components if component.kind in kinds]
         patches = [Patch((number,)) for number in range(len(components))]
         component_of = dict(zip(patches, components, strict=True))
         contexts = {
-            _corrupted(case): corruption.encode(experiment.pairs[case.pair].present, case.seed) for case in experiment.cases(["source"])
+            _corrupted(run): corruption.encode(experiment.pairs[run.pair].present, run.seed) for run in experiment.run_keys(["source"])
         }
         groups = []
-        for clean in experiment.cases(["target"]):
+        for clean in experiment.run_keys(["target"]):
             rows: dict[RunKey, Row] = {
                 clean._replace(patch="source"): Row(_corrupted(clean), clean.seed),
                 clean: Row(experiment.pairs[clean.pair].present, clean.seed),
@@ -96,46 +99,62 @@ class CausalTracing(Localization[LayerScores]):
             rows |= {
                 clean._replace(patch=patch): _Restored(_corrupted(clean), clean.seed, component=component_of[patch]) for patch in patches
             }
-            groups.append(RunBatch(rows, (rows[clean],), partial(self._enter, experiment.graph)))
-        return patches, tuple(map(str, components)), groups, contexts
+            groups.append(RunBatch(rows, (rows[clean],), partial(self._restoring, experiment.graph)))
+        return _Traced(patches, tuple(map(str, components)), groups, contexts)
 
-    def _trace_text(self, experiment: Experiment, corruption: Corruption) -> Traced:
+    def _trace_text(self, experiment: Experiment, corruption: Corruption) -> _Traced:
+        """The runs in which a layer of the text encoder is restored at one kind of token."""
         parts = corruption.parts([pair.present for pair in experiment.pairs])
         patches = [Patch((layer,), part) for layer in range(corruption.layer_count) for part in parts]
         contexts, rows = {}, {}
-        for case in experiment.cases(["source", "target", *patches]):
-            prompt = experiment.pairs[case.pair].present
-            rows[case] = Row(prompt if case.patch == "target" else f"{_corrupted(case)} {case.patch}", case.seed)
-            if isinstance(case.patch, Patch):
-                contexts[rows[case].text] = corruption.encode(prompt, case.seed, restored=(case.patch.layers[0], case.patch.part))
-            elif case.patch == "source":
-                contexts[rows[case].text] = corruption.encode(prompt, case.seed)
+        for run in experiment.run_keys(["source", "target", *patches]):
+            prompt = experiment.pairs[run.pair].present
+            rows[run] = Row(prompt if run.patch == "target" else f"{_corrupted(run)} {run.patch}", run.seed)
+            if isinstance(run.patch, Patch):
+                contexts[rows[run].text] = corruption.encode(prompt, run.seed, restored=(run.patch.layers[0], run.patch.part))
+            elif run.patch == "source":
+                contexts[rows[run].text] = corruption.encode(prompt, run.seed)
         names = tuple(f"text layer {layer}" for layer in range(corruption.layer_count))
-        return patches, names, [RunBatch(rows)], contexts
+        return _Traced(patches, names, [RunBatch(rows)], contexts)
 
-    def _enter(self, graph: HookGraph, rows: Sequence[Row]) -> AbstractContextManager[Any]:
+    def _restoring(self, graph: HookGraph, rows: Sequence[Row]) -> AbstractContextManager[Any]:
         """The block in which each restored row takes its component's output from the first row."""
-        taking: dict[str, list[int]] = {}
+        restored: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
             if isinstance(row, _Restored) and row.component is not None:
-                taking.setdefault(row.component.path, []).append(number)
-        return graph.rewire({path: self._restore(taken) for path, taken in taking.items()}) if taking else nullcontext()
+                restored.setdefault(row.component.path, []).append(number)
+        return graph.rewire({path: self._restore(numbers) for path, numbers in restored.items()}) if restored else nullcontext()
 
-    def _restore(self, taken: list[int]) -> Callable[[Tensor, BatchLayout], Tensor]:
+    def _restore(self, numbers: list[int]) -> Callable[[Tensor, BatchLayout], Tensor]:
+        """Copies the first image's output to the images of these numbers, in each half of guidance that is restored."""
+
         def restore(output: Tensor, layout: BatchLayout) -> Tensor:
             restored = output.clone()
             for part in range(len(layout.parts)):
                 if self.rows == "all" or layout.parts[part] == "conditional":
                     first = part * layout.images(len(output))
-                    restored[[first + row for row in taken]] = output[first]
+                    restored[[first + number for number in numbers]] = output[first]
             return restored
 
         return restore
 
 
-Traced = tuple[list[Patch], tuple[str, ...], list[RunBatch], dict[str, Conditions]]
+class _Traced(NamedTuple):
+    """The runs of a trace.
+
+    Attributes:
+        patches: what is restored in them.
+        names: of the components or text layers.
+        groups: the runs.
+        contexts: corrupted contexts by the names under which rows ask for them.
+    """
+
+    patches: list[Patch]
+    names: tuple[str, ...]
+    groups: list[RunBatch]
+    contexts: dict[str, Conditions]
 
 
-def _corrupted(case: RunKey) -> str:
-    """The name of a pair's corrupted context; each seed has noise of its own."""
-    return f"corrupted {case.pair} {case.seed}"
+def _corrupted(run: RunKey) -> str:
+    """The name of an image's corrupted context; each seed has its own noise."""
+    return f"corrupted {run.pair} {run.seed}"

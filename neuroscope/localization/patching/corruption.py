@@ -1,4 +1,4 @@
-"""Corrupting a prompt's subject inside the text encoder, and restoring single states of it."""
+"""Corrupt a prompt's subject inside the text encoder, and restore single states of the clean run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Corruption:
 
     Args:
         graph: the model.
-        subject: the word or words that lose their meaning.
+        subject: the word or words that the noise is added to.
         noise: its standard deviation, in units of that of the subject's own token embeddings.
-        clip_skip: as the pipeline takes it.
+        clip_skip: the pipeline's option of that name.
     """
 
     def __init__(self, graph: HookGraph, subject: str, noise: float, clip_skip: int | None = None) -> None:
@@ -37,7 +37,7 @@ class Corruption:
 
     @property
     def layer_count(self) -> int:
-        """The number of the text encoders' layers, one encoder's after the other's."""
+        """The number of layers of all text encoders together."""
         return len(self._layers)
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -47,23 +47,26 @@ class Corruption:
                 raise InvalidInput(f"the prompt {prompt!r} does not hold {self._subject!r}, so nothing in it can be corrupted; reword it")
 
     def parts(self, prompts: Sequence[str]) -> list[str]:
-        """The kinds of tokens that these prompts have, in their order; see `kinds_of_tokens`."""
+        """The kinds of tokens in these prompts, in order of appearance; see `kinds_of_tokens`."""
         return list(dict.fromkeys(self._kinds(prompts).flatten().tolist()))
 
     @torch.no_grad()
     def encode(self, prompt: str, seed: int, restored: tuple[int, str] | None = None) -> Conditions:
-        """The corrupted conditions of a prompt, pooled text included.
+        """The conditions of a corrupted prompt, pooled text included.
 
         Args:
             prompt: it holds the subject.
             seed: of the noise.
-            restored: a layer of the text encoder and a kind of token whose clean output is put back.
+            restored: the number of a text encoder layer and a kind of token; there, the clean output is put back.
+
+        Raises:
+            SiteNeverRan: a text encoder does not use its token embedding.
         """
         kinds = self._kinds([prompt])[0]
         with ExitStack() as stack:
             if restored is not None:
                 layer, kind = restored
-                put = _putting(self._clean(prompt)[layer], kinds == kind)
+                put = _put_back(self._clean(prompt)[layer], kinds == kind)
                 handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
                 stack.callback(handle.remove)
             subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
@@ -78,14 +81,14 @@ class Corruption:
     def _corrupt(
         self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple[Any, ...], output: Tensor
     ) -> Tensor:
-        """A forward hook of the token embedding [prompt, token, channel]."""
+        """A forward hook of the token embedding, whose output is [prompt, token, channel]: adds noise at the subject's tokens."""
         ran.append(module)
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
         spread = output[:, subject].float().std().to(output.dtype)
         return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
 
     def _clean(self, prompt: str) -> list[Tensor]:
-        """The output of each of the text encoder's layers for a prompt as it is."""
+        """The output of each text encoder layer for the clean prompt; computed once a prompt."""
         if prompt not in self._states:
             kept: list[Tensor] = []
             with ExitStack() as stack:
@@ -100,7 +103,7 @@ class Corruption:
 
     @cached_property
     def _embeddings(self) -> Sequence[nn.Module]:
-        """The modules that may be the token embeddings; encoders may keep several of one weight, and run another than they name."""
+        """The modules that may be the token embeddings. An encoder may hold several with one shape and run another than it names."""
         named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text.encoders]
         return [
             module
@@ -115,21 +118,22 @@ class Corruption:
 
 
 def _stack(encoder: nn.Module) -> nn.ModuleList:
-    """The longest list of modules, which holds an encoder's layers under every name."""
+    """An encoder's layers: its longest list of modules, whatever its name."""
     return max((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
 def _state(output: Any) -> Tensor:
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    """The hidden state in a layer's output."""
+    state: Tensor = output[0] if isinstance(output, tuple) else output
+    return state
 
 
-def _putting(clean: Tensor, chosen: np.ndarray) -> Any:
+def _put_back(clean: Tensor, chosen: np.ndarray) -> Any:
     """A forward hook that puts the clean state back at the chosen tokens."""
-    places = torch.from_numpy(chosen)
+    tokens = torch.from_numpy(chosen)
 
     def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        state = torch.where(places[:, None].to(clean.device), clean, _state(output))
+        state = torch.where(tokens[:, None].to(clean.device), clean, _state(output))
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
     return put

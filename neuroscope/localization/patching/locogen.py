@@ -1,23 +1,26 @@
-"""LOCOGEN: windows of layers read another prompt, and the image shows whether they control the concept."""
+"""LOCOGEN: layers read the prompt without the concept, and the change of the image is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import Rows
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import check_schedule_part
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import Meter, metered
-from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, drawn, split
-from neuroscope.localization._localization import Localization
+from neuroscope.generation.method import Localization
+from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
+from neuroscope.localization.patching.smallest_sets import SmallestSets
+from neuroscope.localization.patching.windows import GrowingWindows, Patched, Windows
 from neuroscope.localization.search.auto import AutoSearch
 from neuroscope.localization.search.screened_effects import ScreenedEffects
 
+#: No schedule has more steps than this, and so no more parts.
 _MOST_PARTS = 1000
 
 
@@ -25,36 +28,35 @@ _MOST_PARTS = 1000
 class LocoGen(Localization[LayerScores]):
     """Localisation by giving windows of adjacent layers another prompt (Basu et al. 2024, LOCOGEN).
 
-    For each window, its layers' keys and values read the prompt without the concept and all others the prompt with it,
-    from the same noise. The score is how far the metric falls (or, for a fact with a new answer, rises), in its own units.
+    In the run of a window, its layers' keys and values read the prompt without the concept, and all other layers the prompt with it,
+    from the same noise. The score is how far the metric moves towards its value for the prompt without the concept, in its own units.
     Windows share batches, so that a sweep runs as fast as the bare pipeline.
 
-    Models with a pooled text path get a run more for each image, in which that path alone reads the other prompt: what
-    it carries, no layer can. `LayerScores.pooled_share` reports it.
+    Models with a pooled text path get one more run for each image, in which that path alone reads the other prompt. It measures what no
+    layer carries; `LayerScores.pooled_share` reports it.
 
     Attributes:
-        window: how many adjacent layers change together, the same at both ends of the model; or "grow", the paper's
-            procedure: 1, and wider until some window has at least `enough` of the effect of changing all layers.
-        enough: the share of the full effect at which a growing window or set is large enough.
-        search: "windows" of adjacent layers, as published; or "sets", which finds smallest sets of layers, adjacent or not,
-            that have `enough` of the full effect, by leaving out parts of all layers (delta debugging, Zeller and Hildebrandt
-            2002), and again among the rest while that is enough. `LayerScores.best` is the strongest set; the layers of a set
-            score what it does, all others what they do together. Or "auto": a cheap screen, then images of the few layers
-            that it names and of all others together, until it is sure which layer the windows of one would name; see
-            `LayerScores.confidence`.
-        budget: with search="auto", the share of the rows of all windows that it may take. With 1 it goes on until it is sure, if
-            need be with all windows; with less it stops there, and says how sure it is. A search takes a few images at least; where
-            that is more, it warns before it spends it.
+        window: how many adjacent layers change together, the same at both ends of the model. "grow" is the paper's procedure: it begins
+            with 1 and widens until some window has at least `enough` of the total effect.
+        enough: the share of the total effect at which a growing window or a set is large enough.
+        search: "windows" of adjacent layers, as published. "sets" finds smallest sets of layers, adjacent or not, that have `enough` of
+            the total effect, by delta debugging (Zeller and Hildebrandt 2002). `LayerScores.best` is the strongest set; the layers of a
+            set score its effect, and all others the effect that they have together. "auto" screens all layers by single predictions,
+            then makes images with the strongest layers alone and with all others together, until it is confident which layer all
+            windows of one would name; see `LayerScores.confidence`.
+        budget: with search="auto", the share of the NFE of all windows that it may take. With 1 it continues until it is confident, if
+            need be with all windows. With less it stops there and reports its confidence. The smallest search takes a few images; where
+            that is more than the budget, it warns first.
         seed: with search="auto", of the random order in which prompts and seeds are taken.
         roles: change "key" and "value", or one of them.
         direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
         rows: "conditional" (the rows that carry the prompt) or "all".
-        steps: the part of the denoising schedule in which the layers read the other prompt.
+        steps: the part of the denoising schedule in which the layers read the other prompt, from 0.0 to 1.0.
         parts: cut `steps` into as many equal parts and patch each on its own, for a layer × part grid.
         pooled: which prompt feeds the pooled text path in a window's run: its "own", or the "other", as the window's.
 
     Raises:
-        InvalidInput: a value that is not allowed.
+        InvalidInput: a value that is not allowed; when it runs, a window wider than the model.
     """
 
     window: int | Literal["grow"] = 1
@@ -95,7 +97,7 @@ class LocoGen(Localization[LayerScores]):
             raise InvalidInput(f"parts={checks.shown(self.parts)} are more than a schedule has steps; give at most {_MOST_PARTS}")
 
     def __call__(self, experiment: Experiment) -> LayerScores:
-        """See `Localization`."""
+        """Scores each layer by images in which it is patched; see `Localization.__call__`."""
         layers = experiment.graph.sites.layers
         if self.window != "grow" and self.window > len(layers):
             raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
@@ -103,67 +105,31 @@ class LocoGen(Localization[LayerScores]):
             if self.search == "auto":
                 return self._auto(experiment, meter)
             runner = PatchRunner(experiment, self._spec)
-            method, patches, effects = self._sets(runner) if self.search == "sets" else self._windows(runner)
+            patches, effects = self._method(runner)
         experiment.warn_of_no_change(effects)
-        return LayerScores.of(
-            effects, provenance=experiment.provenance(method), cost=meter.cost, **runner.measured.sheet(experiment, patches)
-        )
+        made_by = replace(self, window=len(patches[0].layers)) if self.search == "windows" else self
+        sheet = runner.measured.sheet(patches)
+        return LayerScores.of(effects, provenance=experiment.provenance(made_by), cost=meter.cost, **sheet)
+
+    @property
+    def _method(self) -> Callable[[PatchRunner], Patched]:
+        """What chooses the patches."""
+        if self.search == "sets":
+            return SmallestSets(self.enough)
+        return GrowingWindows(self.enough) if self.window == "grow" else Windows(self.window)
 
     @property
     def _spec(self) -> PatchSpec:
         return PatchSpec(**{field.name: getattr(self, field.name) for field in fields(PatchSpec)})
 
     def _auto(self, experiment: Experiment, meter: Meter) -> LayerScores:
-        order = drawn(experiment, self.seed)
+        """The automatic search, on images in a random order."""
+        order = random_order(experiment, self.seed)
         runner = PatchRunner(replace(experiment, shown=tuple(order[: len(experiment.pairs)])), self._spec)
         search = AutoSearch(runner, ScreenedEffects(runner, meter, order), self.budget)
         confidence = search.run()
         effects = search.effects()
         runner.experiment.warn_of_no_change(effects)
-        cost = replace(meter.cost, nfe=search.rows)
-        sheet = runner.measured.sheet(runner.experiment, [*search.singles, *search.groups, *runner.beside])
+        cost = replace(meter.cost, nfe=search.nfe)
+        sheet = runner.measured.sheet([*search.singles, *search.groups, *runner.beside])
         return LayerScores.of(effects, provenance=runner.experiment.provenance(self), cost=cost, confidence=confidence, **sheet)
-
-    def _windows(self, runner: PatchRunner) -> Found:
-        """Windows of one width, or of growing widths until one is wide enough."""
-        layers = runner.experiment.graph.sites.layers
-        parts = runner.spec.schedule
-        for width in range(1, len(layers) + 1) if self.window == "grow" else [self.window]:
-            patches = [Patch(layers[first : first + width], part) for first in range(len(layers) - width + 1) for part in parts]
-            patches += runner.beside
-            effects = runner.measure(patches)
-            if effects.total_mean() <= 0 or self._is_enough(effects):
-                break
-        return replace(self, window=width), patches, effects
-
-    def _sets(self, runner: PatchRunner) -> Found:
-        """Smallest sets, one after the other, until what is left is not enough."""
-        rest = runner.experiment.graph.sites.layers
-        found: list[Patch] = []
-        while rest and self._is_enough(runner.measure([Patch(rest)])):
-            found.append(Patch(self._shrunk(runner, rest)))
-            rest = tuple(layer for layer in rest if layer not in found[-1].layers)
-        patches = [*found, *([Patch(rest)] if rest else []), *runner.beside]
-        return self, patches, runner.measure(patches)
-
-    def _shrunk(self, runner: PatchRunner, layers: tuple[int, ...]) -> tuple[int, ...]:
-        """Layers that are enough, with ever finer parts left out as long as the others are."""
-        parts = 2
-        while len(layers) > 1:
-            others = [Patch(tuple(each for each in layers if each not in part)) for part in split(layers, parts)]
-            effects = runner.measure(others)
-            if self._is_enough(effects):
-                layers, parts = others[int(effects.means().argmax())].layers, max(parts - 1, 2)
-            elif parts < len(layers):
-                parts = min(2 * parts, len(layers))
-            else:
-                break
-        return layers
-
-    def _is_enough(self, effects: Effects) -> bool:
-        means = [mean for patch, mean in zip(effects.patches, effects.means(), strict=True) if patch.layers]
-        result: bool = max(means) >= self.enough * effects.total_mean() > 0
-        return result
-
-
-Found = tuple[LocoGen, list[Patch], Effects]

@@ -1,1 +1,1 @@
-"""Methods that look at single predictions of the denoiser."""
+"""Methods that score layers on single predictions of the denoiser."""

@@ -1,4 +1,4 @@
-"""Attention contribution: how much of what each layer's attention puts out comes from the concept's tokens."""
+"""Attention contribution: the part of each layer's attention output that comes from the concept's tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.tokens import kinds_of_tokens
 from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.method import Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
-from neuroscope.localization._localization import Localization
-from neuroscope.localization.screening.local_attention import LocalAttention, visit
-from neuroscope.localization.screening.screen import check_screen, screened
+from neuroscope.localization.screening.local_attention import LocalAttention, for_each_attention
+from neuroscope.localization.screening.screen import check_screen, run_screen
 
 KINDS = ("start", "before", "subject", "last subject", "after", "eos", "padding")
 _ROUNDING = 1e-5
@@ -30,20 +30,21 @@ _ROUNDING = 1e-5
 class AttentionContribution(Localization[LayerScores]):
     """A screen: the norm of attention × values × output projection that comes from the concept's tokens (Zarei et al. 2025, LocK).
 
-    Averaged over the image's positions, steps, prompts and seeds, as a share of all layers'. It says how much a layer says
-    about the concept, not whether the image listens: see `LayerScores.fidelity`.
+    A score is a layer's share of all layers' norms, averaged over the image's positions, steps, prompts and seeds. It measures how much a
+    layer reads of the concept, which need not show in the image: see `LayerScores.fidelity`.
 
     Attributes:
-        against: "nothing", as published: what the tokens add; or "other": how far what the attention puts out is from what it would
+        against: "nothing", as published, takes the tokens' contribution; "other" takes the difference of the attention's output to that
             with the prompt without the concept, at all tokens.
-        tokens: against "nothing", the kinds of tokens that count as the concept's, among "start", "before", "subject" (all but its
-            last token), "last subject", "after", "eos" and "padding".
-        steps: at how many steps, in the middle of as many equal parts of the schedule.
-        patch: which run is looked at: "necessity" the one with the concept, "sufficiency" the one without it.
-        fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
+        tokens: against "nothing", which kinds of tokens count as the concept's: of "start", "before", "subject" (all but its last token),
+            "last subject", "after", "eos" and "padding".
+        steps: at how many steps: the middles of as many equal parts of the schedule.
+        direction: which run is recorded: "necessity" the one with the concept, "sufficiency" the one without it.
+        fidelity: for how many layers the exact effect on one image, drawn at random, is measured too; 0 for none.
 
     Raises:
-        InvalidInput: a value that is not allowed; when it runs, a prompt that holds none of the tokens.
+        InvalidInput: a value that is not allowed; when it runs, a prompt that holds none of the tokens, or more steps or layers than there
+            are.
     """
 
     against: Literal["nothing", "other"] = "nothing"
@@ -64,25 +65,26 @@ class AttentionContribution(Localization[LayerScores]):
         check_screen(self.steps, self.fidelity)
 
     def __call__(self, experiment: Experiment) -> LayerScores:
-        """See `Localization`."""
+        """Scores each layer by its attention's output; see `Localization.__call__`."""
         spec = PatchSpec(direction=self.direction)
         if self.against == "nothing":
             for pair in experiment.pairs:
                 self._chosen(experiment, spec.texts(pair)[0])
-        return screened(experiment, self, spec, partial(self._look, experiment), self.steps, self.fidelity)
+        return run_screen(experiment, self, spec, partial(self._score_step, experiment), self.steps, self.fidelity)
 
-    def _look(
-        self, experiment: Experiment, forcing: TeacherForcing, frame: StepInput, other: Conditions, texts: tuple[str, str]
+    def _score_step(
+        self, experiment: Experiment, forcing: TeacherForcing, step: StepInput, target: Conditions, texts: tuple[str, str]
     ) -> Float[np.ndarray, "layer"]:
+        """A `StepScorer`, given the experiment; NaN where all norms are 0."""
         if self.against == "nothing":
             chosen = torch.from_numpy(self._chosen(experiment, texts[0]))
-            norms = visit(forcing, frame, lambda attention: _norm(attention.from_tokens(chosen)))
+            norms = for_each_attention(forcing, step, lambda attention: _norm(attention.from_tokens(chosen)))
         else:
-            norms = visit(forcing, frame, lambda attention: _change(attention, other))
+            norms = for_each_attention(forcing, step, lambda attention: _change(attention, target))
         return np.array(norms) / (sum(norms) or np.nan)
 
     def _chosen(self, experiment: Experiment, prompt: str) -> Bool[np.ndarray, "token"]:
-        """Which tokens of a prompt are the concept's."""
+        """Which tokens of a prompt count as the concept's; raises InvalidInput where none does."""
         chosen = np.isin(kinds_of_tokens(experiment.graph.text.tokenizer, [prompt], experiment.name)[0], self.tokens)
         if not chosen.any():
             kinds = " or ".join(self.tokens)
@@ -92,13 +94,13 @@ class AttentionContribution(Localization[LayerScores]):
         return chosen
 
 
-def _change(attention: LocalAttention, other: Conditions) -> float:
-    """The norm of what the other prompt changes; 0 where that is rounding."""
+def _change(attention: LocalAttention, target: Conditions) -> float:
+    """The norm of the output's change with the target's prompt; 0 where it is no more than rounding."""
     output = attention.output
-    moved = _norm(attention.of(other) - output)
+    moved = _norm(attention.of(target) - output)
     return moved if moved > _ROUNDING * _norm(output) else 0.0
 
 
-def _norm(output: Float[torch.Tensor, "row place channel"]) -> float:
-    """The norm at each of the image's positions, averaged."""
+def _norm(output: Float[torch.Tensor, "row ... channel"]) -> float:
+    """The norm over channels, averaged over the image's positions."""
     return float(output.double().norm(dim=-1).mean())

@@ -1,8 +1,7 @@
-"""Attribution patching: all layers' effects on single predictions at once, from gradients."""
+"""Attribution patching: approximate effects of all layers on single predictions at once, from gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from captum.attr import LayerGradientXActivation
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroscope.attribution.captum_attribution import Kind, attribute
 from neuroscope.attribution.patching_metric import PatchingMetric
@@ -19,40 +18,37 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.method import Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
-from neuroscope.localization._localization import Localization
-from neuroscope.localization.screening.local_attention import LocalAttention, visit
-from neuroscope.localization.screening.screen import check_screen, screened
-from neuroscope.pipeline.hook import Hook
+from neuroscope.localization.screening.local_attention import for_each_attention
+from neuroscope.localization.screening.screen import check_screen, run_screen
+
+#: How many rows without gradients a batch may have.
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AttributionPatching(Localization[LayerScores]):
-    """A screen: gradients of a prediction, times what the other prompt would change (Nanda 2023; Kramár et al. 2024, AtP*).
+    """A screen: gradients of a prediction, times the change that the other prompt makes (Nanda 2023; Kramár et al. 2024, AtP*).
 
-    What is attributed is how far the prediction goes towards the one of the prompt without the concept (see `PatchingMetric`). Rows
-    are counted as ever, and a row's backward pass as two rows more.
+    What is attributed is the total effect on the prediction; see `PatchingMetric`. The cost counts a row's backward pass as two NFE more.
 
     Attributes:
-        samples: at how many points of the way to the other prompt gradients are taken: 1 is the run's own prompt alone, more integrate
-            along the way (Sundararajan et al. 2017, with captum), as gradients say little where the model has saturated.
-        recomputed: another repair of saturation, for `samples=1`: each layer's attention, softmax included, is computed again
-            with the other prompt, and the gradient is taken at what it puts out; else at its keys and values.
-        dropped: a repair of cancellation, with `recomputed`: gradients through one other layer's attention at a time are
-            left out, and the absolute values averaged, so that a direct effect and one through another layer cannot hide each other
-            (AtP*'s GradDrop). It takes a forward and a backward pass a layer.
-        steps: at how many steps, in the middle of as many equal parts of the schedule.
+        samples: at how many points of the line from source to target gradients are taken. With 1 this is the source alone. More integrate
+            along the line (Sundararajan et al. 2017, with captum), which helps where the model saturates and single gradients vanish.
+        recomputed: another remedy for saturation, for `samples=1`. Each layer's attention, softmax included, is computed again with the
+            target's prompt, and the gradient is taken at the attention's output instead of at its keys and values.
+        steps: at how many steps: the middles of as many equal parts of the schedule.
         direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
-        fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
+        fidelity: for how many layers the exact effect on one image, drawn at random, is measured too; 0 for none.
 
     Raises:
-        InvalidInput: a value that is not allowed, or options that exclude each other.
+        InvalidInput: a value that is not allowed, or options that exclude each other; when it runs, more steps or layers than there are.
     """
 
     samples: int = 4
     recomputed: bool = False
-    dropped: bool = False
     steps: int = 3
     direction: Direction = "necessity"
     fidelity: int = 6
@@ -65,59 +61,35 @@ class AttributionPatching(Localization[LayerScores]):
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
         if self.recomputed and self.samples > 1:
             raise InvalidInput(f"recomputed attention is one way to repair saturation and samples={self.samples} another; give samples=1")
-        if self.dropped and not self.recomputed:
-            raise InvalidInput("dropped=True works on what attentions put out; give recomputed=True and samples=1 with it")
 
     def __call__(self, experiment: Experiment) -> LayerScores:
-        """See `Localization`."""
-        return screened(experiment, self, PatchSpec(direction=self.direction), self._look, self.steps, self.fidelity)
+        """Scores each layer by gradients of single predictions; see `Localization.__call__`."""
+        return run_screen(experiment, self, PatchSpec(direction=self.direction), self._score_step, self.steps, self.fidelity)
 
-    def _look(self, forcing: TeacherForcing, frame: StepInput, other: Conditions, _texts: tuple[str, str]) -> Float[np.ndarray, "layer"]:
+    def _score_step(
+        self, forcing: TeacherForcing, step: StepInput, target: Conditions, _texts: tuple[str, str]
+    ) -> Float[np.ndarray, "layer"]:
+        """A `StepScorer`."""
         graph = forcing.graph
         sites = graph.sites.where(role=ROLES)
-        way = PatchingMetric(graph, frame, other, sites.paths)
-        if not way.length:
+        metric = PatchingMetric(graph, step, target, sites.paths)
+        if not metric.length:
             return np.full(len(graph.sites.layers), np.nan)
         if self.recomputed:
-            parts = self._at_outputs(forcing, frame, other, way)
+            parts = _at_outputs(forcing, step, target, metric)
         else:
             kind: Kind = "integrated" if self.samples > 1 else "gradient"
-            neurons = attribute(way, [graph.module(site) for site in sites], kind, self.samples, _AT_ONCE)
-            each = [part.sum().item() for part in neurons.split([site.width for site in sites])]
-            parts = [sum(part for site, part in zip(sites, each, strict=True) if site.layer == layer) for layer in graph.sites.layers]
-        forcing.rows += 2 * way.differentiated
+            neurons = attribute(metric, [graph.module(site) for site in sites], kind, self.samples, _BATCH_SIZE)
+            by_site = [part.sum().item() for part in neurons.split([site.width for site in sites])]
+            parts = [sum(part for site, part in zip(sites, by_site, strict=True) if site.layer == layer) for layer in graph.sites.layers]
+        forcing.nfe += 2 * metric.rows_with_gradients
         return np.array(parts)
 
-    def _at_outputs(self, forcing: TeacherForcing, frame: StepInput, other: Conditions, way: PatchingMetric) -> list[float]:
-        outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
 
-        def change(attention: LocalAttention) -> Tensor:
-            return attention.of(other) - attention.output
-
-        changes = visit(forcing, frame, change)
-        if not self.dropped:
-            return _products(way, outputs, changes)
-        without = np.abs([_dropped(way, outputs, changes, number) for number in range(len(outputs))])
-        result: list[float] = (without.sum(axis=0) / max(1, len(outputs) - 1)).tolist()
-        return result
-
-
-def _products(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor]) -> list[float]:
-    """Each layer's change of what its attention puts out, times the gradient there."""
-    slopes: Any = LayerGradientXActivation(way, list(outputs), multiply_by_inputs=False).attribute(torch.zeros(1, 1))
+def _at_outputs(forcing: TeacherForcing, step: StepInput, target: Conditions, metric: PatchingMetric) -> list[float]:
+    """For each layer the change of its attention's output with the target's prompt, times the gradient there."""
+    outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
+    changes: list[Tensor] = for_each_attention(forcing, step, lambda attention: attention.of(target) - attention.output)
+    slopes: Any = LayerGradientXActivation(metric, outputs, multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     tensors = [slope[0] if isinstance(slope, tuple) else slope for slope in slopes]
-    return [float((slope.double() * each.double()).sum()) for slope, each in zip(tensors, changes, strict=True)]
-
-
-def _dropped(way: PatchingMetric, outputs: Sequence[nn.Module], changes: Sequence[Tensor], number: int) -> list[float]:
-    """The products without gradients through one layer, whose own is left out."""
-    rest = [index for index in range(len(outputs)) if index != number]
-    handle = outputs[number].register_forward_hook(Hook(lambda _module, _args, output: output.detach()))
-    try:
-        found = _products(way, [outputs[index] for index in rest], [changes[index] for index in rest])
-    finally:
-        handle.remove()
-    return np.insert(found, number, 0.0).tolist()
-
-
-_AT_ONCE = 64
+    return [float((slope.double() * change.double()).sum()) for slope, change in zip(tensors, changes, strict=True)]

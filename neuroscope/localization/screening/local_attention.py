@@ -1,4 +1,4 @@
-"""One layer's attention, computed again with other keys and values while all that it is given besides stays as it is."""
+"""The attention of one layer, computed again with other keys and values and otherwise the same inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from neuroscope.pipeline.hook import Hook
 
 @dataclass(frozen=True, eq=False)
 class LocalAttention:
-    """The attention of a layer inside a running denoiser, with what it was given."""
+    """The attention of one layer inside a running denoiser, with its inputs.
+
+    Attributes:
+        graph: the model.
+        layer: the layer's number.
+        module: the attention.
+        args, kwargs: its inputs.
+    """
 
     graph: HookGraph
     layer: int | None
@@ -32,12 +39,12 @@ class LocalAttention:
     kwargs: Mapping[str, Any]
 
     @property
-    def output(self) -> Float[Tensor, "row place channel"]:
-        """What it puts out as it is."""
+    def output(self) -> Float[Tensor, "row ... channel"]:
+        """The output of the layer, unchanged."""
         return self._again([])
 
-    def of(self, conditions: Conditions) -> Float[Tensor, "row place channel"]:
-        """What it puts out where its keys and values read these conditions."""
+    def of(self, conditions: Conditions) -> Float[Tensor, "row ... channel"]:
+        """The output where its keys and values read these conditions."""
 
         def read(site: Site, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
@@ -45,8 +52,8 @@ class LocalAttention:
         sites = {role: self._site(role) for role in ("key", "value")}
         return self._again([self._module(role).register_forward_pre_hook(Hook(partial(read, site))) for role, site in sites.items()])
 
-    def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row place channel"]:
-        """The part of what it puts out that comes from the values of these tokens of the prompt."""
+    def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row ... channel"]:
+        """The part of the output that comes from the values of some tokens of the prompt."""
 
         def only(kept: Tensor, _module: nn.Module, _args: tuple[Any, ...], values: Tensor) -> Tensor:
             return values * kept.to(values)[:, None]
@@ -58,6 +65,7 @@ class LocalAttention:
         return with_them - without
 
     def _again(self, handles: list[Any]) -> Tensor:
+        """The output with these hooks, which are removed afterwards."""
         found: list[Tensor] = []
         with ExitStack() as stack:
             keep = Hook(lambda _module, _args, output: found.append(output))
@@ -75,25 +83,33 @@ class LocalAttention:
 
 
 @torch.no_grad()
-def visit(forcing: TeacherForcing, frame: StepInput, look: Callable[[LocalAttention], Any]) -> list[Any]:
-    """What `look` sees of every layer's attention, in the layers' order, in one call of the denoiser on a frame.
+def for_each_attention(forcing: TeacherForcing, step: StepInput, measure: Callable[[LocalAttention], Any]) -> list[Any]:
+    """Measures the attention of every layer, in one call of the denoiser on a recorded step.
 
-    What it computes again is counted as the share of a row's floating-point operations that it takes.
+    The cost that `measure` adds is counted in `TeacherForcing.nfe`, as its share of a row's floating-point operations.
+
+    Args:
+        forcing: the model, and its cost.
+        step: the recorded step.
+        measure: called with each layer's attention.
+
+    Returns:
+        What `measure` returned, in the order of the layers.
     """
-    graph, again = forcing.graph, 0
+    graph, added = forcing.graph, 0
     found: list[Any] = []
     denoiser = uncompiled(graph.denoiser)
 
-    def see(layer: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-        nonlocal again
+    def call(layer: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        nonlocal added
         before = counter.get_total_flops()
-        found.append(look(LocalAttention(graph, layer, module, args, kwargs)))
-        again += counter.get_total_flops() - before
+        found.append(measure(LocalAttention(graph, layer, module, args, kwargs)))
+        added += counter.get_total_flops() - before
 
     with FlopCounterMode(display=False) as counter, ExitStack() as stack:
         for site in graph.sites.where(role="key"):
             attention = denoiser.get_submodule(site.module.rpartition(".")[0])
-            stack.callback(attention.register_forward_hook(Hook(partial(see, site.layer)), with_kwargs=True).remove)
-        graph.denoiser(**frame.inputs)
-    forcing.rows += again / (counter.get_total_flops() - again)
+            stack.callback(attention.register_forward_hook(Hook(partial(call, site.layer)), with_kwargs=True).remove)
+        graph.denoiser(**step.inputs)
+    forcing.nfe += added / (counter.get_total_flops() - added)
     return found

@@ -1,4 +1,4 @@
-"""Teacher forcing: what each layer does to single predictions on one run's frames."""
+"""Teacher forcing: the effect of each layer on single predictions at recorded steps of the unchanged run."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Patch
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.method import Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.interventions import ContextSwap
-from neuroscope.localization._localization import Localization
-from neuroscope.localization.screening.screen import check_screen, screened, share
+from neuroscope.localization.screening.screen import check_screen, run_screen, share
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TeacherForced(Localization[LayerScores]):
-    """A screen: each image's run until the last of a few steps; at these, each layer's swap changes the next prediction.
+    """A screen: at a few steps of the unchanged run, each layer is patched alone for one prediction.
 
-    A layer's share is the projection of that change on the change that spec all layers (and the pooled text) makes:
-    0 to 1. `LayerScores.grid` gives the layer × step heatmap. Only rows that carry the prompt are computed, and the part of
-    the network before a swapped layer only once. What a layer does to one prediction need not be what it does to an image:
-    see `LayerScores.fidelity`.
+    A layer's score is the projection of its effect on the total effect, that of all layers and the pooled text: from 0 to 1.
+    `LayerScores.grid` gives the layer × step heatmap. Only conditional rows are computed, and the part of the network before a patched
+    layer only once. A layer's effect on one prediction may differ from its effect on the image: see `LayerScores.fidelity`.
 
     Attributes:
-        steps: at how many steps, in the middle of as many equal parts of the schedule.
+        steps: at how many steps: the middles of as many equal parts of the schedule.
         roles: swap "key" and "value", or one of them.
         direction: "necessity" takes the concept out of a run with it, "sufficiency" puts it into a run without it.
-        fidelity: how many layers' exact effects on one image, drawn at random, the scores are compared with; 0 for none.
+        fidelity: for how many layers the exact effect on one image, drawn at random, is measured too; 0 for none.
 
     Raises:
-        InvalidInput: a value that is not allowed.
+        InvalidInput: a value that is not allowed; when it runs, more steps or layers than there are.
     """
 
     steps: int = 3
@@ -51,24 +50,35 @@ class TeacherForced(Localization[LayerScores]):
         check_screen(self.steps, self.fidelity)
 
     def __call__(self, experiment: Experiment) -> LayerScores:
-        """See `Localization`."""
+        """Scores each layer on single predictions; see `Localization.__call__`."""
         spec = PatchSpec(roles=self.roles, direction=self.direction)
-        return screened(experiment, self, spec, partial(forced_shares, self.roles), self.steps, self.fidelity)
+        return run_screen(experiment, self, spec, partial(forced_shares, self.roles), self.steps, self.fidelity)
 
 
 def forced_shares(
     roles: str | tuple[str, ...],
     forcing: TeacherForcing,
-    frame: StepInput,
-    other: Conditions,
+    step: StepInput,
+    target: Conditions,
     _texts: tuple[str, str],
     layers: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "layer"]:
-    """Each layer's share at one frame, of these layers or of all."""
+    """Each layer's share of the total effect on one prediction.
+
+    Args:
+        roles: swap "key" and "value", or one of them.
+        forcing: makes the forced call.
+        step: the recorded step.
+        target: what patched layers read.
+        layers: the layers to score; None for all.
+
+    Returns:
+        float64; NaN where there is no total effect.
+    """
     sites = forcing.graph.sites
-    swapped = PatchSpec(roles=roles, rows="all", pooled="own")
+    spec = PatchSpec(roles=roles, rows="all", pooled="own")
     every = sites.where(role=(*ROLES, "pooled")).paths
-    target = ContextSwap(every, other.context, rows="all", pooled=other.pooled)
-    changes = [[target], *([swapped.swap(forcing.graph, Patch((layer,)), other)] for layer in (sites.layers if layers is None else layers))]
-    predicted = forcing.predict(frame, changes)
-    return share(predicted[1:], frame.output, predicted[:1])
+    total = ContextSwap(every, target.context, rows="all", pooled=target.pooled)
+    patches = [Patch((layer,)) for layer in (sites.layers if layers is None else layers)]
+    predicted = forcing.predict(step, [[total], *([spec.swap(forcing.graph, patch, target)] for patch in patches)])
+    return share(predicted[1:], step.output, predicted[:1])

@@ -57,9 +57,9 @@ class AutoSearch:
         self.groups: list[Patch] = []
 
     @property
-    def rows(self) -> float:
+    def nfe(self) -> float:
         """The rows that were run so far."""
-        return self._glances.rows
+        return self._glances.nfe
 
     def run(self) -> Confidence:
         """Goes on until it is sure of the best layer or the budget is spent."""
@@ -86,7 +86,7 @@ class AutoSearch:
             parts = self._glances.parts(patch.layers) if patch.layers else [1.0]
             every |= {Patch((layer,)): values * part for layer, part in zip(patch.layers, parts, strict=False)}
             every |= {} if patch.layers else {patch: values}
-        for patch, expected in zip(self.singles, self._variates.completed(), strict=True):
+        for patch, expected in zip(self.singles, self._variates.estimates(), strict=True):
             every[patch] = torch.from_numpy(by_image(expected, self._order, known))
         return Effects(tuple(every), known.prompts, known.seeds, torch.stack(list(every.values())), known.total)
 
@@ -95,18 +95,18 @@ class AutoSearch:
         return self._glances.order
 
     @property
-    def _run_rows(self) -> float:
-        return self._glances.run_rows
+    def _run_nfe(self) -> float:
+        return self._glances.run_nfe
 
     @property
     def _spent(self) -> float:
         """The rows of the budget that are gone; images that a stopped search had made before count as well, so that it ends alike."""
-        return self._glances.own_rows + len(self._runner.measured.scores) * self._run_rows
+        return self._glances.own_nfe + len(self._runner.measured.scores) * self._run_nfe
 
     @property
     def _left(self) -> float:
         """The rows of the budget that are left."""
-        return self._budget.allowed * self._run_rows - self._spent
+        return self._budget.allowed * self._run_nfe - self._spent
 
     @property
     def _image_keys(self) -> list[ImageKey]:
@@ -140,7 +140,7 @@ class AutoSearch:
 
     def _affordable(self, runs: int) -> int:
         """How many images the budget allows, with so many runs each."""
-        return int(self._left / (runs * self._run_rows))
+        return int(self._left / (runs * self._run_nfe))
 
     def _confidence(self, probability: float) -> Confidence:
         alone = tuple(sorted(each.layers[0] for each in self.singles))
@@ -151,25 +151,25 @@ class AutoSearch:
         """Looks at as many images as fit the screen's part of the budget, at least one."""
         kept = self._budget.allowed >= 1 or self._budget.is_kept()
         self._glances.begin()
-        look = self._glances.rows_of_look() / self._run_rows
+        look = self._glances.nfe_of_screening() / self._run_nfe
         late = kept and self._budget.is_kept(look) and self._budget.least(2 * look) <= self._budget.allowed
         for seen in range(1, min(_PICTURES, len(self._order)) + 1):
             self._glances.screen_full_run(late=late)
-            if self.rows * (1 + 1 / seen) > _SCREEN_PART * self._budget.allowed * self._run_rows:
+            if self.nfe * (1 + 1 / seen) > _SCREEN_PART * self._budget.allowed * self._run_nfe:
                 break
 
     def _first(self) -> int:
         """On how many images to begin the final."""
         if self._whole:
             return min(_PICTURES, len(self._order))
-        finalists, screened, left = len(self._glances.strongest()), self._glances.images, self._left / self._run_rows
+        finalists, screened, left = len(self._glances.strongest()), self._glances.images, self._left / self._run_nfe
         fits = [number for number in range(FEWEST, _FIRST + 1) if self._budget.final(number, finalists, screened) <= left]
         return min(max(fits, default=FEWEST), len(self._order))
 
     def _finalists(self) -> list[int]:
         """The strongest layers of the screen, as many as the budget allows."""
         strongest = self._glances.strongest()
-        while not self._whole and len(strongest) > 1 and (1 + len(strongest)) * self._count * self._run_rows > self._left:
+        while not self._whole and len(strongest) > 1 and (1 + len(strongest)) * self._count * self._run_nfe > self._left:
             strongest.pop()
         return strongest
 
@@ -202,8 +202,8 @@ class AutoSearch:
         more = min(count, len(self._order) - count)
         if self._whole:
             return more
-        kept = self._glances.run_rows + self._glances.rows_of_look() + FEWEST * (2 + self._budget.beside) * self._run_rows
-        return min(more, int((self._left - kept) / (2 * self._run_rows)))
+        kept = self._glances.run_nfe + self._glances.nfe_of_screening() + FEWEST * (2 + self._budget.beside) * self._run_nfe
+        return min(more, int((self._left - kept) / (2 * self._run_nfe)))
 
     def _nothing(self) -> Confidence:
         """Where no image shows a total effect: all windows, or how likely it is that none does."""
@@ -232,7 +232,7 @@ class AutoSearch:
 
     @property
     def _best(self) -> Patch:
-        means = np.nanmean(self._variates.completed(), axis=1)
+        means = np.nanmean(self._variates.estimates(), axis=1)
         return min(self.singles, key=lambda each: (-means[self.singles.index(each)], each.layers))
 
     @property
@@ -244,7 +244,7 @@ class AutoSearch:
         """The layers that are not told apart from the best one, with it; none where it stands alone."""
         if not self.singles:
             return ()
-        values = np.nanmean(np.nan_to_num(self._variates.completed()[:, : self._count]), axis=1)
+        values = np.nanmean(np.nan_to_num(self._variates.estimates()[:, : self._count]), axis=1)
         best, full = self._best, self._runner.effects(self.singles).total_mean()
         means = dict(zip(self.singles, values, strict=True))
         if means[best] < _NOTHING * full or not means[best]:
@@ -303,10 +303,10 @@ class AutoSearch:
         """Looks at the beginnings of further runs, where that promises more than images for the same rows; False where it does not."""
         layers = [layer for each in self.singles for layer in each.layers]
         left, seen, of = self._left, self._glances.images, len(self._order)
-        beginning, image = self._glances.rows_of_beginning(len(layers)), (2 + len(alive)) * self._run_rows
+        beginning, image = self._glances.nfe_of_truncated_run(len(layers)), (2 + len(alive)) * self._run_nfe
         more = min(of - seen, int(left / beginning))
         made, made_beside = (min(of, self._count + int(rows / image)) for rows in (left, left - more * beginning))
-        error = self._variates.error
+        error = self._variates.variance
         if more < 1 or error(made_beside, seen + more, of) >= error(made, seen, of):
             return False
         self._glances.screen_truncated_runs(more, layers)

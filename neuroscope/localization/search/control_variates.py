@@ -33,7 +33,7 @@ class ControlVariates:
     predicted: Float[np.ndarray, "layer image"]
 
     @property
-    def explained(self) -> float:
+    def r_squared(self) -> float:
         """The part of the effects' scatter between images that is predicted: 1 is all, and below 0 the screen misleads."""
         scatter = _scatter(self._where_both(self.effects))
         return 1 - _scatter(self._where_both(self.effects - self.predicted)) / scatter if scatter else 0.0
@@ -41,9 +41,9 @@ class ControlVariates:
     @property
     def helps(self) -> bool:
         """Whether enough is predicted to rely on it."""
-        return self._both.sum(axis=1).max(initial=0) >= _FEWEST and self.explained >= _FORESEEN
+        return self._both.sum(axis=1).max(initial=0) >= _FEWEST and self.r_squared >= _FORESEEN
 
-    def completed(self) -> Float[np.ndarray, "layer image"]:
+    def estimates(self) -> Float[np.ndarray, "layer image"]:
         """The effects, and for images that were only screened what is to be expected, so that means are the better estimates."""
         if not self.helps:
             return self.effects
@@ -52,11 +52,11 @@ class ControlVariates:
         level = np.divide(np.nansum(missed, axis=1, keepdims=True), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
         return np.where(np.isnan(self.effects), self.predicted + level, self.effects)
 
-    def error(self, measured: int, screened: int, of: int) -> float:
+    def variance(self, measured: int, screened: int, of: int) -> float:
         """The variance of a layer's mean over all images, where so many are measured and so many screened; a single image's is 1."""
         if screened <= measured or not self.helps:
             return 1 / measured - 1 / of
-        return (1 - self.explained) * (1 / measured - 1 / screened) + 1 / screened - 1 / of
+        return (1 - self.r_squared) * (1 / measured - 1 / screened) + 1 / screened - 1 / of
 
     def p_rank_reversal(self, best: int, rival: int, of: int) -> float:
         """The chance that one layer's mean over all images is not above another's; see `confidence.p_rank_reversal`.

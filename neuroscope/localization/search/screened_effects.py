@@ -33,8 +33,8 @@ class ScreenedEffects:
 
     Attributes:
         order: the images; see `reorder`.
-        run_rows: the rows of a run, once one was made.
-        own_rows: the rows of all that is no run of a whole image: predictions, and beginnings of runs.
+        run_nfe: the rows of a run, once one was made.
+        own_nfe: the rows of all that is no run of a whole image: predictions, and beginnings of runs.
     """
 
     def __init__(self, runner: PatchRunner, meter: Meter, order: Sequence[ImageKey]) -> None:
@@ -47,13 +47,13 @@ class ScreenedEffects:
         self._followed: Mapping[ImageKey, Sequence[StepInput]] = {}
         self._beginning = 1.0
         self.order = list(order)
-        self.run_rows = 0.0
-        self.own_rows = 0.0
+        self.run_nfe = 0.0
+        self.own_nfe = 0.0
 
     @property
-    def rows(self) -> float:
+    def nfe(self) -> float:
         """All rows that were run so far, by whomever."""
-        return self._meter.cost.nfe + self._forcing.rows
+        return self._meter.cost.nfe + self._forcing.nfe
 
     @property
     def images(self) -> int:
@@ -67,10 +67,10 @@ class ScreenedEffects:
 
     def begin(self) -> None:
         """Makes the next image's unchanged run, so that the rows of a run are known; `screen_full_run` looks at it."""
-        (image_key, *_), before, scored = self._unseen, self.rows, len(self._runner.measured.scores)
-        self._followed = self._runner.follow([image_key], (_EARLY, _LATE) if len(self._over_frames) < _BOTH else (_EARLY,))
-        self.run_rows, early = self.rows - before, self._followed[image_key][0]
-        self.own_rows += self.run_rows if len(self._runner.measured.scores) == scored else 0  # it was made before
+        (image_key, *_), before, scored = self._unseen, self.nfe, len(self._runner.measured.scores)
+        self._followed = self._runner.record_steps([image_key], (_EARLY, _LATE) if len(self._over_frames) < _BOTH else (_EARLY,))
+        self.run_nfe, early = self.nfe - before, self._followed[image_key][0]
+        self.own_nfe += self.run_nfe if len(self._runner.measured.scores) == scored else 0  # it was made before
         self._beginning = (early.step + 1) / early.steps
 
     def screen_full_run(self, *, late: bool = True) -> None:
@@ -85,9 +85,9 @@ class ScreenedEffects:
 
     def screen_truncated_runs(self, images: int, layers: Sequence[int]) -> None:
         """Begins the unchanged runs of so many further images and looks at some layers."""
-        image_keys, before = self._unseen[:images], self.rows
-        followed = self._runner.follow(image_keys, (_EARLY,), cut=True)
-        self.own_rows += self.rows - before
+        image_keys, before = self._unseen[:images], self.nfe
+        followed = self._runner.record_steps(image_keys, (_EARLY,), stop_after=True)
+        self.own_nfe += self.nfe - before
         for image_key, (shares,) in zip(image_keys, self._look(followed, layers), strict=True):
             row = np.full(len(self._layers), np.nan)
             row[np.searchsorted(self._layers, layers)] = shares
@@ -100,13 +100,13 @@ class ScreenedEffects:
             for image_key in set(seen) - set(order):
                 del seen[image_key]
 
-    def rows_of_look(self, frames: int = 1) -> float:
+    def nfe_of_screening(self, frames: int = 1) -> float:
         """The rows that looking at so many frames of a run takes at most: the frame's again, the total effect's, and each layer's."""
         return frames * (2.0 + len(self._layers))
 
-    def rows_of_beginning(self, layers: int) -> float:
+    def nfe_of_truncated_run(self, layers: int) -> float:
         """The rows that a beginning takes at most: its own, the frame's again, the total effect's, and each layer's."""
-        return self._beginning * self.run_rows + 2 + layers
+        return self._beginning * self.run_nfe + 2 + layers
 
     def parts(self, layers: Sequence[int]) -> Float[np.ndarray, "layer"]:
         """The part that each of these layers has in what they do together."""
@@ -151,13 +151,13 @@ class ScreenedEffects:
 
     def _look(self, followed: Mapping[ImageKey, Sequence[StepInput]], layers: Sequence[int]) -> list[np.ndarray]:
         """For each image [frame, layer]."""
-        runner, before = self._runner, self.rows
+        runner, before = self._runner, self.nfe
         look = partial(forced_shares, runner.spec.roles, self._forcing, layers=layers)
         found = [
-            np.nan_to_num([look(frame, runner.other(pair), runner.spec.texts(runner.experiment.pairs[pair])) for frame in frames])
+            np.nan_to_num([look(frame, runner.target(pair), runner.spec.texts(runner.experiment.pairs[pair])) for frame in frames])
             for (pair, _), frames in followed.items()
         ]
-        self.own_rows += self.rows - before
+        self.own_nfe += self.nfe - before
         return found
 
 

@@ -1,4 +1,4 @@
-"""Exact ablation of neurons: each alone reads another prompt, and the image shows whether it controls the concept."""
+"""Exact ablation of neurons: each alone reads the prompt without the concept, and the change of the image is measured."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from neuroscope.attribution._neuron_localization import NeuronLocalization, normal_layers
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.effects import Effects, Patch
@@ -20,7 +21,6 @@ from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, PatchRunner, PatchSpec, check_roles
 from neuroscope.interventions import ContextSwap
-from neuroscope.localization._neuron_localization import NeuronLocalization, normal_layers
 from neuroscope.pipeline.graph import HookGraph
 
 
@@ -28,16 +28,16 @@ from neuroscope.pipeline.graph import HookGraph
 class NeuronAblation(NeuronLocalization):
     """The exact effect of every neuron: it alone reads the prompt without the concept while the pipeline runs.
 
-    The reference for all rankings of neurons, and expensive: an image for each neuron (or group), prompt and seed. The
-    score is how far the metric falls (or, for a fact with a new answer, rises), in the metric's own units; with `LatentShare` the
-    share of the way to the image of the other prompt. What neurons do only together, it does not see.
+    This is the reference for rankings of neurons, and expensive: it makes an image for each neuron (or group), prompt and seed. A
+    neuron's score is how far the metric moves towards its value for the prompt without the concept, in the metric's own units; with
+    `LatentShare`, as a share of the total effect. Neurons that act only together are missed.
 
     Attributes:
-        layers: the neurons of these layers; None for all.
+        layers: score the neurons of these layers; None for all.
         roles: of "key" and "value" sites, or of one of them.
-        group: so many neighbours at a time; each gets an equal part of their score.
+        group: ablate so many neighbours at a time; each gets an equal part of their score.
         rows: "conditional" (the rows that carry the prompt) or "all".
-        steps: the part of the denoising schedule in which a neuron reads the other prompt.
+        steps: the part of the denoising schedule in which a neuron reads the other prompt, from 0.0 to 1.0.
 
     Raises:
         InvalidInput: a value that is not allowed.
@@ -59,7 +59,7 @@ class NeuronAblation(NeuronLocalization):
         check_schedule_part(self.steps)
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
-        """See `Localization`."""
+        """Scores each neuron by images in which it alone is ablated; see `Localization.__call__`."""
         sites = self.sites(experiment)
         parts = list(self._parts(sites))
         with metered(experiment.graph.denoiser) as meter:
@@ -70,9 +70,14 @@ class NeuronAblation(NeuronLocalization):
         return replace(self.scores(experiment, sites, scores.repeat_interleave(sizes)), cost=meter.cost)
 
     def measure(self, experiment: Experiment, parts: Sequence[Neurons]) -> Effects:
-        """The effect of each of these parts, which are neighbours within one site, on every prompt and seed."""
-        by_patch = {self._probe(experiment, part): part for part in parts}
-        runner = PatchRunner(replace(experiment, keep_images=0), _SwappingNeurons(rows=self.rows, steps=self.steps, neurons=by_patch))
+        """The effects of sets of neurons on every prompt and seed.
+
+        Args:
+            experiment: the prompts, seeds and metric.
+            parts: each set holds neighbouring neurons of one site.
+        """
+        by_patch = {self._patch(experiment, part): part for part in parts}
+        runner = PatchRunner(replace(experiment, keep_images=0), _NeuronPatchSpec(rows=self.rows, steps=self.steps, neurons=by_patch))
         return runner.measure(list(by_patch))
 
     def _parts(self, sites: Sites) -> Iterable[Neurons]:
@@ -80,22 +85,26 @@ class NeuronAblation(NeuronLocalization):
             for first in range(0, site.width, self.group):
                 yield Neurons({site.path: range(first, min(first + self.group, site.width))}, {site.path: site.width})
 
-    def _probe(self, experiment: Experiment, part: Neurons) -> Patch:
+    def _patch(self, experiment: Experiment, part: Neurons) -> Patch:
         ((path, chosen),) = part.items()
         site = experiment.graph.sites.at([path])[0]
         return Patch((cast(int, site.layer),), f"{site.role} {_span(chosen)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SwappingNeurons(PatchSpec):
-    """Each patch's neurons alone read the other prompt. What one of them does depends on no other, so that none is part of its name."""
+class _NeuronPatchSpec(PatchSpec):
+    """Each patch swaps the context of its neurons alone.
+
+    The neurons are left out of the repr: the effect of one patch does not depend on which others are measured, so that a ledger may hold
+    it for any set of them.
+    """
 
     neurons: Mapping[Patch, Neurons] = field(repr=False)
 
-    def swap(self, graph: HookGraph, patch: Patch, other: Conditions) -> ContextSwap:
-        """See `PatchSpec`."""
+    def swap(self, graph: HookGraph, patch: Patch, target: Conditions) -> ContextSwap:
+        """The intervention of a patch: its neurons read the target prompt's context."""
         chosen = self.neurons[patch]
-        return ContextSwap(tuple(chosen), other.context, chosen, self.rows, self.steps, pooled=other.pooled)
+        return ContextSwap(tuple(chosen), target.context, chosen, self.rows, self.steps, pooled=target.pooled)
 
 
 def _span(chosen: Sequence[int]) -> str:

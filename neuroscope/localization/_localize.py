@@ -1,47 +1,31 @@
-"""What a localisation method is, and `localize`, which applies one to a model."""
+"""`localize`, which applies a localisation method to a model."""
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
-from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.experiment import Experiment, Pair
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
 from neuroscope.generation.ledger import Ledger
 from neuroscope.generation.metering import metered
+from neuroscope.generation.method import Found, Localization
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
 
-#: How many of a concept's pairs are used unless told otherwise; fewer where a concept has fewer.
+#: How many of a concept's pairs `localize` uses by default.
 PAIRS = 8
-Found = TypeVar("Found", bound=LayerScores | NeuronScores)
-
-
-class Localization(abc.ABC, Generic[Found]):
-    """A method that finds the layers or the neurons that control a concept. A frozen dataclass with one `__call__`."""
-
-    def __repr__(self) -> str:
-        """The class with the options that differ from its defaults, as it is kept in results."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name) != each.default}  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    @abc.abstractmethod
-    def __call__(self, experiment: Experiment) -> Found:
-        """The layers' or neurons' scores."""
 
 
 def localize(
@@ -65,18 +49,19 @@ def localize(
         concept: pairs of prompts with the concept and without it (or, for facts, with the new answer).
         method: such as `LocoGen()` or `CausalTracing()`.
         metric: what to measure, such as `ClipScore("the style of Van Gogh")`, or `LatentShare()` and `ImageShare()`, which
-            need no scorer. Whether it should fall or rise is read off the total effect, so that higher scores always mean
-            more control.
+            need no scorer. The sign of the total effect decides whether it should fall or rise, so that higher scores always
+            mean more control.
         seeds: seeds of the initial noise, the same for every prompt.
         pairs: how many of the concept's pairs to use, evenly spaced; all where there are fewer, or for None.
         keep_images: for how many prompts the first seed's images go to the contact sheet, `LayerScores.images`.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's score; a run that was stopped goes on from it.
+        output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
-        Scores with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost.
+        `LayerScores` with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost; or
+        `NeuronScores`, from methods such as `NeuronGradient`.
 
     Raises:
         InvalidInput: no pair or seed, a value of another kind, an option that the pipeline does not have, or
@@ -112,9 +97,9 @@ def localize(
 
 
 def _with_all_costs(experiment: Experiment, method: Localization[Found]) -> Found:
-    """What a method finds, with the cost of all parts of a run that was stopped and went on.
+    """The method's scores, with the cost of all parts of a run that was stopped and continued.
 
-    The denoiser's rows are kept call by call, so that those of a killed part count; forced rows when the method is done.
+    The denoiser's NFE are stored at each call, so that those of a killed part count. The method's final cost replaces them.
     """
     run = key_of(experiment.origin, experiment.name, method_key(method), [list(pair) for pair in experiment.pairs], list(experiment.seeds))
     with metered(experiment.graph.denoiser, lambda cost: experiment.ledger.spend(run, cost)):

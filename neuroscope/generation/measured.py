@@ -1,0 +1,190 @@
+"""`Measured`: makes an experiment's runs in batches, scores them, and keeps what it found."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from tqdm.auto import tqdm
+
+from neuroscope.core.effects import Effects, Patch
+from neuroscope.core.layer_scores import contact_sheet
+from neuroscope.generation.batches import Sweep
+from neuroscope.generation.experiment import Experiment, ImageKey, RunBatch, RunKey
+from neuroscope.generation.keys import key_of, method_key
+from neuroscope.generation.model_content import state
+from neuroscope.metrics.shares import Share
+
+#: The two unpatched runs of an image, against which shares are measured.
+_ENDS = ("source", "target")
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Runs of one `RunBatch` that are made together."""
+
+    group: RunBatch
+    runs: tuple[RunKey, ...]
+
+    @property
+    def ends(self) -> list[RunKey]:
+        """Those that are sources and targets."""
+        return [run for run in self.runs if isinstance(run.patch, str)]
+
+
+class Measured:
+    """Makes and scores runs, and keeps their scores and images. A run that was measured is not made again.
+
+    Args:
+        experiment: the images' prompts, seeds and metric.
+        sweep: makes the runs.
+        method: what is measured; scores in the experiment's ledger are found again by it.
+
+    Attributes:
+        scores: the metric of each run that was measured; of a `Share`, 0 for a source.
+        images: the images that the contact sheet shows.
+    """
+
+    def __init__(self, experiment: Experiment, sweep: Sweep, method: object) -> None:
+        self.scores: dict[RunKey, float] = {}
+        self.images: dict[RunKey, Image] = {}
+        self._experiment = experiment
+        self._sweep = sweep
+        self._method = method_key(method, state)
+        self._is_share = isinstance(experiment.metric, Share)
+        #: Of each image the source and the target that were made, which shares are measured against.
+        self._ends: dict[ImageKey, dict[str, Any]] = {}
+        #: The batches of sources and targets that were not made, as the ledger holds their scores.
+        self._skipped: dict[RunKey, _Batch] = {}
+
+    def run(self, groups: Sequence[RunBatch]) -> None:
+        """Makes and scores the runs of these groups; within a group, an image's source and target come before its patches.
+
+        A run whose score is known is made again only where the contact sheet needs its image. Batches are formed before the ledger is
+        asked and stay as they are, so that an experiment that was stopped and goes on has the same rounding as one that was not.
+        """
+        batches = [batch for group in groups for batch in self._batches(group)]
+        keys = {run: self._key(run) for batch in batches for run in batch.runs}
+        self._recall(keys)
+        todo = [needed for batch in batches if (needed := self._needed(batch)).runs]
+        made = {run for batch in todo for run in batch.runs}
+        self._skipped.update({run: batch for batch in batches for run in batch.ends if run not in made})
+        total, name = sum(len(batch.runs) for batch in todo), self._experiment.name
+        with tqdm(total=total, desc=f"localizing {name}", unit="image", disable=self._experiment.quiet) as bar:
+            for batch in todo:
+                for each in (*self._skipped_ends(batch), batch):
+                    self._make(each, keys)
+                bar.update(len(batch.runs))
+
+    def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
+        """How far each patch moved the metric from the source towards the target.
+
+        The sign is that of the mean total effect, so that a patch which takes the metric towards the target is positive whether the
+        metric falls or rises.
+
+        Args:
+            patches: what was patched; NaN stands for an image in which it was not.
+            relative: whether scores are shares of the total effect.
+        """
+        source, target = (self._table([end])[0] for end in _ENDS)
+        total = target - source
+        change = float(np.nanmean(total)) if not np.isnan(total).all() else math.nan
+        sign = -1.0 if change < 0 else 1.0
+        values = torch.from_numpy(sign * (self._table(patches) - source))
+        prompts = tuple(pair.present for pair in self._experiment.pairs)
+        return Effects(tuple(patches), prompts, self._experiment.seeds, values, torch.from_numpy(sign * total), relative)
+
+    def sheet(self, patches: Sequence[Patch]) -> dict[str, Any]:
+        """The contact sheet's fields of `LayerScores`, with a row a prompt and a column a run; empty where an image is missing."""
+        experiment = self._experiment
+        columns: tuple[Patch | str, ...] = ("source", *patches, "target")
+        every = ([self.images.get(RunKey(column, *image_key)) for column in columns] for image_key in experiment.sheet_keys)
+        rows = [[image for image in row if image] for row in itertools.takewhile(all, every)]
+        if not rows:
+            return {}
+        prompts = tuple(experiment.pairs[pair].present for pair, _ in experiment.sheet_keys[: len(rows)])
+        return {"columns": tuple(map(str, columns)), "sheet": contact_sheet(rows), "sheet_prompts": prompts}
+
+    def _batches(self, group: RunBatch) -> Iterator[_Batch]:
+        """The batches of a group's runs that were not measured before.
+
+        With a ledger, sources and targets have batches of their own where shares are measured against them: these alone may be made
+        again.
+        """
+        runs = [run for run in group.rows if group.force or run not in self.scores or self._needs_image(run)]
+        size = max(1, self._sweep.batch_size - len(group.shared_rows))
+        apart = self._is_share and not group.shared_rows and self._experiment.ledger.is_kept
+        ends = [run for run in runs if isinstance(run.patch, str)] if apart else []
+        for part in (ends, [run for run in runs if run not in ends]):
+            yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
+
+    def _recall(self, keys: Mapping[RunKey, str]) -> None:
+        """Takes scores from the ledger."""
+        name = self._experiment.metric.name
+        for run, key in keys.items():
+            if run not in self.scores and (known := self._experiment.ledger.known(key, [name])) is not None:
+                self.scores[run] = known[name]
+
+    def _needed(self, batch: _Batch) -> _Batch:
+        """What of a batch is to be made. A batch with ends that shares are measured against is made whole or not at all."""
+        runs = tuple(run for run in batch.runs if batch.group.force or run not in self.scores or self._needs_image(run))
+        return batch if runs and self._is_share and batch.ends else _Batch(batch.group, runs)
+
+    def _needs_image(self, run: RunKey) -> bool:
+        """Whether a run's image is still to be made for the contact sheet."""
+        return self._is_shown(run) and run not in self.images
+
+    def _is_shown(self, run: RunKey) -> bool:
+        """Whether the contact sheet shows a run."""
+        return (run.pair, run.seed) in self._experiment.sheet_keys
+
+    def _skipped_ends(self, batch: _Batch) -> list[_Batch]:
+        """The skipped batches that hold the ends which shares of this batch need; each is made once."""
+        if not self._is_share:
+            return []
+        ends = [run._replace(patch=end) for run in batch.runs for end in _ENDS if run.patch not in ("source", end)]
+        missing = [end for end in dict.fromkeys(ends) if end.patch not in self._ends.get((end.pair, end.seed), {})]
+        return list(dict.fromkeys(self._skipped[end] for end in missing if end in self._skipped))
+
+    def _make(self, batch: _Batch, keys: Mapping[RunKey, str]) -> None:
+        """Makes a batch, and keeps the scores that are new and the images of the contact sheet."""
+        group, rest, ledger = batch.group, iter(batch.runs), self._experiment.ledger
+        for rows, made in self._sweep.run([group.rows[run] for run in batch.runs], group.context, group.shared_rows):
+            runs = list(itertools.islice(rest, len(rows)))
+            scores = {run: score for run, score in self._score(runs, made).items() if run in keys and run not in self.scores}
+            ledger.add({keys[run]: {self._experiment.metric.name: score} for run, score in scores.items()})
+            self.scores.update(scores)
+            shown = [number for number, run in enumerate(runs) if self._is_shown(run)]
+            images = self._sweep.images([made[number] for number in shown]) if shown else []
+            self.images.update(zip([runs[number] for number in shown], images, strict=True))
+
+    def _score(self, runs: Sequence[RunKey], made: Sequence[Any]) -> dict[RunKey, float]:
+        """The metric of each run, from its image or latent."""
+        metric = self._experiment.metric
+        if not isinstance(metric, Share):
+            scores = metric(self._sweep.images(made), [self._experiment.pairs[run.pair].present for run in runs])
+            return dict(zip(runs, map(float, scores), strict=True))
+        found = {}
+        for run, each in zip(runs, made, strict=True):
+            ends = self._ends.setdefault((run.pair, run.seed), {})
+            if isinstance(run.patch, str):
+                ends[run.patch] = each
+            found[run] = 0.0 if run.patch == "source" else metric(each, ends["source"], ends["target"])
+        return found
+
+    def _key(self, run: RunKey) -> str:
+        experiment = self._experiment
+        return key_of(experiment.origin, experiment.name, self._method, str(run.patch), *experiment.pairs[run.pair], run.seed)
+
+    def _table(self, patches: Sequence[Patch | str]) -> Float[np.ndarray, "patch prompt seed"]:
+        """Scores of runs; NaN where one was not measured."""
+        shape = (len(self._experiment.pairs), len(self._experiment.seeds), len(patches))
+        scores = [self.scores.get(run, math.nan) for run in self._experiment.run_keys(patches)]
+        return np.array(scores, dtype=np.float64).reshape(shape).transpose(2, 0, 1)
