@@ -107,7 +107,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         ([*LOCALIZE, "--method", "TeacherForced(step=2)"], "did you mean 'steps'?"),
         ([*LOCALIZE, "--method", "LocoGen(window='two')"], "window='two' is no number of layers; give 1 or more, or"),
         ([*LOCALIZE, "--method", "LocoGen(window=17)"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
-        ([*LOCALIZE, "--method", "LocoGen(2)"], "method LocoGen takes keywords only; write KEYWORD=VALUE for each value, such as "),
+        ([*LOCALIZE, "--method", "LocoGen(2)"], "method LocoGen takes keywords only; write each value as in LocoGen"),
         ([*LOCALIZE, "--window", "2"], "No such option: --window"),
         ([*LOCALIZE, "--metric", "Latent()"], "metric 'Latent' is unknown; .* did you mean 'LatentShare'?"),
         ([*LOCALIZE, "--metric", "Reader(value='stipple')"], "metric Reader needs attribute; write Reader\\(attribute=…\\)"),

@@ -65,7 +65,7 @@ def test_metrics_are_made():
         ("causal_tracing", "did you mean 'CausalTracing'?"),
         ("LocoGen(windw=2)", "'windw' is no option of LocoGen; it has window, enough, "),
         ("LocoGen(windw=2)", "did you mean 'window'?"),
-        ("LocoGen(2)", "method LocoGen takes keywords only; write KEYWORD=VALUE for each value"),
+        ("LocoGen(2)", "method LocoGen takes keywords only; write each value as in LocoGen(window=1)"),
         ("LocoGen(*(2,))", "takes keywords only"),
         ("LocoGen(**{'window': 2})", "takes keywords only"),
         ("LocoGen(window=1, window=2)", "'window' is given twice to LocoGen; give it once"),

@@ -103,5 +103,4 @@ def _described(scores: LayerScores | NeuronScores) -> tuple[dict[str, Any], str]
         layers = json.loads(table.to_json(orient="records", double_precision=3))  # NaN, which JSON does not have, as null
         return {"verdict": scores.verdict, "layers": layers}, f"{table.to_string(index=False)}\n{scores.verdict}\n{scores.cost}"
     head = scores.to_frame().head(_ROWS)
-    closing = [str(each) for each in (scores.fidelity, scores.cost) if each is not None]
-    return {"neurons": json.loads(head.to_json(orient="records"))}, "\n".join([repr(scores), head.to_string(index=False), *closing])
+    return {"neurons": json.loads(head.to_json(orient="records"))}, f"{head.to_string(index=False)}\n{scores}"

@@ -100,7 +100,7 @@ def _read(what: str, text: str, kinds: Mapping[str, type]) -> tuple[str, dict[st
     values: dict[str, Any] = {}
     for keyword in [*(ast.keyword(None, each) for each in call.args), *call.keywords]:
         if keyword.arg is None:
-            raise InvalidInput(f"{what} {name} takes keywords only; write KEYWORD=VALUE for each value, such as {_example(kinds)}")
+            raise InvalidInput(f"{what} {name} takes keywords only; write each value as in {_example({name: kinds[name]})}")
         if keyword.arg in values:
             raise InvalidInput(f"{keyword.arg!r} is given twice to {name}; give it once")
         values[keyword.arg] = _value(name, keyword.arg, keyword.value)

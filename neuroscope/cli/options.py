@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import printing, values
+from neuroscope.cli import opening, printing, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -56,15 +56,11 @@ class ModelOptions:
 
     def open_pipeline(self) -> Any:
         """The pipeline."""
-        from neuroscope.pipeline.loading import load_pipeline
-
-        return load_pipeline(self.model)
+        return opening.open_pipeline(self.model)
 
     def open(self) -> HookGraph:
         """The hook graph of the pipeline."""
-        from neuroscope.pipeline.graph import HookGraph
-
-        return HookGraph(self.open_pipeline())
+        return opening.open_graph(self.model)
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,7 @@ class SeedOptions:
 
     def open(self) -> tuple[int, ...]:
         """The seeds, counted up; raises InvalidInput for one that no generator takes."""
-        from neuroscope.cli.opening import counted_seeds
-
-        return counted_seeds(self.seed, self.seeds)
+        return opening.counted_seeds(self.seed, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -165,9 +159,7 @@ class DenoisingOptions:
             InvalidInput: a value that the pipeline does not take.
             InvalidFile: an image that cannot be read.
         """
-        from neuroscope.cli.opening import generation_options
-
-        return generation_options(**vars(self))
+        return opening.generation_options(**vars(self))
 
 
 @dataclass(frozen=True)
