@@ -307,6 +307,24 @@ class TestDose:
         with pytest.raises(InvalidInput, match="the dose table has no rows; give evaluate's table of at least one mask"):
             plots.dose(table[:0])
 
+    def test_doses_that_are_no_numbers_are_refused(self, table):
+        with pytest.raises(InvalidInput, match="column neurons holds 'few'; give numbers of masked neurons"):
+            plots.dose(table.assign(neurons="few"))
+
+    def test_a_metric_without_scores_and_a_control_of_one_metric_are_drawn(self, table):
+        unknown = table.assign(control="mask", score=table["score"].where(table["metric"] == "style"))
+        random = table[table["metric"] == "style"].assign(control="random", score=0.9)
+        ax = plots.dose(pd.concat([unknown, random]))
+        ax.figure.canvas.draw()
+        assert [text.get_text() for text in ax.child_axes[0].texts] == ["mask", "random"]
+
+    def test_lines_that_were_there_are_not_named(self, table):
+        ax = plt.subplots()[1]
+        ax.axhline(0.5, label="chance")
+        both = pd.concat([table.assign(control="mask"), table.assign(control="random", score=0.9)])
+        plots.dose(both[both["metric"] == "style"], ax=ax)
+        assert [text.get_text() for text in ax.texts] == ["mask", "random"]
+
 
 def test_the_graph_shows_every_site_and_edge(graph):
     ax = plots.graph(graph)

@@ -44,8 +44,8 @@ VOID = {"meta", "img", "source", "br"}
 SECTIONS = {
     "Setup": ["*"],
     "Model": ["*.safetensors"],
-    "Layers": ["layers.*"],
-    "Neurons": ["neurons.safetensors"],
+    "Which layers": ["layers.*"],
+    "Which neurons": ["neurons.safetensors"],
     "Interventions": ["mask.*", "edit.*", "swap.*"],
     "Evaluation on held-out prompts": ["evaluation.csv", "images.png"],
     "Other images": ["other.png"],

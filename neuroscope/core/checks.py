@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ def instance(name: str, value: Any, kind: type[Kind] | tuple[type, ...], example
     if inspect.isclass(value):
         raise InvalidInput(f"{name} is the class {value.__name__}, not an object of it; write {value.__name__}(...), with parentheses")
     if isinstance(value, kind):
-        return value  # type: ignore[return-value]
+        return cast("Kind", value)
     if isinstance(value, str):
         raise InvalidInput(f"{name} is the string {shown(value)}, not an object; write {example}")
     raise InvalidInput(f"{name} is a {type(value).__name__}, which does not fit; give one such as {example}")

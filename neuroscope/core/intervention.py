@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -125,10 +125,14 @@ class Intervention(Artifact):
     """A change to some sites, active inside `HookGraph.apply`. A frozen dataclass that holds data only.
 
     Attributes:
-        paths: the paths of the changed sites.
+        paths: the paths of the changed sites, a field or a property.
     """
 
-    paths: Collection[str]
+    if TYPE_CHECKING:
+
+        @property
+        def paths(self) -> Collection[str]:
+            """The paths of the changed sites."""
 
     def pooled_text(self, sites: Sites) -> str:
         """Which prompt feeds the pooled text path of a model with these sites, by which it reaches every block; "" where it has none."""

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
@@ -271,7 +271,7 @@ def typed(fields: Mapping[str, Any], kind: type[Header], newer: bool) -> tuple[H
         header = msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidFile(str(error)) from error
-    known = asdict(header)  # type: ignore[call-overload]
+    known = asdict(cast("Any", header))
     if missing := list(_beyond(known, fields, "$")):
         raise InvalidFile(f"the field {missing[0][0]} is missing")
     unknown = list(_beyond(fields, known, "$"))

@@ -95,7 +95,7 @@ class LocoEdit:
 
     def _map(self, graph: HookGraph, site: Site, vectors: tuple[Tensor, Tensor, Tensor]) -> _Map:
         solution = solve(*vectors, self.ridge, self.preserve_weight)
-        beside = int(graph.module(site).in_features) - solution.read.shape[1]  # type: ignore[arg-type]  # as sizes beside pooled text
+        beside = graph.spec.input_widths[site.path] - solution.read.shape[1]  # as sizes beside pooled text
         read, write = (functional.pad(each.float(), (0, beside)) for each in (solution.read, solution.write))
         return _Map(vectors, read, write, _report(solution, *vectors))
 

@@ -174,7 +174,7 @@ class ContextMap(Intervention):
         header: dict[str, Any] = {"paths": list(self.paths), "strength": self.strength, "rows": self.rows, "steps": self.steps}
         header |= {"provenance": asdict(self.provenance), "report": asdict(self.report) if self.report else None}
         if not isinstance(self.read, Mapping):
-            return {"read": self.read, "write": self.write}, header  # type: ignore[dict-item]
+            return dict(zip(("read", "write"), self.factors(self.paths[0]), strict=True)), header
         named = {path: self.factors(path) for path in self.paths}
         tensors = {f"read:{path}": read.clone() for path, (read, _) in named.items()}
         return tensors | {f"write:{path}": write.clone() for path, (_, write) in named.items()}, header

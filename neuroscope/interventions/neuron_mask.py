@@ -70,7 +70,7 @@ class NeuronMask(Intervention):
         object.__setattr__(self, "neurons", self.neurons.in_order())  # as the fill is now
 
     @property
-    def paths(self) -> Collection[str]:  # type: ignore[override]
+    def paths(self) -> Collection[str]:
         """See `Intervention`."""
         return self.neurons.keys()
 

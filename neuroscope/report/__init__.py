@@ -1,4 +1,4 @@
-"""Reports: one self-contained page of a run's results."""
+"""Plots, and reports: one self-contained HTML page of a run's results."""
 
 from neuroscope.report.page import report
 

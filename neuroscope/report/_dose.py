@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,38 +51,43 @@ def dose(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         where `ax` is much wider than tall, else in a column.
 
     Raises:
-        InvalidInput: the table lacks a column or has no rows, or an argument is of another kind.
+        InvalidInput: the table lacks a column or has no rows, `neurons` holds no numbers, or an argument is of another kind.
     """
-    checks.instance("table", table, pd.DataFrame, "evaluations with a column `neurons`")
+    _check_table(table)
     check_axes(ax)
-    if missing := {"neurons", "metric", "score"} - set(table.columns):
-        raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
     by_metric = {str(metric): part for metric, part in table.groupby("metric", sort=False)}
-    if not by_metric:
-        raise InvalidInput("the dose table has no rows; give evaluate's table of at least one mask")
     ax = ax or new_axes(COLUMN, 2.6 if len(by_metric) == 1 else 0.7 + 1.1 * len(by_metric))
     shares = bool(table["score"].between(0, 1).all())
     metrics = list(by_metric)
-    drawn = panels(ax, metrics)
-    for panel, part in zip(drawn, by_metric.values(), strict=True):
-        _draw_metric(panel, part)
+    drawn = dict(zip(panels(ax, metrics), by_metric.values(), strict=True))
+    lines = {panel: _draw_metric(panel, part) for panel, part in drawn.items()}
+    for panel, part in drawn.items():
         _scale(panel, part["neurons"], shares)
     ax.set(xlabel="neurons in the mask", ylabel="share of images" if shares else "score")
     if len(drawn) > 1:
-        _frame(ax, drawn)
-    _name_lines(drawn)
+        _frame(ax, list(drawn))
+    _name_lines(lines)
     return finish(ax, "scores with masked neurons (bands: 95 % intervals)" if len(drawn) > 1 else f"{metrics[0]}, 95 % interval")
 
 
-def _draw_metric(ax: Axes, table: pd.DataFrame) -> None:
-    """A line per control through the means of prompts' means, in a band of its 95 % intervals."""
+def _check_table(table: pd.DataFrame) -> None:
+    checks.instance("table", table, pd.DataFrame, "evaluations with a column `neurons`")
+    if missing := {"neurons", "metric", "score"} - set(table.columns):
+        raise InvalidInput(f"the dose table lacks the columns {', '.join(sorted(missing))}; add them to evaluate's table")
+    if table[["neurons", "metric"]].dropna().empty:
+        raise InvalidInput("the dose table has no rows; give evaluate's table of at least one mask")
+    if not pd.api.types.is_numeric_dtype(table["neurons"]):
+        raise InvalidInput(
+            f"the dose table's column neurons holds {checks.shown(table['neurons'].iloc[0])}; give numbers of masked neurons"
+        )
+
+
+def _draw_metric(ax: Axes, table: pd.DataFrame) -> list[Line2D]:
+    """A line per control through the means of prompts' means, in a band of its 95 % intervals. Returns the lines that have points."""
+    before = len(ax.lines)
     keys = [name for name in ("control", "neurons", "prompt") if name in table.columns]
     means = table.groupby(keys, sort=False)["score"].mean().reset_index() if "prompt" in keys else table
-    exact = is_share(table["score"].to_numpy(dtype=float))
-
-    def interval(scores: pd.Series) -> tuple[float, float]:
-        return mean_interval(scores.dropna().to_numpy(), exact)
-
+    interval = partial(_interval, exact=is_share(table["score"].to_numpy(dtype=float)))
     lines = means.groupby("control", sort=False) if "control" in keys else [("", means)]
     band = {"alpha": 0.11, "linewidth": 0}
     for (name, line), look in zip(lines, itertools.cycle(_LOOKS), strict=False):
@@ -97,14 +104,20 @@ def _draw_metric(ax: Axes, table: pd.DataFrame) -> None:
             **look,
         )
     ax.set(xlabel="", ylabel="")
+    return [line for line in ax.lines[before:] if len(np.asarray(line.get_xdata()))]
+
+
+def _interval(scores: pd.Series, exact: bool) -> tuple[float, float]:
+    """The 95 % interval of the mean of one dose's scores, one score per prompt."""
+    return mean_interval(scores.dropna().to_numpy(), exact)
 
 
 def _scale(ax: Axes, doses: pd.Series, shares: bool) -> None:
-    """Shares reach from 0 to 1; few doses have a tick each."""
+    """Sets both axes: shares reach from 0 to 1, wide ranges of doses are logarithmic, and up to 8 doses have a tick each."""
     if shares:
         ax.set_ylim(-0.08, 1.08)
         ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    known = sorted(set(doses))
+    known = sorted(set(doses.dropna()))
     if known[0] > 0 and known[-1] >= _LOGARITHMIC * known[0]:
         ax.set_xscale("log")
     if len(known) <= _TICKS:
@@ -124,14 +137,14 @@ def _frame(ax: Axes, drawn: list[Axes]) -> None:
     ax.tick_params(labelcolor="none", color="none")
 
 
-def _name_lines(drawn: list[Axes]) -> None:
+def _name_lines(drawn: Mapping[Axes, Sequence[Line2D]]) -> None:
     """Names several lines once: at their ends, in the panel where these are farthest apart, or in a legend if they are close everywhere."""
-    panel = max(drawn, key=_separation)
-    lines = panel.get_lines()
+    panel = max(drawn, key=lambda panel: (len(drawn[panel]), _separation(panel, drawn[panel])))
+    lines = drawn[panel]
     if len(lines) < 2:
         return
-    if _separation(panel) < _APART:
-        for text in panel.legend(frameon=False, fontsize=SMALL).get_texts():
+    if _separation(panel, lines) < _APART:
+        for text in panel.legend(handles=lines, frameon=False, fontsize=SMALL).get_texts():
             text.set_parse_math(False)
         return
     middle = sum(panel.get_ylim()) / 2
@@ -151,9 +164,9 @@ def _name_lines(drawn: list[Axes]) -> None:
         )
 
 
-def _separation(ax: Axes) -> float:
+def _separation(ax: Axes, lines: Sequence[Line2D]) -> float:
     """The smallest distance between the ends of two lines, as a share of the axis."""
-    ends = sorted(_end(line)[1] for line in ax.get_lines())
+    ends = sorted(_end(line)[1] for line in lines)
     low, high = ax.get_ylim()
     return min((after - before for before, after in itertools.pairwise(ends)), default=0.0) / (high - low)
 

@@ -24,16 +24,29 @@ _BEST_LAYERS, _BEST_NEURONS, _BEST_PATCHES = 5, 12, 16
 
 
 def layers(run: Run) -> Section:
-    """The run's layer scores: the methods side by side, then each with its verdict, heatmaps, contact sheet and tables."""
+    """The run's layer scores: the methods side by side, then each with its verdict, heatmaps, contact sheet and tables.
+
+    Scores of causal tracing's components are not compared with scores of cross-attention layers.
+
+    Raises:
+        InvalidFile: the file layers.png is damaged.
+    """
     found = run.of_kind(LayerScores)
     comparable = {labelled(run, name): scores for name, scores in found.items() if not scores.names}
     compared = len(comparable) > 1
     comparison = Part("Methods side by side", figures=_comparison(run, comparable))
-    return section("Layers", [comparison, *(_layers(name, scores, compared=compared) for name, scores in found.items())])
+    return section("Which layers", [comparison, *(_layers(name, scores, compared=compared) for name, scores in found.items())])
 
 
 def neurons(run: Run) -> Section:
-    """The run's neuron scores, and Welch's t of recordings without saved scores: heatmaps and the strongest neurons."""
+    """The run's neuron scores: how far the rankings agree, and of each the heatmap and the strongest neurons.
+
+    A recording is scored by Welch's t unless the run holds scores of the same concept and sites. The file neurons.png is shown only
+    if there are no scores.
+
+    Raises:
+        InvalidFile: the file neurons.png is shown and damaged.
+    """
     ranked = run.of_kind(NeuronScores)
     scored = {(scores.provenance.concept, scores.sites.paths) for scores in ranked.values()}
     for name, recording in run.of_kind(Recording).items():
@@ -42,7 +55,7 @@ def neurons(run: Run) -> Section:
     parts = [_neurons(name, scores, _chosen(run, scores)) for name, scores in ranked.items()]
     if not ranked:
         parts = [Part(figures=shown(run.images, "neurons.png", "Heatmap of neurons", "From the file neurons.png."))]
-    return section("Neurons", parts, _agreement(ranked))
+    return section("Which neurons", parts, _agreement(ranked))
 
 
 def _ranking(file: str, scores: LayerScores | NeuronScores, fallback: str, **contents: Any) -> Part:
@@ -59,6 +72,7 @@ def _comparison(run: Run, comparable: Mapping[str, LayerScores]) -> list[Figure]
 
 
 def _layers(name: str, scores: LayerScores, *, compared: bool) -> Part:
+    """One localisation. `compared` says that the comparison already shows its heatmap."""
     return _ranking(
         name,
         scores,
@@ -71,6 +85,7 @@ def _layers(name: str, scores: LayerScores, *, compared: bool) -> Part:
 
 
 def _neurons(name: str, scores: NeuronScores, chosen: Mapping[str, Neurons]) -> Part:
+    """One ranking of neurons; the neurons of the sets in `chosen`, by file, are outlined."""
     marked = reduce(or_, chosen.values()) if chosen else None
     what = f"{counted(scores.sites.neuron_count, 'neuron')} in {counted(len(scores.sites), 'site')}"
     outlined = f" The {marked.count} in {' and '.join(chosen)} are outlined." if marked else ""

@@ -38,7 +38,7 @@ _EVALUATED = {
 }
 _PLACED = {"layers.png", "neurons.png", *_EVALUATED}
 #: Entries of a header that are not options of an intervention: shown elsewhere, or too long.
-_NO_OPTIONS = {"kind", "format", "packages", "provenance", "paths", "widths", "neurons", "report", "sites"}
+_NO_OPTIONS = {"kind", "format", "sha256", "packages", "provenance", "paths", "widths", "neurons", "report", "sites"}
 _KINDS = {
     "neuron-mask": "a mask; it sets neurons to a value",
     "context-swap": "a swap; its sites read another prompt",
@@ -133,7 +133,7 @@ def setup(run: Run) -> Section:
 
 
 def model(run: Run) -> Section:
-    """The model that the results are of, as far as they record it."""
+    """The model that the results record: its name, family, and the layers and sites that were scored."""
     sites = Sites(run.sites().values())
     layers = {len(scores.layers) for scores in run.of_kind(LayerScores).values() if not scores.names}
     named = {
@@ -147,13 +147,20 @@ def model(run: Run) -> Section:
 
 
 def interventions(run: Run) -> Section:
-    """Masks, swaps, edits and sets of neurons; of any other kind of intervention the repr and the header's options."""
+    """Masks, swaps, edits and sets of neurons, each with its options and its sites.
+
+    An intervention of another kind is shown by its repr and by the options in its header.
+    """
     found = run.of_kind(cast("Any", Intervention)) | run.of_kind(Neurons)
     return section("Interventions", [_intervention(name, each, run) for name, each in found.items()])
 
 
 def evaluation(run: Run) -> Section:
-    """Evaluations with 95 % intervals, the images before and after, and the dose."""
+    """Evaluations with 95 % intervals, and the files images.png and dose.png.
+
+    Raises:
+        InvalidFile: one of the two files is damaged.
+    """
     parts = [_evaluation(name, table) for name, table in run.tables.items()]
     for file, (title, alt, caption) in _EVALUATED.items():
         parts.append(Part(title, file, figures=shown(run.images, file, alt, caption)))
@@ -161,13 +168,17 @@ def evaluation(run: Run) -> Section:
 
 
 def other_images(run: Run) -> Section:
-    """Images that have no place in another section."""
+    """PNG files that no other section shows, each under its name.
+
+    Raises:
+        InvalidFile: one of them is damaged.
+    """
     figures = [figure for name in run.images if name not in _PLACED for figure in shown(run.images, name, f"The image {name}", name)]
     return section("Other images", [Part(figures=figures)])
 
 
 def cost(run: Run) -> Section:
-    """The cost of each localisation, and the sum of several."""
+    """The cost of each localisation in NFE, seconds and GiB of peak memory, and the sum of several."""
     known = {name: scores.cost for name, scores in run.of_kind(LayerScores).items() if scores.cost}
     rows = [(labelled(run, name), each) for name, each in known.items()]
     if len(rows) > 1:
@@ -177,7 +188,10 @@ def cost(run: Run) -> Section:
 
 
 def provenance(run: Run) -> Section:
-    """Each file's kind, model, method and package versions; and the files that were left out."""
+    """Each file's kind, model, concept, method and package versions, and the files that were left out.
+
+    What all files have in common stands above the table.
+    """
     skipped = Part("Left out", facts=facts({name: [reason] for name, reason in run.skipped.items()}))
     if not run.headers:
         return section("Provenance", [skipped])
@@ -190,6 +204,7 @@ def provenance(run: Run) -> Section:
 
 
 def _intervention(name: str, change: Intervention | Neurons, run: Run) -> Part:
+    """The method, concept and options of one file, the quality of an edit, and the sites."""
     header, report = run.headers[name], getattr(change, "report", None)
     named: dict[str, list[str]] = {key: [run.provenance(name).get(key, "")] for key in ("method", "concept")}
     named |= {key: [text] for key, text in _options(header)}
@@ -200,6 +215,7 @@ def _intervention(name: str, change: Intervention | Neurons, run: Run) -> Part:
 
 
 def _options(header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The options in an intervention's header, each with its value in words."""
     for name, value in header.items():
         if name not in _NO_OPTIONS and value is not None and not isinstance(value, Mapping):
             yield name, _shown(name, value)
@@ -228,6 +244,7 @@ def _sites(change: Intervention | Neurons, known: Mapping[str, Site]) -> Table:
 
 
 def _evaluation(name: str, table: pd.DataFrame) -> Part:
+    """The means of one evaluation by metric, as `ns.summarize` gives them."""
     prompts = list(dict.fromkeys(table["prompt"]))
     counts = f"{counted(len(prompts), 'prompt')} and {counted(table['seed'].nunique(), 'seed')}"
     text = (
@@ -240,6 +257,7 @@ def _evaluation(name: str, table: pd.DataFrame) -> Part:
 
 
 def _origin(run: Run, name: str) -> dict[str, str]:
+    """A file's row in the table of provenance; what its header does not record is empty."""
     header, recorded = run.headers[name], run.provenance(name)
     packages = ", ".join(f"{package} {version}" for package, version in header["packages"].items())
     row = {"file": name, "kind": header["kind"].replace("-", " ")}
