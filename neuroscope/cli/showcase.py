@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from neuroscope.cli import opening, options, printing, values
+from neuroscope.cli import opening, options, values
 from neuroscope.cli.commands import App, LightCommand
 from neuroscope.core.errors import InvalidFile, choose
 
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def help_without_command(ctx: typer.Context) -> None:
     """Prints the help of a group of commands, and leaves with the status of a mistake, where none of them is given."""
     if ctx.invoked_subcommand is None:
-        printing.say(ctx.get_help())
+        options.say(ctx.get_help())
         raise typer.Exit(2)
 
 
@@ -46,9 +46,9 @@ def demo(
 
     choose("style", style, DEMO_STYLES)
     storage.check_writable_folder(output_dir)
-    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else printing.say, quiet=quiet)
+    outcome = run_demo(output_dir, style, say=(lambda _text: None) if as_json else options.say, quiet=quiet)
     if as_json:
-        printing.say(json.dumps(outcome, indent=1))
+        options.say(json.dumps(outcome, indent=1))
 
 
 @bundled.command("list", cls=LightCommand)
@@ -56,7 +56,7 @@ def list_() -> None:
     """List the bundled models."""
     from neuroscope import testbed
 
-    printing.say("\n".join(f"testbed:{name}" for name in testbed.names()))
+    options.say("\n".join(f"testbed:{name}" for name in testbed.names()))
 
 
 @bundled.command()
@@ -79,7 +79,7 @@ def certify(
     certificate = measure(name, samples=samples, quiet=quiet)
     if output is not None:
         storage.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
-    printing.say(certificate.to_json() if as_json else certificate.to_text())
+    options.say(certificate.to_json() if as_json else certificate.to_text())
 
 
 @bundled.command()
@@ -95,4 +95,4 @@ def train(
 
     choose("bundled model", name, MODELS)
     storage.check_writable_folder(output_dir)
-    printing.say(f"wrote {run(name, output_dir, quiet)}")
+    options.say(f"wrote {run(name, output_dir, quiet)}")
