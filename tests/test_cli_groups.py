@@ -15,7 +15,7 @@ from neuroscope.cli import localization
 from neuroscope.cli.app import app as application
 from neuroscope.cli.commands import App, LightCommand, spread
 from neuroscope.editing import LocoEdit
-from neuroscope.localization._localization import PAIRS
+from neuroscope.localization._localize import PAIRS
 
 
 @dataclass(frozen=True)

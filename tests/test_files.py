@@ -112,9 +112,9 @@ def test_a_killed_writer_leaves_the_former_file_and_its_leftover_goes(tmp_path):
     (tmp_path / "x").write_bytes(b"before")
     script = """if True:
         import pathlib, sys, time
-        from neuroscope import _files
+        from neuroscope.core import storage
         pathlib.Path.replace = lambda self, target: print("waiting", flush=True) or time.sleep(60)
-        _files.write_beside(pathlib.Path(sys.argv[1]), b"half")
+        storage.write_beside(pathlib.Path(sys.argv[1]), b"half")
     """
     # the package itself imports torch, which takes seconds: a module of that name with the same folder will do
     light = f"import sys, types; package = types.ModuleType('neuroscope'); package.__path__ = [{str(package())!r}]\n"

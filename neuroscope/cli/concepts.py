@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from neuroscope.cli import methods, opening, options, printing, values
+from neuroscope.cli import methods, opening, options, values
 from neuroscope.core.errors import InvalidFile, InvalidInput
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def rank(
     if output is not None:
         artifacts.save(scores, output)
     table = scores.to_frame().head(top)
-    printing.say(table.to_json(orient="records", indent=1) if as_json else f"{scores}\n{table.to_string(index=False)}")
+    options.say(table.to_json(orient="records", indent=1) if as_json else f"{scores}\n{table.to_string(index=False)}")
 
 
 def mask(
@@ -121,7 +121,7 @@ def mask(
     scores = score(found, asked) if isinstance(found, Recording) else found
     made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength)
     artifacts.save(made, output)
-    printing.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
+    options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 
 
 def _fill(found: Recording | NeuronScores, fill: str) -> float | Mapping[str, Tensor]:

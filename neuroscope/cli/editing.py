@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from neuroscope.cli import opening, options, printing, values
+from neuroscope.cli import opening, options, values
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def edit(
     made = run(model.open(), chosen, method, layer)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
-    printing.report(facts, f"{made}\n{made.report}\nwrote {output}", as_json)
+    options.report(facts, f"{made}\n{made.report}\nwrote {output}", as_json)
 
 
 def export(
@@ -64,4 +64,4 @@ def export(
     changes = opening.open_interventions(files)
     storage.check_writable_folder(output_dir)
     path = export_lora(model.open(), changes, output_dir)
-    printing.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})", as_json)
+    options.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})", as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from neuroscope.cli import measuring, opening, options, printing, values
+from neuroscope.cli import measuring, opening, options, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def evaluate(
     storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
     if printed.as_json:
-        printing.say(summary.to_json(orient="records", indent=1))
+        options.say(summary.to_json(orient="records", indent=1))
     else:
-        printing.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
+        options.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
 
 
 def png(image: Image) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuroscope.cli import opening, options, printing, values
+from neuroscope.cli import opening, options, values
 from neuroscope.cli.concepts import attribution
 from neuroscope.core.errors import InvalidInput
 
@@ -43,7 +43,7 @@ def sites(
     found = graph.sites if graph else sites_from_config(config or "")
     chosen = found.where(layer=sites.layer or None, role=sites.role or None)
     table = chosen.to_frame()
-    printing.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
+    options.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
 
 
 def doctor(*, model: options.ModelOptions, as_json: options.AsJson = False) -> None:
@@ -51,7 +51,7 @@ def doctor(*, model: options.ModelOptions, as_json: options.AsJson = False) -> N
     from neuroscope.pipeline.doctor import diagnose
 
     findings = diagnose(model.open_pipeline())
-    printing.report(
+    options.report(
         [vars(finding) for finding in findings],
         "\n".join(f"{finding.state:5}  {finding.name}: {finding.meaning}" for finding in findings),
         as_json,
@@ -74,7 +74,7 @@ def show(
         values.refuse_unused(ctx, {"rows": "--json prints the file's header, and no table"})
     if not isinstance(found, NeuronScores):
         values.refuse_unused(ctx, {"rows": f"{file} holds a {found.kind}, and only neuron-scores have a table to cut"})
-    printing.report(header, "\n".join(_described(found, header, rows)), as_json)
+    options.report(header, "\n".join(_described(found, header, rows)), as_json)
 
 
 def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:
@@ -131,7 +131,7 @@ def plot(
         scores = score(found, asked) if isinstance(found, Recording) else found
         ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
     plots.write(ax, output)
-    printing.say(f"wrote {output}")
+    options.say(f"wrote {output}")
 
 
 def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:

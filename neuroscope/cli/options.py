@@ -1,14 +1,15 @@
-"""The options that several commands share, alone and in groups; a group opens what its options name."""
+"""The options that several commands share, alone and in groups, and how results are printed; a group opens what its options name."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import opening, printing, values
+from neuroscope.cli import opening, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Printing:
 
     def report(self, facts: Any, text: str) -> None:
         """Prints the result, as text or as JSON."""
-        printing.report(facts, text, self.as_json)
+        report(facts, text, self.as_json)
 
 
 @dataclass(frozen=True)
@@ -168,3 +169,13 @@ class SizedDenoisingOptions(DenoisingOptions):
 
     height: Annotated[int | None, typer.Option(callback=values.side(), help="Image height in pixels; give --width too.")] = None
     width: Annotated[int | None, typer.Option(callback=values.side(), help="Image width in pixels; give --height too.")] = None
+
+
+def report(facts: Any, text: str, as_json: bool) -> None:
+    """Prints a command's result, as text or as JSON."""
+    say(json.dumps(facts, indent=1) if as_json else text)
+
+
+def say(text: str) -> None:
+    """Prints to standard output, also names of files that are no text."""
+    typer.echo(text.encode(errors="backslashreplace").decode())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from neuroscope.cli import opening, options, printing
+from neuroscope.cli import opening, options
 
 
 def register(app: typer.Typer) -> None:
@@ -25,4 +25,4 @@ def report(
 
     opening.check_output(output)
     path = write(run, output)
-    printing.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)
+    options.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)
