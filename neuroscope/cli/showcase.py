@@ -8,11 +8,7 @@ from typing import Annotated
 
 import typer
 
-<<<<<<< HEAD
-from neuroscope.cli import options, printing
-=======
-from neuroscope.cli import opening, options, values
->>>>>>> cli
+from neuroscope.cli import options
 from neuroscope.cli.commands import App, LightCommand
 from neuroscope.core.errors import choose
 
@@ -60,47 +56,4 @@ def list_() -> None:
     """List the bundled models."""
     from neuroscope import testbed
 
-<<<<<<< HEAD
-    printing.say("\n".join(f"testbed:{name}" for name in testbed.names()))
-=======
     options.say("\n".join(f"testbed:{name}" for name in testbed.names()))
-
-
-@bundled.command()
-def certify(
-    name: Annotated[str, typer.Argument(help="sd1 or sd1-natural.")] = "sd1",
-    samples: Annotated[int, typer.Option(callback=values.whole(), help="Prompt pairs for each attribute.")] = 60,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write them: FILE.json, or a model card FILE.md.")] = None,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Measure where a bundled model keeps each attribute: readers, obedience, and flips under swapped prompts."""
-    from neuroscope import testbed
-    from neuroscope.core import storage
-    from neuroscope.testbed.certificate import certify as measure
-
-    choose("bundled pipeline", name, testbed.pipelines())
-    if output is not None and output.suffix not in (".json", ".md"):
-        raise InvalidFile(f"{output} is neither FILE.json nor FILE.md; a certificate is written as one of these")
-    opening.check_output(output)
-    certificate = measure(name, samples=samples, quiet=quiet)
-    if output is not None:
-        storage.write_beside(output, (certificate.to_card() if output.suffix == ".md" else certificate.to_json()).encode())
-    options.say(certificate.to_json() if as_json else certificate.to_text())
-
-
-@bundled.command()
-def train(
-    name: Annotated[str, typer.Argument(help="clip, sd1-natural or sd1.")],
-    output_dir: options.OutputFolder = Path("runs"),
-    quiet: options.Quiet = False,
-) -> None:
-    """Train a bundled model from nothing. A run that was stopped goes on from its checkpoints."""
-    from neuroscope.core import storage
-    from neuroscope.testbed.training.recipes import MODELS
-    from neuroscope.testbed.training.recipes import train as run
-
-    choose("bundled model", name, MODELS)
-    storage.check_writable_folder(output_dir)
-    options.say(f"wrote {run(name, output_dir, quiet)}")
->>>>>>> cli
