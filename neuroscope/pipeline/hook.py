@@ -18,7 +18,7 @@ class Hook:
         """What PyTorch calls."""
         return self._act(*given)
 
-    def __deepcopy__(self, _memo: dict[str, Any]) -> Hook:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Hook:
         return Hook(_do_nothing)
 
     def __reduce__(self) -> tuple[type[Hook], tuple[Callable[..., None]]]:
