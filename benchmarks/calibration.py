@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.patch_runner import random_order
-from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
+from neuroscope.localization.search.auto import AutoSearch
 from neuroscope.localization.search.screened_effects import ScreenedEffects
+from neuroscope.localization.search.settings import SETTINGS
 
 LAYERS = 16
 #: How many prompts read at each of the first layers drawn; 0 is a prompt that shows nothing.
@@ -144,7 +145,7 @@ class Looks(ScreenedEffects):
         self._table = table
         self._rng = rng
 
-    def _look(self, followed: Mapping[ImageKey, Sequence[Any]], layers: Sequence[int]) -> list[np.ndarray]:
+    def _score(self, followed: Mapping[ImageKey, Sequence[Any]], layers: Sequence[int]) -> list[np.ndarray]:
         case, found = self._table.case, []
         for (pair, seed), frames in followed.items():
             effects = case.values[list(layers), pair, seed] * np.ones((len(frames), 1))
@@ -197,8 +198,8 @@ def simulated(cases: int, seed: int = 0, splits: Sequence[Sequence[int]] = SPLIT
 
 def calibration(table: pd.DataFrame, by: Sequence[str] = ("budget",)) -> pd.DataFrame:
     """By budget: how many answers were given with 95 % or more, how many of these were right, of all, and what it took."""
-    groups = table.assign(stated=table["sure"] >= TARGET_CONFIDENCE).groupby(list(by), sort=False)
-    sure = table[table["sure"] >= TARGET_CONFIDENCE].groupby(list(by), sort=False)["right"]
+    groups = table.assign(stated=table["sure"] >= SETTINGS.target_confidence).groupby(list(by), sort=False)
+    sure = table[table["sure"] >= SETTINGS.target_confidence].groupby(list(by), sort=False)["right"]
     return pd.DataFrame(
         {
             "cases": groups.size(),

@@ -80,7 +80,8 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     table = evaluate(fresh, {"mask": mask, "edit": made}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
-    say(f"4. Evaluation on held-out prompts: {len(found.concept.test)} prompts, {len(SEEDS)} seeds, both files loaded into a fresh pipeline:")
+    counts = f"{len(found.concept.test)} prompts, {len(SEEDS)} seeds"
+    say(f"4. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
     say(summary.to_string(index=False, float_format="%.3f") + "\n")
 
     _draw(fresh, found, mask, made, folder, quiet)

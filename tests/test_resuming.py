@@ -228,7 +228,7 @@ class TestCosts:
                 with pytest.raises(KeyboardInterrupt), tiny.stopping(graph.denoiser, calls=stop):
                     run(**options)
             found = run(**options).cost
-            assert found.rows == sum(calls) - 2 * 4  # a call that was stopped before it began
+            assert found.nfe == sum(calls) - 2 * 4  # a call that was stopped before it began
             again = run(**options).cost
         assert again == found
         parts = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines() if '"cost"' in line]

@@ -1,4 +1,4 @@
-"""What an attribution method is, and `score`, which applies one to a recording."""
+"""The base class of methods that score neurons from a recording, and `score`, which applies one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from neuroscope.core.statistics import Moments
 
 
 class Evidence(NamedTuple):
-    """What a method sees of one site: both arms' moments, both arms' samples (if kept), and the outgoing weights' norm (if readable)."""
+    """What was recorded at one site.
+
+    Attributes:
+        present, absent: the moments of both arms.
+        samples: all observations of both arms; None where they were not kept.
+        norm: the norm of the weights that read each neuron; None where they are quantised.
+        path: the site's path.
+    """
 
     present: Moments
     absent: Moments
@@ -39,7 +46,7 @@ class Evidence(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A method's answer for one site: scores and, where the method has a test, p-values."""
+    """The scores of one site, and p-values where the method is a test."""
 
     score: Float[Tensor, "*step neuron"]
     p_value: Float[Tensor, "*step neuron"] | None = None
@@ -49,7 +56,7 @@ class Attribution(abc.ABC):
     """A method that scores each neuron of a site from a recording. A frozen dataclass with one `__call__`.
 
     Attributes:
-        neutral: the score of a neuron that does not care about the concept.
+        neutral: the score of a neuron that does not respond to the concept.
         two_sided: whether scores below neutral count like those above it.
         needs_samples: whether the recording must keep every observation.
         antisymmetric: whether exchanging the arms mirrors each score at neutral.
@@ -62,7 +69,7 @@ class Attribution(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, evidence: Evidence) -> Scored:
-        """Scores one site's neurons, in float64."""
+        """Scores the neurons of one site, in float64; raises InvalidInput where the recording lacks what the method needs."""
 
 
 def score(recording: Recording, method: Attribution) -> NeuronScores:

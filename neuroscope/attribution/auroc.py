@@ -1,4 +1,4 @@
-"""The area under the receiver operating characteristic: how well one neuron alone tells the arms apart."""
+"""The area under the receiver operating characteristic: how well one neuron separates the arms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuroscope.attribution._attribution import Attribution, Evidence, Scored
 
 @dataclass(frozen=True)
 class Auroc(Attribution):
-    """The chance that a present prompt activates the neuron more than an absent one, ties counting half.
+    """The probability that a present prompt activates the neuron more than an absent one; ties count half.
 
     Equal to the Mann-Whitney U statistic over the number of pairs; the p-value is that test's, two-sided.
     """
@@ -23,7 +23,7 @@ class Auroc(Attribution):
     needs_samples: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Scored:
-        """See `Attribution`."""
+        """The area and its two-sided p-value for each neuron of a site, in float64; a constant neuron has 0.5 and p = 1."""
         present, absent = (each.numpy().astype(np.float64) for each in evidence.samples or ())
         result = scipy.stats.mannwhitneyu(present, absent, axis=0, method="asymptotic")
         constant = np.isnan(result.pvalue)

@@ -12,13 +12,12 @@ class MeanDifference(Attribution):
     """Mean activation with the concept minus mean activation without it.
 
     Attributes:
-        weighted: multiply by the norm of the weights that read the neuron, so that neurons of different sites compare by
-            what they can move.
+        weighted: multiply by the norm of the weights that read the neuron, so that neurons of different sites can be compared.
     """
 
     weighted: bool = False
 
     def __call__(self, evidence: Evidence) -> Scored:
-        """See `Attribution`."""
+        """The difference of means of each neuron of a site, in float64; `weighted` raises InvalidInput for quantised weights."""
         difference = evidence.present.mean - evidence.absent.mean
         return Scored(difference * evidence.outgoing if self.weighted else difference)

@@ -1,4 +1,4 @@
-"""Controls of rankings: how much of what a ranking finds would be found without a concept, or in any other basis."""
+"""Null tests: whether a ranking also stands out without a concept, or in any other basis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Samples = Mapping[str, Mapping[str, Float[Tensor, "prompt neuron"]]]
 
 @dataclass(frozen=True)
 class NullTest:
-    """What a ranking's top neurons have, and what they have in recordings in which there is nothing to find.
+    """A statistic of a ranking's top neurons, and its distribution under a null hypothesis.
 
     Attributes:
         observed: the statistic of the recording: against rotated bases, the share of all neurons' strength that the top
@@ -73,19 +73,19 @@ def null_test(
     seed: int = 0,
     quiet: bool = False,
 ) -> NullTest:
-    """Compares a ranking with the same ranking where there is nothing to find.
+    """Compares a ranking with the same ranking under a null hypothesis.
 
-    "permuted": the concept's labels are exchanged within random pairs of prompts (or, of unequal arms, dealt anew), so that no
-    neuron responds to them. "rotated": each attention head's keys (or values) are turned by a random rotation. Queries (or the output
-    projection) turned alike would give the same images, so that keys and values have no basis of their own, and a concept that is read in
-    *some* direction is spread over as few neurons only by chance: what exceeds this null is in the neurons themselves.
+    "permuted" exchanges the concept's labels within random pairs of prompts (or deals them anew where the arms differ in size), so that no
+    neuron responds to them. "rotated" turns each attention head's keys (or values) by a random rotation. Queries (or the output projection)
+    turned in the same way would give the same images, so keys and values have no preferred basis, and a concept that is read in *some*
+    direction is concentrated in few neurons only by chance. An excess over this null belongs to the neurons themselves.
 
     Args:
         recording: made with `keep_samples=True`.
         method: such as `Welch()`.
-        null: what to compare with.
-        top: how many neurons to look at.
-        heads: for "rotated", of each path the number of attention heads: `graph.heads(recording.sites)`.
+        null: "rotated" or "permuted".
+        top: how many neurons count as top.
+        heads: for "rotated", the number of attention heads of each path: `graph.heads(recording.sites)`.
         draws: how many draws of the null.
         seed: of the draws.
         quiet: show no progress bar.

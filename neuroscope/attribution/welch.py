@@ -34,7 +34,7 @@ class Welch(Attribution):
     """
 
     def __call__(self, evidence: Evidence) -> Scored:
-        """See `Attribution`."""
+        """Welch's t and its two-sided p-value for each neuron of a site, in float64."""
         with np.errstate(divide="ignore", invalid="ignore"):
             result = scipy.stats.ttest_ind_from_stats(*evidence.present.summary(), *evidence.absent.summary(), equal_var=False)
         difference = (evidence.present.mean - evidence.absent.mean).numpy()

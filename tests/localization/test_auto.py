@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from neuroscope import Flipped, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, localize
-from neuroscope.localization.search import auto, screened_effects
+from neuroscope.localization.search import screened_effects
+from neuroscope.localization.search.settings import SETTINGS
 from neuroscope.testbed import PLANTS, build, planted
 from tests.families import tiny
 
@@ -38,7 +39,7 @@ def test_it_is_right_and_sure_for_a_twentieth_of_the_rows(family, plant):
     graph = model(family, plant)
     scores = search(graph)
     assert tuple(scores.top(1)) == planted(graph.pipe).layers
-    assert scores.confidence.probability >= auto.TARGET_CONFIDENCE
+    assert scores.confidence.probability >= SETTINGS.target_confidence
     assert scores.cost.nfe <= sweep_rows(graph) / 20
     assert str(scores.confidence) in scores.verdict
     assert scores.confidence.total_images == 32
@@ -79,14 +80,14 @@ def test_where_the_metric_does_not_see_the_concept_it_tries_everything_or_says_h
     assert every.confidence.measured_layers == graph.sites.layers
     with pytest.warns(UserWarning, match="the total effect hardly moves"):
         few = localize(graph, truth.concept, LocoGen(search="auto", budget=1 / 5), Noise(), **options)
-    assert few.confidence.probability < auto.TARGET_CONFIDENCE
+    assert few.confidence.probability < SETTINGS.target_confidence
     assert few.cost.nfe < every.cost.nfe / 2
 
 
 def test_where_either_of_two_layers_suffices_it_names_none_and_is_not_sure():
     scores = search(model("sd1", "redundant"))
     assert not any(scores.scores)
-    assert scores.confidence.probability < auto.TARGET_CONFIDENCE
+    assert scores.confidence.probability < SETTINGS.target_confidence
 
 
 def test_where_the_layer_depends_on_the_prompt_it_falls_back_on_all_windows():

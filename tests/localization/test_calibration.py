@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.calibration import BUDGETS, LAYERS, LISTINGS, STEPS, Case, Looks, Table, calibration, searched, simulated
 from neuroscope.generation.patch_runner import random_order
-from neuroscope.localization.search.auto import TARGET_CONFIDENCE, AutoSearch
+from neuroscope.localization.search.auto import AutoSearch
+from neuroscope.localization.search.settings import SETTINGS
 
 LAYER, OTHER = 3, 12
 
@@ -47,7 +48,7 @@ IN_TURN = (OTHER, LAYER) * 4 + (LAYER,) * 3
 @pytest.mark.parametrize("seed", [0, 1])
 def test_eleven_prompts_in_two_groups_never_make_it_sure_and_wrong(reads, budget, seed):
     confidence, means, _ = run(prompts_at(*reads), budget, seed)
-    assert means.argmax() == LAYER or confidence.probability < TARGET_CONFIDENCE
+    assert means.argmax() == LAYER or confidence.probability < SETTINGS.target_confidence
     if budget == 1:
         assert means.argmax() == LAYER
         assert not confidence.tied
@@ -58,7 +59,7 @@ def test_eleven_prompts_in_two_groups_never_make_it_sure_and_wrong(reads, budget
 @pytest.mark.parametrize(("each", "seed"), list(itertools.product((3, 4), (0, 1))))
 def test_an_even_split_is_said_to_be_one_or_it_is_not_sure(each, seed, budget):
     confidence, means, _ = run(prompts_at(*(LAYER,) * each, *(OTHER,) * each), budget, seed)
-    assert confidence.probability < TARGET_CONFIDENCE or confidence.tied == (LAYER, OTHER)
+    assert confidence.probability < SETTINGS.target_confidence or confidence.tied == (LAYER, OTHER)
     if budget == 1:
         assert confidence.tied == (LAYER, OTHER)
         assert means[[LAYER, OTHER]] == pytest.approx([0.5, 0.5])
@@ -130,15 +131,15 @@ def table() -> pd.DataFrame:
 def test_of_answers_with_95_percent_at_least_as_many_are_right_at_every_budget():
     found = calibration(simulated(12, seed=7))
     assert (found["95 % sure"] > 10).all()
-    assert (found["of these right"] >= TARGET_CONFIDENCE).all()
+    assert (found["of these right"] >= SETTINGS.target_confidence).all()
     assert not found["overrun without a warning"].any()
 
 
 class TestCalibration:
     def test_of_answers_with_95_percent_at_least_as_many_are_right(self, table):
-        sure = table[table["sure"] >= TARGET_CONFIDENCE]
+        sure = table[table["sure"] >= SETTINGS.target_confidence]
         assert len(sure) > 9
-        assert sure["right"].mean() >= TARGET_CONFIDENCE
+        assert sure["right"].mean() >= SETTINGS.target_confidence
 
     def test_a_budget_is_kept_or_its_overrun_is_said(self, table):
         assert not table["silent overrun"].any()
@@ -147,7 +148,7 @@ class TestCalibration:
         found = calibration(table)
         assert list(found.index) == list(BUDGETS)
         assert found["cases"].sum() == len(table)
-        assert found["95 % sure"].sum() == (table["sure"] >= TARGET_CONFIDENCE).sum()
+        assert found["95 % sure"].sum() == (table["sure"] >= SETTINGS.target_confidence).sum()
 
     @pytest.mark.parametrize("listing", LISTINGS)
     def test_a_listing_is_an_order_of_the_same_prompts(self, listing):

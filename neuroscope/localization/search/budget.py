@@ -1,4 +1,4 @@
-"""The budget of a search: a share of what all windows cost, and the least that a search takes."""
+"""The budget of a search: a share of the cost of all windows, and the cost of the smallest search."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 import warnings
 from dataclasses import dataclass
 
-FEWEST = 2  # images of the final
+from neuroscope.localization.search.settings import SETTINGS
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a search may cost; all costs are in runs of one image.
+    """What a search may cost. All costs are in runs of one image.
 
     Attributes:
-        share: of what all windows of one layer cost.
+        share: the budget, as a share of the cost of all windows of one layer.
         layers: the number of layers.
-        beside: the number of runs of an image beside those of layers, of the unchanged prompt and of the total effect.
+        beside: for each image, the number of runs of what no layer carries, such as the pooled text.
         images: the number of images.
     """
 
@@ -36,16 +36,24 @@ class Budget:
         return self.share * self.sweep
 
     def final(self, images: int, finalists: int, screened: int) -> float:
-        """The cost of a final on so many images: each finalist alone, all other layers together, and the ends.
+        """The cost of measuring images: each finalist alone, all other layers together, the source and the target.
 
-        The unchanged runs of images that were screened are there already.
+        Args:
+            images: how many.
+            finalists: how many layers are measured alone.
+            screened: on how many images the source was made before, by the screen.
         """
         others = finalists < self.layers
         return images * (1 + finalists + others + self.beside) + max(0, images - screened)
 
+    def first_images(self, finalists: int, screened: int, left: float) -> int:
+        """With how many images a search can begin for what is left of the budget; the fewest allowed where it is too little."""
+        numbers = range(SETTINGS.fewest_images, SETTINGS.first_images + 1)
+        return max((each for each in numbers if self.final(each, finalists, screened) <= left), default=SETTINGS.fewest_images)
+
     def least(self, look: float = 0.0) -> float:
-        """The cost of the smallest search: a screen of one image, which looks at it for so much, and a final of one layer."""
-        return 1 + look + self.final(min(FEWEST, self.images), 1, 1)
+        """The cost of the smallest search: a screen of one image at the cost `look`, and one layer against all others."""
+        return 1 + look + self.final(min(SETTINGS.fewest_images, self.images), 1, 1)
 
     def is_kept(self, look: float = 0.0) -> bool:
         """Whether the smallest search is allowed; warns if it is not."""

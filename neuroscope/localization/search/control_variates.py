@@ -1,9 +1,8 @@
-"""Control variates: what a screen of many images adds to effects that were measured in few of them.
+"""Control variates: better estimates of effects that were measured on few images, by a screen of many.
 
-Where a screen and exact effects rise and fall together from image to image, what the screen says of further images is
-worth nearly as much as making them: the difference between the two has less scatter than the effects, and its mean over few
-images, added to the screen's over many, is the better estimate (difference estimator in double sampling: Cochran 1977,
-chapter 12).
+Where the screen and exact effects rise and fall together from image to image, screening further images is worth nearly as much as
+measuring them. Their difference has less variance than the effects, so that its mean over few images, added to the screen's mean over
+many, is the better estimate (difference estimator in double sampling: Cochran 1977, chapter 12).
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from jaxtyping import Bool, Float
 
 from neuroscope.core.quality import p_rank_reversal
 
-#: Effects of fewer images do not show how well they are predicted, and where less of them is predicted, the screen is not asked.
-_FEWEST, _FORESEEN = 3, 0.3
+#: The screen is used from this many images on that are both measured and screened, and from this share of explained variance on.
+_FEWEST, _MIN_R_SQUARED = 3, 0.3
 
 
 @dataclass(frozen=True, eq=False)
 class ControlVariates:
-    """Effects of layers, and what a screen foresees of them in the same images and in others.
+    """Effects of layers, and a screen's predictions of them on the same images and on others.
 
     Attributes:
         effects: NaN where an image was not measured.
@@ -34,17 +33,17 @@ class ControlVariates:
 
     @property
     def r_squared(self) -> float:
-        """The part of the effects' scatter between images that is predicted: 1 is all, and below 0 the screen misleads."""
+        """The share of the effects' variance between images that the screen explains; below 0 it misleads."""
         scatter = _scatter(self._where_both(self.effects))
         return 1 - _scatter(self._where_both(self.effects - self.predicted)) / scatter if scatter else 0.0
 
     @property
     def helps(self) -> bool:
-        """Whether enough is predicted to rely on it."""
-        return self._both.sum(axis=1).max(initial=0) >= _FEWEST and self.r_squared >= _FORESEEN
+        """Whether the screen explains enough to be used."""
+        return self._both.sum(axis=1).max(initial=0) >= _FEWEST and self.r_squared >= _MIN_R_SQUARED
 
     def estimates(self) -> Float[np.ndarray, "layer image"]:
-        """The effects, and for images that were only screened what is to be expected, so that means are the better estimates."""
+        """The effects, and on images that were only screened their expected values, so that means are the better estimates."""
         if not self.helps:
             return self.effects
         missed = self._where_both(self.effects - self.predicted)
@@ -53,15 +52,26 @@ class ControlVariates:
         return np.where(np.isnan(self.effects), self.predicted + level, self.effects)
 
     def variance(self, measured: int, screened: int, of: int) -> float:
-        """The variance of a layer's mean over all images, where so many are measured and so many screened; a single image's is 1."""
+        """The variance of a layer's mean over all images, in units of the variance between images.
+
+        Args:
+            measured: on how many images the layer is measured.
+            screened: on how many it is screened.
+            of: the number of all images.
+        """
         if screened <= measured or not self.helps:
             return 1 / measured - 1 / of
         return (1 - self.r_squared) * (1 / measured - 1 / screened) + 1 / screened - 1 / of
 
     def p_rank_reversal(self, best: int, rival: int, of: int) -> float:
-        """The chance that one layer's mean over all images is not above another's; see `confidence.p_rank_reversal`.
+        """The probability that a layer's mean over all images is not above another's, by Student's t.
 
-        The error has a part from the images that were measured, of what is not predicted, and one from those that were screened.
+        The variance has a part from the measured images, for what the screen does not explain, and one from the screened images.
+
+        Args:
+            best: the number of the layer.
+            rival: the number of the other.
+            of: the number of all images.
         """
         effects, predicted = (each[best] - each[rival] for each in (self.effects, self.predicted))
         known, seen = ~np.isnan(effects), ~np.isnan(predicted)
@@ -69,9 +79,9 @@ class ControlVariates:
         if not self.helps or (known & ~seen).any() or screened <= measured or measured < _FEWEST:
             return p_rank_reversal(effects[known], of)
         missed = effects[known] - predicted[known]
-        unforeseen = float(missed.var(ddof=1))
-        whole = max(float(effects[known].var(ddof=1)), float(predicted[seen].var(ddof=1)) + unforeseen)
-        variance = unforeseen * (1 / measured - 1 / screened) + whole * (1 / screened - 1 / of)
+        unexplained = float(missed.var(ddof=1))
+        whole = max(float(effects[known].var(ddof=1)), float(predicted[seen].var(ddof=1)) + unexplained)
+        variance = unexplained * (1 / measured - 1 / screened) + whole * (1 / screened - 1 / of)
         mean = float(missed.mean() + predicted[seen].mean())
         return float(scipy.stats.t.sf(mean / np.sqrt(variance), measured - 1)) if variance else float(mean < 0)
 
