@@ -7,6 +7,7 @@ from peft import LoraConfig
 from neuroscope import HookGraph, InvalidInput, SiteNeverRan, UnsupportedModel, export_lora, fold
 from neuroscope.generation.batches import Sweep
 from neuroscope.pipeline.doctor import diagnose
+from neuroscope.pipeline.weights import outgoing_norm, reader_of
 from tests.families import tiny
 from tests.families.tiny import mask, wrong
 
@@ -23,7 +24,7 @@ class TestLora:
         adapted.unet.load_state_dict(adapted.unet.state_dict())
         mine = HookGraph(adapted)
         (site,) = mine.sites.where(layer=8, role="value")
-        context = mine.encode([tiny.PROMPT])
+        context = mine.text.encode([tiny.PROMPT])
         layer = mine.module(site)
         with torch.no_grad():
             plain = layer.base_layer(context)
@@ -45,11 +46,11 @@ class TestLora:
     def test_outgoing_norms_are_those_with_the_adapter(self, adapted):
         mine = HookGraph(adapted)
         (site,) = mine.sites.where(layer=8, role="value")
-        reader = adapted.unet.get_submodule(mine.reader(site))
+        reader = adapted.unet.get_submodule(reader_of(mine.family, site))
         effective = reader.base_layer.weight + reader.get_delta_weight("default")
-        torch.testing.assert_close(mine.outgoing_norm(site), effective.double().norm(dim=0))
+        torch.testing.assert_close(outgoing_norm(mine.family, mine.denoiser, site), effective.double().norm(dim=0))
         adapted.unet.disable_adapters()
-        torch.testing.assert_close(mine.outgoing_norm(site), reader.base_layer.weight.double().norm(dim=0))
+        torch.testing.assert_close(outgoing_norm(mine.family, mine.denoiser, site), reader.base_layer.weight.double().norm(dim=0))
 
     @pytest.mark.parametrize("when", ["loaded", "unloaded"])
     def test_it_may_come_and_go_after_the_graph(self, fresh, when):
@@ -85,8 +86,8 @@ class TestLora:
         fresh.unet.add_adapter(LoraConfig(r=4, use_dora=True, init_lora_weights=False, target_modules=["to_out.0"]))
         mine = HookGraph(fresh)
         (site,) = mine.sites.where(layer=8, role="value")
-        reader = fresh.unet.get_submodule(mine.reader(site))
-        before = mine.outgoing_norm(site)
+        reader = fresh.unet.get_submodule(reader_of(mine.family, site))
+        before = outgoing_norm(mine.family, mine.denoiser, site)
         fresh.unet.fuse_lora()
         torch.testing.assert_close(before, reader.base_layer.weight.double().norm(dim=0), atol=1e-5, rtol=1e-5)
 

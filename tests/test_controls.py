@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from neuroscope import Auroc, HookGraph, InvalidInput, MeanDifference, NullTest, Recording, WeightedNorm, Welch, record
+from neuroscope import Auroc, HookGraph, InvalidInput, MeanDifference, NullTest, Recording, WeightedNorm, Welch, null_test, record
 from tests.families import tiny
 from tests.laws.recordings import recording_of
 

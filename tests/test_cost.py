@@ -51,4 +51,4 @@ def test_costs_add_up_and_the_highest_memory_stays():
 
 
 def test_it_reads_as_one_line():
-    assert str(Cost(12345, 6.78, 3 * 2**29)) == "12,345 denoiser rows, 6.8 s, peak 1.50 GiB"
+    assert str(Cost(12345, 6.78, 3 * 2**29)) == "12,345 NFE, 6.8 s, peak 1.50 GiB"

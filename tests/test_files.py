@@ -132,7 +132,7 @@ def test_a_killed_writer_leaves_the_former_file_and_its_leftover_goes(tmp_path):
 
 
 def package() -> Path:
-    return Path(plots.__file__).parent
+    return Path(plots.__file__).parent.parent
 
 
 def test_writers_of_one_path_do_not_collide(tmp_path):

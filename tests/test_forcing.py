@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope import ContextSwap, HookGraph, Neurons
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing, record_steps
+from neuroscope.pipeline.discovery import stage_shares
 from tests.families import tiny
 from tests.numerics import close
 
@@ -84,14 +85,14 @@ class TestEveryFamily:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             graph.denoiser(**frame.inputs)
         counts = {name.partition(".")[2]: sum(each.values()) for name, each in counter.get_flop_counts().items()}
-        stage = next(path for path in graph.stage_shares(frame.inputs) if graph.sites.where(layer=last)[0].module.startswith(path + "."))
-        stages = list(graph.stage_shares(frame.inputs))
+        stages = list(stage_shares(graph.family, graph.denoiser, frame.inputs))
+        stage = next(path for path in stages if graph.sites.where(layer=last)[0].module.startswith(path + "."))
         before = sum(counts.get(path, 0) for path in stages[: stages.index(stage)])
         assert forcing.nfe == pytest.approx(1 - before / counter.get_total_flops(), rel=0.005)
         assert forcing.nfe < 0.6
 
     def test_shares_fall_from_stage_to_stage(self, graph, frame):
-        shares = list(graph.stage_shares(frame.inputs).values())
+        shares = list(stage_shares(graph.family, graph.denoiser, frame.inputs).values())
         assert shares[0] == 1
         assert shares == sorted(shares, reverse=True)
         assert shares[-1] > 0

@@ -190,7 +190,7 @@ def test_the_best_layers_come_first_and_ties_go_to_the_earlier():
 
 def test_fidelity_and_cost_are_said_and_kept_and_scores_without_them_are_read(scores, tmp_path):
     found = replace(scores, fidelity=Fidelity(0.8, 0.4, 0.9, 8), cost=Cost(54, 1.5, 2**30))
-    ending = "23 neurons in 5 sites; rank correlation with exact effects 0.80 [0.40, 0.90] over 8 random neurons; 54 denoiser rows, 1.5 s"
+    ending = "23 neurons in 5 sites; rank correlation with exact effects 0.80 [0.40, 0.90] over 8 random neurons; 54 NFE, 1.5 s"
     assert ending in repr(found)
     again = load(save(found, tmp_path / "scores.safetensors"), NeuronScores)
     assert (again.fidelity, again.cost) == (found.fidelity, found.cost)

@@ -43,7 +43,7 @@ def test_the_report_is_measured(graph, concept):
     assert report.preserved < 1e-3
     assert 0 < report.unrelated
     assert report.condition > 1
-    assert f"{report.keys} keys, {report.kept} kept, rank {report.rank}" in str(report)
+    assert f"{report.keys} edited tokens, {report.kept} preserved; rank {report.rank}" in str(report)
 
 
 def test_preserved_prompts_move_less(graph, concept):

@@ -10,6 +10,7 @@ from PIL import Image
 
 import neuroscope as ns
 from neuroscope.cli import main
+from neuroscope.pipeline.families import has_latents
 from neuroscope.testbed import FAMILIES, build, planted
 
 #: DeepFloyd's pipelines keep their guidance to themselves, so that every operation is run guided there as well.
@@ -34,7 +35,7 @@ class RunKey:
 
     def draw(self, prompt: str | None = None, **options: object) -> torch.Tensor:
         """The final latents or pixels of a prompt, by default the first with the concept."""
-        kind = "latent" if self.has_latents(graph.pipe) else "pt"
+        kind = "latent" if has_latents(self.pipe) else "pt"
         noise = torch.Generator().manual_seed(0)
         return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options)).images
 

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 import neuroscope as ns
+from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.batches import Sweep
 from neuroscope.localization import Localization
 from tests.families import tiny
 from tests.laws.members import members
@@ -440,9 +442,9 @@ def test_what_a_pipelines_class_hands_on_is_its_own_too(graph):
             return super().__call__(*args, **options)
 
     pipe = Named(**graph.pipe.components, requires_safety_checker=False)
-    ns.arguments.check_generation(pipe, {"brightness": 2.0, "guidance_scale": 2.0})
+    check_generation(pipe, {"brightness": 2.0, "guidance_scale": 2.0})
     with pytest.raises(ns.InvalidInput, match=r"Named takes no britness, so it would be ignored; did you mean 'brightness'\?"):
-        ns.arguments.check_generation(pipe, {"britness": 2.0})
+        check_generation(pipe, {"britness": 2.0})
 
 
 @pytest.mark.parametrize("option", ["prompt", "generator", "prompt_embeds", "num_images_per_prompt", "latents"])
@@ -490,7 +492,7 @@ class TestOneForAList:
     @pytest.fixture
     def drawn(self, monkeypatch) -> None:
         """Images that cost nothing; what is asked for is what counts."""
-        monkeypatch.setattr(ns.evaluation.Sweep, "_make", lambda self, rows, enter: [Image.new("RGB", (64, 64)) for _ in rows])
+        monkeypatch.setattr(Sweep, "_make", lambda self, rows, enter: [Image.new("RGB", (64, 64)) for _ in rows])
 
     def test_one_intervention_is_called_by_its_kind_and_one_metric_is_a_list_of_one(self, graph, verbs, drawn):
         right = verbs["evaluate"].right

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from neuroscope import AttentionContribution, Concept, HookGraph, InvalidInput, LatentShare, LayerScores, LocoGen, TeacherForced, localize
+from neuroscope.pipeline.families import has_latents
 from neuroscope.testbed import build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny

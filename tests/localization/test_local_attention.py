@@ -35,7 +35,7 @@ def frame(model, hand) -> StepInput:
 
 
 def chosen(model: HookGraph, tokens=None) -> torch.Tensor:
-    found = torch.zeros(model.context_shape[0], dtype=torch.bool)
+    found = torch.zeros(model.text.context_shape[0], dtype=torch.bool)
     found[slice(None) if tokens is None else tokens] = True
     return found
 
@@ -53,7 +53,7 @@ class TestEveryLayer:
 
     def test_with_another_prompt_only_the_text_changes(self, model, frame, hand):
         """The image's own queries (and on DeepFloyd keys and values) stay those of the run; so do all earlier layers."""
-        other = model.conditions([STIPPLE[0][1]])
+        other = model.text.conditions([STIPPLE[0][1]])
         moved = for_each_attention(TeacherForcing(model), frame, lambda attention: attention.of(other) - attention.output)
         layers = range(len(hand.layers))
         expected = [hand.attention(layer, other=True).said() - hand.attention(layer).said() for layer in layers]
@@ -66,7 +66,7 @@ class TestEveryLayer:
 
     def test_parts_of_tokens_and_of_the_picture_add_up_to_what_it_puts_out(self, model, frame, hand):
         """The image's part is DeepFloyd's alone, whose softmax runs over both; with the bias all is there."""
-        tokens = model.context_shape[0]
+        tokens = model.text.context_shape[0]
         found = for_each_attention(TeacherForcing(model), frame, lambda attention: (attention.output, attention.from_tokens(chosen(model))))
         layers = [hand.attention(layer) for layer in range(len(hand.layers))]
         close([output - text for output, text in found], [each.said(slice(tokens, None)) + each.bias for each in layers])
