@@ -27,8 +27,9 @@ from neuroscope import (
     save,
     score,
 )
-from neuroscope.core.artifacts import Artifact, write_beside
+from neuroscope.core.artifacts import RENAMED_FIELDS, Artifact, write_beside
 from tests.forging import parts_of, write_parts
+from tests.fuzz.examples import examples
 from tests.laws.members import members
 
 NEURONS = Neurons({"a": [2, 0], "b": [1]}, {"a": 4, "b": 3}, Provenance("family", "model", "concept", "method"))
@@ -201,6 +202,30 @@ def test_a_file_without_a_checksum_is_refused(forged, tmp_path):
     save_file(tensors, path, {"neuroscope": json.dumps(header)})
     with pytest.raises(InvalidFile, match="missing required field `sha256`"):
         load(path)
+
+
+def former(name: str) -> str:
+    """What a header field was called before; see `RENAMED_FIELDS`."""
+    return next((path.rpartition(".")[2] for path, now in RENAMED_FIELDS.items() if now == name), name)
+
+
+def with_former_names(value):
+    if isinstance(value, dict):
+        return {former(name): with_former_names(each) for name, each in value.items()}
+    return [with_former_names(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.kind)
+def test_files_with_the_fields_former_names_are_read(example, tmp_path):
+    tensors, header = parts_of(save(example, tmp_path / "x.safetensors"))
+    found = load(write_parts(tmp_path / "former.safetensors", tensors, with_former_names(header)))
+    assert found.to_parts()[1] == example.to_parts()[1]
+
+
+def test_every_former_name_was_tried(tmp_path):
+    headers = [parts_of(save(example, tmp_path / "x.safetensors"))[1] for example in examples()]
+    kept = {f"{part}.{name}" for header in headers for part, fields in header.items() if isinstance(fields, dict) for name in fields}
+    assert {f"{path.partition('.')[0]}.{now}" for path, now in RENAMED_FIELDS.items()} <= kept
 
 
 def newer(header):

@@ -24,6 +24,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from neuroscope.core.checks import instance
+from neuroscope.core.distribution import version
 from neuroscope.core.errors import ForeignFile, InvalidFile, InvalidInput, NeuroscopeError, closest
 from neuroscope.core.storage import FORMAT, Envelope, canonical, check_format, checksum, parse, typed, write_beside
 
@@ -43,7 +44,7 @@ __all__ = ["FLOATS", "Artifact", "load", "read_header", "save", "take", "write_b
 #: The number formats of tensors that are taken from a model as they are.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _KEY = "neuroscope"
-_PACKAGES = ("neuroscope", "torch", "diffusers", "transformers")
+_PACKAGES = ("torch", "diffusers", "transformers")
 #: Header fields of earlier files by their paths, and what they are called now.
 RENAMED_FIELDS = MappingProxyType(
     {
@@ -310,4 +311,4 @@ def _article(kind: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"neuroscope": version()} | {package: importlib.metadata.version(package) for package in _PACKAGES}
