@@ -15,8 +15,7 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
-from neuroscope.generation.experiment import Experiment
-from neuroscope.generation.method import Localization
+from neuroscope.generation.experiment import Experiment, Localization
 
 
 class NeuronLocalization(Localization[NeuronScores]):

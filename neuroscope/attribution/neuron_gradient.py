@@ -26,9 +26,8 @@ from neuroscope.core.quality import Cost, Fidelity
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.experiment import Experiment, check_fits
 from neuroscope.generation.metering import metered
-from neuroscope.generation.method import check_fits
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput
 

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 import neuroscope
-from neuroscope.cli import concepts, editing, generation, inspection, localization, reporting, showcase
+from neuroscope.cli import concepts, editing, generation, inspection, localization, showcase
 from neuroscope.cli.commands import App
 from neuroscope.core.errors import NeuroscopeError
 
@@ -27,7 +27,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (inspection, concepts, localization, editing, generation, reporting, showcase):
+for module in (inspection, concepts, localization, editing, generation, showcase):
     module.register(app)
 
 

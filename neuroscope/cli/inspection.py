@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
-    for command in (sites, doctor, show, plot):
+    for command in (sites, doctor, show, plot, report):
         app.command()(command)
 
 
@@ -152,3 +152,16 @@ def _layers_plot(scores: LayerScores, grid: bool, images: bool) -> Axes:
             raise InvalidInput("these scores keep no images, so there is no contact sheet; localize with keep_images")
         return plots.images(scores.images, scores.columns)
     return plots.grid(scores) if grid else plots.layers(scores)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A folder of results, such as `neuroscope demo` writes.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; by default report.html in the folder.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write one self-contained HTML page of a run's results."""
+    from neuroscope.report import report as write
+
+    opening.check_output(output)
+    path = write(run, output)
+    options.report({"output": str(path)}, f"wrote {path}; open it in a browser", as_json)

@@ -1,6 +1,6 @@
 """Localisation: find the layers that control a concept, by methods that change a running model and measure the effect."""
 
-from neuroscope.generation.method import Localization
+from neuroscope.generation.experiment import Localization
 from neuroscope.localization._localize import localize
 from neuroscope.localization.patching.causal_tracing import CausalTracing
 from neuroscope.localization.patching.locogen import LocoGen

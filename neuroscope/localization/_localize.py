@@ -14,12 +14,11 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Cost
 from neuroscope.generation.arguments import check_generation
-from neuroscope.generation.experiment import Experiment, Pair
+from neuroscope.generation.experiment import Experiment, Found, Localization, Pair
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
 from neuroscope.generation.ledger import Ledger
 from neuroscope.generation.metering import metered
-from neuroscope.generation.method import Found, Localization
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph

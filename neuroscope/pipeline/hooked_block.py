@@ -4,27 +4,57 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from neuroscope.core.conditions import BatchLayout
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.eager import running_eagerly
 from neuroscope.pipeline.families import Family, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_input, replace_output
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
+
+
+class _Stance:
+    """How torch.compile behaves in this process, while blocks are open."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.lock = threading.Lock()
+        self.former: Any = None
+
+
+_STANCE = _Stance()
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Inside the block compiled functions and modules run as they were written; blocks may end in any order."""
+    with _STANCE.lock:
+        if not _STANCE.blocks:
+            _STANCE.former = torch.compiler.set_stance("force_eager")
+        _STANCE.blocks += 1
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.blocks -= 1
+            if not _STANCE.blocks:
+                _STANCE.former.__exit__(None, None, None)
+
 
 Act = Callable[[Tensor, Call], Tensor | None]
 

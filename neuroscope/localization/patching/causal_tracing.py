@@ -17,10 +17,9 @@ from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.sites import Component
 from neuroscope.generation.batches import Row
-from neuroscope.generation.experiment import Experiment, RunBatch, RunKey
+from neuroscope.generation.experiment import Experiment, Localization, RunBatch, RunKey
 from neuroscope.generation.measured import Measured
 from neuroscope.generation.metering import metered
-from neuroscope.generation.method import Localization
 from neuroscope.localization.patching.corruption import Corruption
 from neuroscope.pipeline.graph import HookGraph
 

@@ -11,9 +11,8 @@ from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import check_schedule_part
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import Meter, metered
-from neuroscope.generation.method import Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
 from neuroscope.localization.patching.smallest_sets import SmallestSets
 from neuroscope.localization.patching.windows import GrowingWindows, Patched, Windows

@@ -13,9 +13,8 @@ from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence, p_minority, p_rank_reversal, p_tie
-from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import metered
-from neuroscope.generation.method import Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
 
 

@@ -15,8 +15,7 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.tokens import kinds_of_tokens
-from neuroscope.generation.experiment import Experiment
-from neuroscope.generation.method import Localization
+from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization.screening.local_attention import LocalAttention, for_each_attention

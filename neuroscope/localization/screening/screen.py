@@ -15,9 +15,8 @@ from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Fidelity
-from neuroscope.generation.experiment import Experiment, ImageKey
+from neuroscope.generation.experiment import Experiment, ImageKey, Localization, check_fits
 from neuroscope.generation.metering import metered
-from neuroscope.generation.method import Localization, check_fits
 from neuroscope.generation.patch_runner import PatchRunner, PatchSpec, random_order
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 

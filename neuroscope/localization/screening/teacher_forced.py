@@ -13,8 +13,7 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Patch
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.generation.experiment import Experiment
-from neuroscope.generation.method import Localization
+from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.interventions import ContextSwap
