@@ -192,7 +192,7 @@ class TestLayers:
 
 
 class TestGrid:
-    @pytest.mark.parametrize(("relative", "label"), [(True, "share of the full effect"), (False, "effect")])
+    @pytest.mark.parametrize(("relative", "label"), [(True, "share of the total effect"), (False, "effect")])
     def test_rows_are_parts_and_columns_are_layers(self, relative, label):
         ax = plots.grid(parted(relative))
         shown = np.asarray(ax.collections[0].get_array()).reshape(2, 3)

@@ -29,7 +29,7 @@ class Call:
         layout: which rows of the batch carry the prompt; None where that is not known, because the denoiser was not called by the
             graph's own pipeline.
         project: the module's own computation on another input, without hooks.
-        read: what the module reads of other prompts in a batch of so many rows, as `HookGraph.read` gives it.
+        read: what the module reads of other prompts in a batch of so many rows, as `graph.text.read` gives it.
     """
 
     site: Site

@@ -1,4 +1,4 @@
-"""Letting chosen keys and values (or the pooled text) read another prompt, LOCOGEN's probe."""
+"""Letting chosen keys and values (or the pooled text) read another prompt, LOCOGEN's patch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ContextSwap(Intervention):
 
     Attributes:
         paths: the sites that read the other prompt.
-        context: [prompt, token, channel], from `graph.encode`; one for all rows, or one for each prompt of the batch.
-        pooled: [prompt, summary], from `graph.conditions`, for a pooled site that does not read the tokens.
+        context: [prompt, token, channel], from `graph.text.encode`; one for all rows, or one for each prompt of the batch.
+        pooled: [prompt, summary], from `graph.text.conditions`, for a pooled site that does not read the tokens.
         neurons: only these neurons read it; by default all neurons of the sites.
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule, as fractions from 0 to 1.
@@ -73,7 +73,7 @@ class ContextSwap(Intervention):
         instance("the swap's context", self.context, Tensor, "graph.text.encode(prompts)")
         if self.context.ndim != 3:
             raise InvalidInput(
-                f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.encode"
+                f"the swap's context has shape {tuple(self.context.shape)}; give [prompt, token, channel], from graph.text.encode"
             )
         finite_tensor("the swap's context", self.context, "prompt", "token", "channel")
         if self.pooled is not None:
@@ -157,14 +157,14 @@ class ContextSwap(Intervention):
                 raise UnknownSite(
                     f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
                 )
-        given, model = tuple(self.context.shape[1:]), (spec.token_count or 1, spec.context_channels)
+        given, model = tuple(self.context.shape[1:]), (spec.token_count or self.context.shape[1], spec.context_channels)
         if given[1] != model[1] or given[0] % model[0]:  # prompts of several chunks have several times the tokens of one
             raise InvalidInput(f"the swap's context has {given} tokens and channels, and the model's {model}; encode it anew")
         for site in spec.sites.at(self.paths).where(role="pooled"):
             if self.neurons is not None:
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
             if spec.has_summary and self.pooled is None:
-                raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.conditions")
+                raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 Space = Literal["image", "latent"]
 
 
-#: A full swap that moves less than this share of the source's norm moves nothing: rounding errors are of that size.
+#: A target run that lies within this share of the source's norm is the source: rounding errors are of that size.
 _ROUNDING = {"latent": 1e-5, "image": 1e-3}
 
 
 @dataclass(frozen=True)
 class LatentShare:
-    """How far a run's final latent moved along the way from the unchanged run to the full swap: a projection, 0 to 1.
+    """How far a run's final latent moved from the source run towards the target run: a projection, 0 to 1.
 
     Needs no scorer. `localize` gives it the three runs of each image.
     """
@@ -34,7 +34,7 @@ class LatentShare:
     space: ClassVar[Space] = "latent"
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
-        """The share of one image; NaN where the full swap changes nothing."""
+        """The share of one image; NaN where both runs are the same."""
         return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
@@ -46,13 +46,13 @@ class ImageShare:
     space: ClassVar[Space] = "image"
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
-        """The share of one image; NaN where the full swap changes nothing."""
+        """The share of one image; NaN where both runs are the same."""
         return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)
 class Flipped:
-    """Whether a run flipped: 1 where it moved at least `from_share` of the way to the full swap, else 0.
+    """Whether a run flipped: 1 where it moved at least `from_share` of the way to the target run, else 0.
 
     What layers add up in the latent, a viewer or a reader sees all at once: with a low bar each of several layers may
     suffice, with a high one several may be needed.
@@ -75,7 +75,7 @@ class Flipped:
         return f"flipped from {self.from_share:.0%}"
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
-        """1 or 0 for one image; NaN where the full swap changes nothing."""
+        """1 or 0 for one image; NaN where both runs are the same."""
         share = LatentShare()(run, source, target)
         return share if math.isnan(share) else float(share >= self.from_share)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core import checks
@@ -34,16 +34,16 @@ _DEEPEST = 1000  # layers of a block
 
 
 def _once_a_config(find: Callable[..., Found]) -> Callable[..., Found]:
-    """Keeps what was found of a denoiser: its class and its config decide all that its twin does."""
+    """Keeps what was found of a denoiser: its class and its config, and sizes given by position, decide all that its twin does."""
     kept: dict[tuple[Any, ...], tuple[Family, Found]] = {}
 
     @functools.wraps(find)
-    def found(family: Family, denoiser: Any, *size: Any) -> Found:
+    def found(family: Family, denoiser: Any, *sizes: Any, **given: Any) -> Found:
         inner = uncompiled(denoiser)
         config = json.dumps(dict(inner.config), sort_keys=True, default=str)
-        key = id(family), type(inner), config, inner.dtype, *size
+        key = id(family), type(inner), config, *sizes
         if key not in kept:
-            kept[key] = family, find(family, denoiser, *size)  # the family is kept, so that no other has its id
+            kept[key] = family, find(family, denoiser, *sizes, **given)  # the family is kept, so that no other has its id
         return kept[key][1]
 
     return found
@@ -229,30 +229,32 @@ def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> di
         denoiser: it.
         inputs: a call's arguments; their sizes count, not what they hold.
     """
-    leaves, tree = tree_flatten(dict(inputs))
-    sizes = tuple((tuple(each.shape), each.dtype) if isinstance(each, Tensor) else each for each in leaves)
-    return _shares_of_sizes(family, denoiser, sizes, tree)
+    sizes = tuple(tuple(each.shape) for each in tree_leaves(dict(inputs)) if isinstance(each, Tensor))
+    return _shares_of_sizes(family, denoiser, sizes, inputs=inputs)
 
 
 @_once_a_config
-def _shares_of_sizes(family: Family, denoiser: Any, sizes: tuple[Any, ...], tree: TreeSpec) -> dict[str, float]:
+def _shares_of_sizes(family: Family, denoiser: Any, _sizes: tuple[Any, ...], *, inputs: Mapping[str, Any]) -> dict[str, float]:
     twin = _twin(denoiser)
     order: list[str] = []
     for path, module in twin.named_modules():
         if family.stages.fullmatch(path):
             module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
-    inputs = tree_unflatten([_on_meta(each[0], each[1], twin.dtype) if isinstance(each, tuple) else each for each in sizes], tree)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(**inputs)
+        twin(**tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, dict(inputs)))
     counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops()
     before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)
     return {path: 1 - earlier / total for path, earlier in zip(order, before, strict=False)}
 
 
-@_once_a_config
 def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
     """An upper bound of the memory that one row of latents [height, width] takes: all modules' outputs together."""
+    return _row_numbers(family, denoiser, size) * int(denoiser.dtype.itemsize)
+
+
+@_once_a_config
+def _row_numbers(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
     total = 0
 
     def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -264,13 +266,12 @@ def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
         if not any(module.children()):
             module.register_forward_hook(add)
     _run(family, twin, size)
-    result: int = total * denoiser.dtype.itemsize
-    return result
+    return total
 
 
-def _on_meta(shape: tuple[int, ...], dtype: torch.dtype, narrow: torch.dtype) -> Tensor:
-    """A tensor of this size on the meta device; the denoiser's own number format, such as bfloat16, is not its twin's."""
-    return torch.empty(shape, device="meta", dtype=narrow if dtype.is_floating_point else dtype)
+def _on_meta(given: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor's size on the meta device; the denoiser's own number format, such as bfloat16, is not its twin's."""
+    return given.to("meta", dtype if given.is_floating_point() else given.dtype)
 
 
 def _twin(denoiser: Any) -> Any:

@@ -207,5 +207,5 @@ def _check_intervention(change: Any) -> None:
     if isinstance(change, list | tuple):
         raise InvalidInput("interventions are given one by one; write graph.apply(*interventions)")
     checks.instance("an intervention", change, Artifact, 'ns.NeuronMask(scores.top(50)), or ns.load("mask.safetensors")')
-    if not hasattr(change, "on_output"):
+    if not isinstance(change, Intervention):
         raise InvalidInput(f"{change!r} is no intervention; make one of it, such as ns.NeuronMask(scores.top(50))")

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from neuroscope.core.conditions import BatchLayout
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
@@ -121,6 +122,7 @@ class HookedBlock:
         self._order = order
         self._stack = ExitStack()
         self._ran: Counter[str] = Counter()
+        self._hooked: dict[str, nn.Module] = {}
 
     def __enter__(self) -> Self:
         model = self._model
@@ -130,7 +132,7 @@ class HookedBlock:
                 stack.enter_context(running_eagerly())
             listener = stack.enter_context(listen_for_guidance(model.pipe, model.family, uncompiled(model.denoiser)))
             self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype))
-            self._add(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True), stack)
+            stack.callback(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -149,8 +151,7 @@ class HookedBlock:
             counted: False for a second hook on the same module.
         """
         module = self._module(site.path)
-        placement = self._clock.place
-        read = functools.cache(partial(self._model.text.read_at, site, placement))  # what prompts say is the same at every step
+        read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is the same at every step
         ran = self._ran if counted else Counter()
 
         def run(tensor: Tensor) -> Tensor | None:
@@ -176,15 +177,15 @@ class HookedBlock:
         self._add(self._model.denoiser.register_forward_hook(Hook(watch), with_kwargs=True))
 
     def _module(self, path: str) -> nn.Module:
-        module = self._clock.hooked[path] = self._model.module(path)
+        module = self._hooked[path] = self._model.module(path)
         return module
 
-    def _add(self, handle: Any, stack: ExitStack | None = None) -> None:
-        (stack or self._stack).callback(handle.remove)
+    def _add(self, handle: RemovableHandle) -> None:
+        self._stack.callback(handle.remove)
 
     def _expect_runs(self) -> None:
         """Raises SiteNeverRan or SiteRanUnevenly unless every hooked module ran at every call of the denoiser."""
-        ran, ticks, hooked = self._ran, self._clock.ticks, self._clock.hooked
+        ran, ticks, hooked = self._ran, self._clock.ticks, self._hooked
         if replaced := [path for path, module in hooked.items() if self._model.module(path) is not module]:
             raise SiteNeverRan(
                 f"another module was put in the place of {replaced[0]} inside the block, as adapters that are loaded or unloaded do, so "

@@ -36,13 +36,11 @@ class Clock:
 
     Attributes:
         ticks: the denoiser's calls so far.
-        hooked: by path, the modules whose calls are compared with these.
         now: where the current call of the denoiser lies.
     """
 
     def __init__(self, listener: GuidanceListener, bind: Bind, dtype: Callable[[], torch.dtype]) -> None:
         self.ticks = 0
-        self.hooked: dict[str, nn.Module] = {}
         self.now = StepState(None, None, None)
         self._listener = listener
         self._bind = bind

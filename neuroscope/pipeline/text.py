@@ -66,12 +66,6 @@ class PromptEncoder:
         except UnsupportedModel:
             return None
 
-    @cached_property
-    def context_shape(self) -> tuple[int, int]:
-        """The tokens and channels of every prompt's context."""
-        tokens, channels = self.negative().context.shape[1:]
-        return tokens, channels
-
     def conditions(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Conditions:
         """What the pipeline's own text encoders make of the prompts.
 

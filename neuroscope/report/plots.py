@@ -132,7 +132,7 @@ def grid(scores: LayerScores, *, ax: Axes | None = None) -> Axes:
     table = scores.grid().T
     ax = ax or new_axes(COLUMN * 2, 0.9 + 0.3 * len(table))
     widest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
-    heatmap(ax, table, "share of the full effect" if scores.effects and scores.effects.relative else "effect", widest)
+    heatmap(ax, table, "share of the total effect" if scores.effects and scores.effects.relative else "effect", widest)
     ax.set(xlabel="layer", ylabel="")
     return finish(ax, f"{scores.provenance.concept}: layers by part")
 

@@ -162,5 +162,7 @@ def test_models_without_it_have_none_to_edit(graph, pipe, concept):
 def test_a_swap_without_pooled_text_is_refused_where_it_is_read():
     graph = HookGraph(tiny.PIPELINES["sdxl"]())
     swap = ContextSwap(graph.sites.where(role="pooled").paths, graph.text.encode([tiny.OTHER]))
-    with pytest.raises(InvalidInput, match="this change holds no pooled text, which the pooled path reads; make it with graph.conditions"):
+    with pytest.raises(
+        InvalidInput, match="this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions"
+    ):
         swap.check(graph.spec)

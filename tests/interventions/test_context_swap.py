@@ -147,7 +147,7 @@ def test_it_keeps_where_it_comes_from(graph, text):
     ("options", "message"),
     [
         ({"paths": []}, "the swap has no site; choose keys and values, such as graph.sites.where"),
-        ({"context": torch.zeros(2, 3)}, r"the swap's context has shape \(2, 3\); give \[prompt, token, channel\], from graph.encode"),
+        ({"context": torch.zeros(2, 3)}, r"the swap's context has shape \(2, 3\); give \[prompt, token, channel\], from graph.text.encode"),
         ({"neurons": Neurons({"b": [0]}, {"b": 2})}, "the swap's neurons are of b, which is not among its sites"),
         ({"rows": "al"}, r"rows 'al' is unknown; choose one of conditional, all; did you mean 'all'\?"),
         ({"steps": (1.0, 0.0)}, r"steps=\(1.0, 0.0\) is not a part of the schedule"),

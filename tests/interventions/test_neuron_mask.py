@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -193,3 +195,10 @@ class TestAnotherModelsMask:
         path = "unet.up_blocks.1.attentions.1.attn2.to_v"
         with pytest.raises(UnknownSite, match=rf"the model has no site {path}; did you mean 'unet\.up_blocks\.1\..*attn2\.to_[kv]'\?"):
             NeuronMask(Neurons({path: [0]}, {path: 32})).check(graph.spec)
+
+    def test_tokens_are_refused_where_tokenizers_do_not_agree(self, graph, value):
+        spec = replace(graph.spec, token_count=None)
+        mask = NeuronMask(Neurons({value.path: [0]}, {value.path: value.width}), tokens=(1,))
+        mask.check(graph.spec)
+        with pytest.raises(InvalidInput, match="tokenizers of this pipeline split text differently, .*; make the mask without"):
+            mask.check(spec)

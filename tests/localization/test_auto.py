@@ -198,8 +198,8 @@ def test_it_asks_what_the_windows_would_ask():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search": "auto", "budget": 0}, "budget=0 is no share of the exhaustive sweep's rows; give more than 0 and at most 1"),
-        ({"search": "auto", "budget": 1.5}, "budget=1.5 is no share of the exhaustive sweep's rows"),
+        ({"search": "auto", "budget": 0}, "budget=0 is no share of the exhaustive sweep's NFE; give more than 0 and at most 1"),
+        ({"search": "auto", "budget": 1.5}, "budget=1.5 is no share of the exhaustive sweep's NFE"),
         ({"budget": 0.1}, "search='windows' has no budget; leave it out, or give search='auto'"),
         ({"seed": 3}, "search='windows' draws nothing at random; leave seed out, or give search='auto'"),
         ({"search": "auto", "seed": -1}, "seed=-1 is not allowed; give 0 or more"),

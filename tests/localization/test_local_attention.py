@@ -35,7 +35,7 @@ def frame(model, hand) -> StepInput:
 
 
 def chosen(model: HookGraph, tokens=None) -> torch.Tensor:
-    found = torch.zeros(model.text.context_shape[0], dtype=torch.bool)
+    found = torch.zeros(model.spec.token_count, dtype=torch.bool)
     found[slice(None) if tokens is None else tokens] = True
     return found
 
@@ -66,7 +66,7 @@ class TestEveryLayer:
 
     def test_parts_of_tokens_and_of_the_picture_add_up_to_what_it_puts_out(self, model, frame, hand):
         """The image's part is DeepFloyd's alone, whose softmax runs over both; with the bias all is there."""
-        tokens = model.text.context_shape[0]
+        tokens = model.spec.token_count
         found = for_each_attention(TeacherForcing(model), frame, lambda attention: (attention.output, attention.from_tokens(chosen(model))))
         layers = [hand.attention(layer) for layer in range(len(hand.layers))]
         close([output - text for output, text in found], [each.said(slice(tokens, None)) + each.bias for each in layers])

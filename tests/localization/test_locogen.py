@@ -318,7 +318,7 @@ def test_keys_and_values_alone_do_less_than_both(graph):
     [
         ({"window": 0}, 'window=0 is no number of layers; give 1 or more, or "grow"'),
         ({"window": "wide"}, "window='wide' is no number of layers"),
-        ({"enough": 0.0}, "enough=0.0 is no share of the full effect; give more than 0 and at most 1"),
+        ({"enough": 0.0}, "enough=0.0 is no share of the total effect; give more than 0 and at most 1"),
         ({"enough": 1.5}, "enough=1.5 is no share"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": ("values",)}, r"role 'values' is unknown; choose one of key, value; did you mean 'value'\?"),

@@ -76,12 +76,12 @@ class LocoGen(Localization[LayerScores]):
         if self.window != "grow" and (type(self.window) is not int or self.window < 1):
             raise InvalidInput(f'window={self.window!r} is no number of layers; give 1 or more, or "grow"')
         if not 0 < self.enough <= 1:
-            raise InvalidInput(f"enough={self.enough} is no share of the full effect; give more than 0 and at most 1")
+            raise InvalidInput(f"enough={self.enough} is no share of the total effect; give more than 0 and at most 1")
         choose("search", self.search, ("windows", "sets", "auto"))
         if self.search != "windows" and (self.window != 1 or self.parts != 1):
             raise InvalidInput(f"search={self.search!r} takes layers one by one over the whole of `steps`; leave window and parts at 1")
         if not 0 < self.budget <= 1:
-            raise InvalidInput(f"budget={self.budget} is no share of the exhaustive sweep's rows; give more than 0 and at most 1")
+            raise InvalidInput(f"budget={self.budget} is no share of the exhaustive sweep's NFE; give more than 0 and at most 1")
         if self.budget != 1 and self.search != "auto":
             raise InvalidInput(f"search={self.search!r} has no budget; leave it out, or give search='auto'")
         checks.whole("seed", self.seed, least=0)

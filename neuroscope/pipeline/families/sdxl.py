@@ -30,7 +30,7 @@ def _read(_denoiser: Any, module: str, conditions: Conditions) -> Tensor:
     if module != POOLED:
         return conditions.context
     if conditions.pooled is None:
-        raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.conditions")
+        raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
     return conditions.pooled
 
 
