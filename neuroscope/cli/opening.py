@@ -16,18 +16,12 @@ if TYPE_CHECKING:
     from neuroscope.pipeline.graph import HookGraph
 
 
-def open_pipeline(model: str) -> Any:
-    """The pipeline of `--model`."""
-    from neuroscope.pipeline.loading import load_pipeline
-
-    return load_pipeline(model)
-
-
 def open_graph(model: str) -> HookGraph:
     """The hook graph of `--model`."""
     from neuroscope.pipeline.graph import HookGraph
+    from neuroscope.pipeline.loading import load_pipeline
 
-    return HookGraph(open_pipeline(model))
+    return HookGraph(load_pipeline(model))
 
 
 def open_interventions(paths: list[Path] | None) -> list[Intervention]:

@@ -57,7 +57,9 @@ class ModelOptions:
 
     def open_pipeline(self) -> Any:
         """The pipeline."""
-        return opening.open_pipeline(self.model)
+        from neuroscope.pipeline.loading import load_pipeline
+
+        return load_pipeline(self.model)
 
     def open(self) -> HookGraph:
         """The hook graph of the pipeline."""
