@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuroscope import HookGraph, InvalidInput
-from neuroscope.core.tokens import align, kinds_of_tokens, select_tokens, warn_of_lost_words
+from neuroscope.core.tokens import kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
 TOKENIZERS = [
@@ -225,6 +225,11 @@ def inverted():
     return made
 
 
+@pytest.fixture(scope="module")
+def text(inverted):
+    return HookGraph(inverted).text
+
+
 class TestTextualInversion:
     """An embedding of several vectors is one word of the prompt and several tokens of what the encoder reads."""
 
@@ -239,29 +244,29 @@ class TestTextualInversion:
         return inverted.tokenizer.convert_ids_to_tokens(seen[0][0].tolist())
 
     @pytest.mark.parametrize("prompt", ["a red ring by <zorn>", "<zorn> a ring", "by <dot> and <zorn> and <zorn>", "a red ring"])
-    def test_positions_are_those_that_the_encoder_reads(self, inverted, prompt):
+    def test_positions_are_those_that_the_encoder_reads(self, inverted, text, prompt):
         tokens = self.read(inverted, prompt)
         end = tokens.index("<|endoftext|>")
-        assert chosen(inverted.tokenizer, prompt, "eos") == [end]
+        assert np.flatnonzero(text.select_tokens([prompt], "eos")).tolist() == [end]
         if "<zorn>" in prompt:
             last = max(index for index, token in enumerate(tokens) if token == "<zorn>_2")
-            assert chosen(inverted.tokenizer, prompt, "subject", "<zorn>") == [last]
-            (kinds,) = kinds_of_tokens(inverted.tokenizer, [prompt], "<zorn>")
+            assert np.flatnonzero(text.select_tokens([prompt], "subject", "<zorn>")).tolist() == [last]
+            (kinds,) = text.kinds_of_tokens([prompt], "<zorn>")
             assert kinds[last - 2 : last + 1].tolist() == ["subject", "subject", "last subject"]
             assert kinds[end] == "eos"
 
-    def test_the_last_word_may_be_one(self, inverted):
+    def test_the_last_word_may_be_one(self, inverted, text):
         prompt = "a red ring by <zorn>"
-        assert chosen(inverted.tokenizer, prompt, "subject", "blue") == [self.read(inverted, prompt).index("<zorn>_2")]
+        assert np.flatnonzero(text.select_tokens([prompt], "subject", "blue")).tolist() == [self.read(inverted, prompt).index("<zorn>_2")]
 
-    def test_pairs_correspond_at_what_the_encoder_reads(self, inverted):
+    def test_pairs_correspond_at_what_the_encoder_reads(self, inverted, text):
         first, second = "a red ring by <zorn> here", "a red ring by plain here"
-        (found,) = align(inverted.tokenizer, [(first, second)], "<zorn>", ["subject", "eos"])
+        (found,) = text.align([(first, second)], "<zorn>", ["subject", "eos"])
         tokens, others = self.read(inverted, first), self.read(inverted, second)
         assert found[-1] == (tokens.index("<|endoftext|>"), others.index("<|endoftext|>"))
         assert found[0][0] == tokens.index("<zorn>_2")
 
-    def test_lost_words_are_counted_with_all_vectors(self, inverted):
+    def test_lost_words_are_counted_with_all_vectors(self, text):
         prompt = " ".join(["a ring by <zorn>"] * 4)
         with pytest.warns(UserWarning, match="is longer than the model's 24 tokens; it loses 'ring by <zorn>"):
-            warn_of_lost_words(inverted.tokenizer, [prompt])
+            text.conditions([prompt])

@@ -21,7 +21,7 @@ from neuroscope.core.errors import InvalidInput, NonFiniteActivation, Unsupporte
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
 from neuroscope.core.statistics import Moments
-from neuroscope.core.tokens import TOKENS, Token, select_tokens
+from neuroscope.core.tokens import TOKENS, Token
 from neuroscope.generation.arguments import check_generation, refuse_set_here
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.pipeline.families import uncompiled
@@ -291,7 +291,7 @@ def _record_text(
     if not sites:
         return
     conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
-    chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)).to(conditions.context.device)
+    chosen = torch.from_numpy(graph.text.select_tokens(prompts, token, subject)).to(conditions.context.device)
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))

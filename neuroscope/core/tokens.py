@@ -1,7 +1,8 @@
 """Which token positions of a prompt carry what, per tokenizer.
 
 Positions are found by the tokenizer's character offsets, never by fixed numbers: tokenizers differ in how they pad and
-in how many tokens a word takes.
+in how many tokens a word takes. Prompts are given as the tokenizer reads them; `graph.text` has the same functions for
+prompts as users write them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from diffusers.loaders import TextualInversionLoaderMixin
 
 from neuroscope.core.errors import InvalidInput, choose
 
@@ -37,7 +37,6 @@ def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject:
         InvalidInput: an unknown kind of token, or a tokenizer without offsets.
     """
     choose("token", token, TOKENS)
-    prompts, subject = as_read(tokenizer, prompts), _as_read(tokenizer, subject)
     encoded = _encode(tokenizer, prompts)
     chosen = np.zeros(np.shape(encoded["input_ids"]), dtype=bool)
     if token == "all":
@@ -57,7 +56,6 @@ def kinds_of_tokens(tokenizer: Any, prompts: Sequence[str], subject: str) -> np.
     "start" (before all words), "before" the subject, "subject" (all but its last token), "last subject", "after" it,
     "eos" (the first end-of-text token) and "padding". A prompt without the subject has "before" alone.
     """
-    prompts, subject = as_read(tokenizer, prompts), str(_as_read(tokenizer, subject))
     encoded = _encode(tokenizer, prompts)
     kinds = np.full(np.shape(encoded["input_ids"]), "before", dtype="<U12")
     for row, (prompt, ids, offsets) in enumerate(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
@@ -88,7 +86,7 @@ def align(tokenizer: Any, pairs: Sequence[tuple[str, str]], subject: str, kinds:
     Returns:
         For each pair its corresponding positions, in order.
     """
-    firsts, seconds = (_encode(tokenizer, as_read(tokenizer, prompts)) for prompts in zip(*pairs, strict=True))
+    firsts, seconds = (_encode(tokenizer, prompts) for prompts in zip(*pairs, strict=True))
     found = []
     for row, labels in enumerate(kinds_of_tokens(tokenizer, [first for first, _ in pairs], subject)):
         ids, others = firsts["input_ids"][row], seconds["input_ids"][row]
@@ -118,26 +116,11 @@ def _partners(ids: Sequence[int], others: Sequence[int]) -> tuple[list[int], lis
 
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     """Warns of each prompt that is longer than the model reads, naming the words that are cut off."""
-    prompts = as_read(tokenizer, prompts)
     for prompt, offsets in zip(prompts, _encode(tokenizer, prompts)["offset_mapping"] if prompts else (), strict=True):
         read = max(end for _, end in offsets)
         if lost := prompt[read:].strip():
             message = f"the prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; it loses {lost!r}"
             warnings.warn(message, UserWarning, stacklevel=2)
-
-
-def as_read(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Prompts as diffusers' pipelines give them to a tokenizer: an embedding of several vectors has a token for each of them.
-
-    Textual inversion adds the tokens "<name>", "<name>_1" and so on to the tokenizer; users write the first.
-    """
-    if not any(name.endswith("_1") for name in getattr(tokenizer, "added_tokens_encoder", ())):
-        return list(prompts)
-    return list(TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer))
-
-
-def _as_read(tokenizer: Any, subject: str | None) -> str | None:
-    return as_read(tokenizer, [subject])[0] if subject else subject
 
 
 def _encode(tokenizer: Any, prompts: Sequence[str]) -> Any:

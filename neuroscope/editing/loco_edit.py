@@ -18,7 +18,7 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose
 from neuroscope.core.sites import TEXT_ROLES, Site, Sites
-from neuroscope.core.tokens import EditedToken, align
+from neuroscope.core.tokens import EditedToken
 from neuroscope.editing.solving import Solution, solve
 from neuroscope.interventions import ContextMap, EditReport, Factor
 from neuroscope.pipeline.graph import HookGraph
@@ -124,7 +124,7 @@ class _Texts(NamedTuple):
     def of(cls, graph: HookGraph, concept: Concept, kinds: tuple[str, ...]) -> Self:
         pairs = list(zip(concept.present, concept.absent, strict=True))
         present, absent = (graph.text.conditions(list(arm)) for arm in (concept.present, concept.absent))
-        return cls(present, absent, align(graph.text.tokenizer, pairs, concept.name, kinds))
+        return cls(present, absent, graph.text.align(pairs, concept.name, kinds))
 
     def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
         """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""

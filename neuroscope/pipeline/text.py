@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope.core import checks
+from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
-from neuroscope.core.tokens import warn_of_lost_words
 from neuroscope.pipeline.families import Family, uncompiled
 
 #: Where the denoiser computes, and in which number format.
@@ -66,6 +67,28 @@ class PromptEncoder:
         except UnsupportedModel:
             return None
 
+    def as_read(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the pipeline gives them to its tokenizer: an embedding of several vectors has a token for each of them.
+
+        Textual inversion adds the tokens "<name>", "<name>_1" and so on to the tokenizer; users write the first.
+        """
+        if not any(name.endswith("_1") for name in getattr(self.tokenizer, "added_tokens_encoder", ())):
+            return list(prompts)
+        return list(TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), self.tokenizer))
+
+    def select_tokens(self, prompts: Sequence[str], token: tokens.Token, subject: str | None = None) -> np.ndarray:
+        """Which positions of each prompt are chosen, as booleans [prompt, token]; see `tokens.select_tokens`."""
+        return tokens.select_tokens(self.tokenizer, self.as_read(prompts), token, self.as_read([subject])[0] if subject else None)
+
+    def kinds_of_tokens(self, prompts: Sequence[str], subject: str) -> np.ndarray:
+        """What each position of each prompt is, as words [prompt, token]; see `tokens.kinds_of_tokens`."""
+        return tokens.kinds_of_tokens(self.tokenizer, self.as_read(prompts), self.as_read([subject])[0])
+
+    def align(self, pairs: Sequence[tuple[str, str]], subject: str, kinds: Collection[str]) -> list[list[tuple[int, int]]]:
+        """Which positions of each pair's prompts correspond to each other; see `tokens.align`."""
+        read = [(first, second) for first, second in map(self.as_read, pairs)]
+        return tokens.align(self.tokenizer, read, self.as_read([subject])[0], kinds)
+
     def conditions(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Conditions:
         """What the pipeline's own text encoders make of the prompts.
 
@@ -85,7 +108,7 @@ class PromptEncoder:
         checks.whole("batch_size", batch_size)
         if clip_skip is not None:
             checks.whole("clip_skip", clip_skip, least=0)
-        warn_of_lost_words(self.tokenizer, prompts)
+        tokens.warn_of_lost_words(self.tokenizer, self.as_read(prompts))
         batches = (prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size))
         return Conditions.of([self._encode(batch, clip_skip=clip_skip) for batch in batches])
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, SiteNeverRan
-from neuroscope.core.tokens import kinds_of_tokens
 from neuroscope.pipeline.graph import HookGraph
 
 
@@ -99,7 +98,7 @@ class Corruption:
         return self._states[prompt]
 
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
-        return kinds_of_tokens(self._graph.text.tokenizer, prompts, self._subject)
+        return self._graph.text.kinds_of_tokens(prompts, self._subject)
 
     @cached_property
     def _embeddings(self) -> Sequence[nn.Module]:

@@ -14,7 +14,6 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.tokens import kinds_of_tokens
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
@@ -84,7 +83,7 @@ class AttentionContribution(Localization[LayerScores]):
 
     def _chosen(self, experiment: Experiment, prompt: str) -> Bool[np.ndarray, "token"]:
         """Which tokens of a prompt count as the concept's; raises InvalidInput where none does."""
-        chosen = np.isin(kinds_of_tokens(experiment.graph.text.tokenizer, [prompt], experiment.name)[0], self.tokens)
+        chosen = np.isin(experiment.graph.text.kinds_of_tokens([prompt], experiment.name)[0], self.tokens)
         if not chosen.any():
             kinds = " or ".join(self.tokens)
             raise InvalidInput(
