@@ -1,7 +1,6 @@
 """What is imported when: nothing heavy by `import neuroscope`, by help and by shell completion; all kinds of files by `load`."""
 
 import ast
-import inspect
 import operator
 import os
 import pkgutil
@@ -50,13 +49,18 @@ def test_shell_completion_imports_nothing_heavy():
     assert imported_by(RUN.format(print=PRINT, arguments=[]), **line) == ([], "--method\n--metric\n")
 
 
-def test_the_table_of_names_says_what_type_checkers_read():
-    tree = ast.parse(inspect.getsource(ns))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    read = {(node.module, each.name) for node in block.body if isinstance(node, ast.ImportFrom) for each in node.names}
-    assert read == {(home, name) for home, names in ns.HOMES.items() for name in names}
-    assert sorted(name for names in ns.HOMES.values() for name in names) == ns.__all__
+def test_the_stub_re_exports_every_public_name_and_nothing_else():
+    tree = ast.parse(Path(ns.__file__).with_suffix(".pyi").read_text())
+    _documented, *imports, version = tree.body
+    assert ast.unparse(version) == "__version__: str"
+    assert all(each.asname == each.name for line in imports for each in line.names)  # or type checkers would not re-export it
+    assert ns.__all__ == sorted(each.name for line in imports for each in line.names)
     assert dir(ns) == sorted([*ns.__all__, "__version__"])
+
+
+def test_every_name_is_what_its_home_has():
+    homes = {name: import_module(home) for home, names in ns.HOMES.items() for name in names}
+    assert [name for name, home in homes.items() if getattr(ns, name) is not vars(home)[name]] == []
 
 
 def test_a_name_that_is_none_is_an_attribute_error():
