@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from neuroscope.cli import measuring, opening, options, values
+from neuroscope.cli import methods, opening, options, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class MetricsOptions:
         from neuroscope.metrics.clip_score import ClipScore
 
         found: list[Metric] = [ClipScore(text) for text in self.clip or []]
-        found += [measuring.reader(text, model) for text in self.read or []]
-        found += [measuring.metric(text, model) for text in self.metric or []]
+        found += [methods.reader(text, model) for text in self.read or []]
+        found += [methods.metric(text, model) for text in self.metric or []]
         if not found:
             raise InvalidInput("there is nothing to score by; give --clip TEXT, or --read ATTRIBUTE=VALUE for the testbed")
         return found

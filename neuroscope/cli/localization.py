@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from neuroscope.cli import measuring, methods, opening, options, values
+from neuroscope.cli import methods, opening, options, values
 from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class MetricOptions:
         if self.clip is not None:
             return ClipScore(self.clip)
         if self.read is not None:
-            return measuring.reader(self.read, model)
+            return methods.reader(self.read, model)
         if self.metric is not None:
-            return measuring.metric(self.metric, model)
+            return methods.metric(self.metric, model)
         shares = {"latent": LatentShare, "image": ImageShare}
         return shares[choose("share", self.share, tuple(shares))]()
 

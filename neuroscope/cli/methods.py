@@ -13,9 +13,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, closest
+
+if TYPE_CHECKING:
+    from neuroscope.cli.options import ModelOptions
+    from neuroscope.metrics.metric import Metric
 
 Made = TypeVar("Made")
 #: In characters. Whole numbers in a text of this length have no more digits than Python writes.
@@ -78,6 +82,37 @@ def metrics() -> dict[str, type[Any]]:
 
     public = {name: vars(module).get(name) for module in (metrics, testbed) for name in module.__all__}
     return {name: value for name, value in sorted(public.items()) if value is not None and _is_metric(value)}
+
+
+def metric(text: str, model: ModelOptions) -> Any:
+    """The metric of `--metric`, written as in Python, such as "ClipScore(text='the style of Van Gogh')".
+
+    Raises:
+        InvalidInput: it is none, or one of the testbed's images for another model.
+    """
+    from neuroscope.testbed import Reader
+
+    made = build("metric", text, metrics())
+    if isinstance(made, Reader):
+        _expect_bundled("Reader", model)
+    return made
+
+
+def reader(text: str, model: ModelOptions) -> Metric:
+    """The testbed's exact reader of --read ATTRIBUTE=VALUE; raises InvalidInput for other text, and for another model."""
+    from neuroscope.testbed import Reader
+    from neuroscope.testbed.world import ATTRIBUTES
+
+    attribute, _, value = text.partition("=")
+    if not value or attribute not in ATTRIBUTES:
+        raise InvalidInput(f"--read {text!r} is not ATTRIBUTE=VALUE; attributes: {', '.join(ATTRIBUTES)}")
+    _expect_bundled("--read", model)
+    return Reader(attribute, value)
+
+
+def _expect_bundled(what: str, model: ModelOptions) -> None:
+    if not model.bundled:
+        raise InvalidInput(f"{what} works on the testbed's images, not on {model.model}; use --clip TEXT")
 
 
 def _is_metric(value: Any) -> bool:

@@ -68,7 +68,7 @@ class Concept:
 
     @classmethod
     def style(cls, name: str, prompts: str = "general") -> Self:
-        """An artist's or a texture's style: "{subject} in the style of {name}" against a neutral picture of the subject."""
+        """An artist's or a texture's style: "{subject} in the style of {name}" against a neutral image of the subject."""
         return cls.attribute(name, "style", prompts)
 
     @classmethod

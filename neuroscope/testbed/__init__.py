@@ -1,12 +1,9 @@
 """The testbed: small text-to-image models whose inside is known, and the rendered world that they draw."""
 
-from __future__ import annotations
-
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.testbed.bundled import GENERATION, load, names, path, pipelines
 from neuroscope.testbed.readers import Reader, read
 
 if TYPE_CHECKING:
@@ -24,70 +21,15 @@ __all__ = [
     "load",
     "names",
     "path",
+    "pipelines",
     "planted",
     "read",
     "verify",
 ]
-#: Made of diffusers' pipelines, which take a while to import, and so only when they are asked for.
-_CONSTRUCTION = ("FAMILIES", "PLANTS", "Claim", "Planted", "Proof", "build", "planted", "verify")
-
-_WEIGHTS = Path(__file__).parent / "weights"
-#: How the bundled pipelines are meant to be called; their certificates hold for these settings.
-GENERATION: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 3.0}
-_PREFIX = "testbed:"
-#: Of a constructed pipeline's seed, so that every generator takes it.
-_DIGITS = 9
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _CONSTRUCTION:
+    """Re-exports the rest of `__all__`: it is made of diffusers' pipelines, which take a while to import."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module("neuroscope.testbed.construction"), name)
-
-
-def names() -> tuple[str, ...]:
-    """The bundled models: text-to-image pipelines, and "clip"."""
-    return tuple(sorted(entry.name for entry in _WEIGHTS.iterdir() if entry.is_dir()))
-
-
-def pipelines() -> tuple[str, ...]:
-    """The bundled models that are text-to-image pipelines."""
-    return tuple(name for name in names() if (_WEIGHTS / name / "model_index.json").is_file())
-
-
-def path(name: str) -> Path:
-    """The folder of a bundled model, as `save_pretrained` writes it; raises InvalidInput for an unknown name."""
-    return _WEIGHTS / choose("bundled model", name, names())
-
-
-def load(name: str = "sd1", **options: Any) -> Any:
-    """A bundled pipeline, in float32 on the CPU unless `options` say otherwise (they go to `from_pretrained`).
-
-    Args:
-        name: "sd1", whose attributes are planted in known layers and neurons; "sd1-natural", its twin that was trained
-            ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED for a constructed pipeline, such as "sdxl/pair/3" (see `build`).
-        **options: for `from_pretrained`, such as `torch_dtype`.
-
-    Raises:
-        InvalidInput: an unknown name; the message lists the bundled ones.
-    """
-    if isinstance(name, str) and "/" in name:
-        return _constructed(name)
-    if choose("bundled model", name, names()) not in pipelines():
-        raise InvalidInput(f"{_PREFIX}{name} is no pipeline but what metrics read images with; give one of {', '.join(pipelines())}")
-    import torch
-    from diffusers import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(path(name), **({"dtype": torch.float32} | options))
-    pipe.register_to_config(_name_or_path=f"{_PREFIX}{name}")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _constructed(name: str) -> Any:
-    from neuroscope.testbed.construction import build
-
-    family, plant, *seed = name.split("/")
-    if len(seed) > 1 or not all(each.isascii() and each.isdecimal() and len(each) <= _DIGITS for each in seed):
-        raise InvalidInput(f"{name!r} names no constructed pipeline; write FAMILY/PLANT or FAMILY/PLANT/SEED, such as sdxl/pair/3")
-    return build(family, plant, int(seed[0]) if seed else 0)

@@ -3,6 +3,7 @@ import torch
 
 from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.pipeline.loading import resolve
+from neuroscope.testbed import bundled as of_bundled
 from neuroscope.testbed.vocabulary import LENGTH, build_tokenizer
 from neuroscope.testbed.world import FACTS
 from tests.families import tiny
@@ -14,7 +15,7 @@ from tests.testbed.test_captions import TRAINING
 def bundled(pipe, tmp_path, monkeypatch):
     """A folder of weights with one model, in place of the bundled ones."""
     pipe.save_pretrained(tmp_path / "sd1")
-    monkeypatch.setattr(testbed, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(of_bundled, "_WEIGHTS", tmp_path)
     return tmp_path
 
 
