@@ -166,8 +166,8 @@ class TestBatches:
         assert found == [(rows[:2], 2), (rows[2:4], 2), (rows[4:], 1)]
         assert calls == [2, 2, 2, 2, 1, 1]
 
-    def test_lead_rows_stand_in_front_of_every_batch_and_are_not_given_back(self, graph):
-        rows, lead = [Row(BASE, seed) for seed in range(3)], [Row(GOAL, 7)]
+    def test_shared_rows_stand_in_front_of_every_batch_and_are_not_given_back(self, graph):
+        rows, shared = [Row(BASE, seed) for seed in range(3)], [Row(GOAL, 7)]
         entered = []
 
         @contextmanager
@@ -175,13 +175,13 @@ class TestBatches:
             entered.append(list(batch))
             yield
 
-        found = made(sweep_of(graph, 3, 1.0), rows, enter=enter, lead=lead)
-        assert entered == [[*lead, *rows[:2]], [*lead, *rows[2:]]]
+        found = made(sweep_of(graph, 3, 1.0), rows, context=enter, shared_rows=shared)
+        assert entered == [[*shared, *rows[:2]], [*shared, *rows[2:]]]
         assert distance(found, made(sweep_of(graph, 3, 1.0), rows)) < TOLERANCE
 
-    def test_a_batch_of_one_still_has_its_lead(self, graph):
+    def test_a_batch_of_one_still_has_its_shared_rows(self, graph):
         with tiny.counted(graph.denoiser) as calls:
-            made(sweep_of(graph, 1, 1.0), [Row(BASE, 0), Row(BASE, 1)], lead=[Row(GOAL, 0)])
+            made(sweep_of(graph, 1, 1.0), [Row(BASE, 0), Row(BASE, 1)], shared_rows=[Row(GOAL, 0)])
         assert calls == [2] * 4
 
     def test_pictures_are_those_of_the_pipeline(self, graph, pipe):

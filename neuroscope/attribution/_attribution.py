@@ -21,8 +21,8 @@ class Evidence(NamedTuple):
     """What was recorded at one site.
 
     Attributes:
-        present, absent: the moments of both arms.
-        samples: all observations of both arms; None where they were not kept.
+        present, absent: the moments of both arms, [neuron], or [step, neuron] where the recording keeps steps apart.
+        samples: all observations of both arms, [prompt, neuron] in float32; None where they were not kept.
         norm: the norm of the weights that read each neuron; None where they are quantised.
         path: the site's path.
     """
@@ -46,7 +46,12 @@ class Evidence(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The scores of one site, and p-values where the method is a test."""
+    """The scores of one site, and p-values where the method is a test.
+
+    Attributes:
+        score: float64, in the method's own units; higher means more of the concept.
+        p_value: of the same shape, from 0 to 1, not corrected for the number of neurons; None where the method has none.
+    """
 
     score: Float[Tensor, "*step neuron"]
     p_value: Float[Tensor, "*step neuron"] | None = None
@@ -77,6 +82,13 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
 
     A recording by step is scored at each step; a neuron's score is then its mean over steps, without a p-value.
 
+    Args:
+        recording: of at least two prompts in each arm.
+        method: such as `Welch()`.
+
+    Returns:
+        Scores of all recorded sites, float64 [neuron] each, with what they were made by.
+
     Raises:
         InvalidInput: the method needs samples that were not kept, at least two prompts in each arm, or norms of quantised
             weights; or a score is not finite, which the message names by method and site.
@@ -106,6 +118,7 @@ def score(recording: Recording, method: Attribution) -> NeuronScores:
 
 
 def _expect_finite(method: Attribution, path: str, found: Scored) -> None:
+    """Raises InvalidInput where a score or a p-value of a site is NaN or infinite."""
     for name, values in (("scores", found.score), ("p-values", found.p_value)):
         if values is not None and not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
@@ -113,5 +126,6 @@ def _expect_finite(method: Attribution, path: str, found: Scored) -> None:
 
 
 def _evidence(recording: Recording, path: str) -> Evidence:
+    """What a recording holds of one site."""
     samples = (recording.samples["present"][path], recording.samples["absent"][path]) if recording.samples else None
     return Evidence(recording.moments["present"][path], recording.moments["absent"][path], samples, recording.outgoing.get(path), path)

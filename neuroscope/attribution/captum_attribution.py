@@ -38,14 +38,28 @@ def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, 
 
 
 def _gradient(metric: PatchingMetric, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:
-    """The gradient at the source, times the change of the activation from source to target."""
+    """The gradient at the source, times the change of the activation from source to target.
+
+    part = (a' - a) · ∂m/∂a at a, with the metric m and a module's output a in the source and a' in the target: attribution
+    patching (Nanda 2023), the first term of the metric's Taylor series.
+
+    Returns:
+        For each module [1, token, neuron].
+    """
     both = LayerActivation(metric, modules).attribute(torch.tensor([[0.0], [1.0]]))
     slopes = LayerGradientXActivation(metric, modules, multiply_by_inputs=False).attribute(torch.zeros(1, 1))
     return [slope * (reached[1:] - reached[:1]) for slope, reached in zip(_tensors(slopes), _tensors(both), strict=True)]
 
 
 def _integrated(metric: PatchingMetric, modules: list[nn.Module], samples: int, rows: int) -> list[Tensor]:
-    """Integrated gradients from source to target, by Gauss-Legendre quadrature."""
+    """Integrated gradients from source to target, by Gauss-Legendre quadrature.
+
+    part = (a' - a) · ∫ ∂m/∂a at a + t · (a' - a) dt, for t from 0 to 1 (Sundararajan et al. 2017). The parts of all neurons add
+    up to the metric's whole change, up to the error of the quadrature with `samples` points.
+
+    Returns:
+        For each module [1, token, neuron].
+    """
     integral = LayerIntegratedGradients(metric, modules)
     return _tensors(integral.attribute(torch.ones(1, 1), torch.zeros(1, 1), n_steps=samples, internal_batch_size=rows))
 

@@ -9,7 +9,9 @@ from neuroscope.attribution._attribution import Attribution, Evidence, Scored
 
 @dataclass(frozen=True)
 class MeanDifference(Attribution):
-    """Mean activation with the concept minus mean activation without it.
+    """Mean activation with the concept minus mean activation without it: mean1 - mean2, not divided by any spread.
+
+    A site with larger activations has larger scores, so an unweighted ranking over several sites favours such sites.
 
     Attributes:
         weighted: multiply by the norm of the weights that read the neuron, so that neurons of different sites can be compared.
@@ -18,6 +20,10 @@ class MeanDifference(Attribution):
     weighted: bool = False
 
     def __call__(self, evidence: Evidence) -> Scored:
-        """The difference of means of each neuron of a site, in float64; `weighted` raises InvalidInput for quantised weights."""
+        """The difference of means of each neuron of a site, in float64: [neuron], or [step, neuron] if recorded by step.
+
+        Raises:
+            InvalidInput: `weighted`, and the weights that read the site are quantised, so that their norms are not known.
+        """
         difference = evidence.present.mean - evidence.absent.mean
         return Scored(difference * evidence.outgoing if self.weighted else difference)

@@ -1,4 +1,8 @@
-"""Null tests: whether a ranking also stands out without a concept, or in any other basis."""
+"""Null tests: compare a ranking with rankings of permuted labels, or of rotated bases.
+
+A large score alone says little: among thousands of neurons some are large by chance. A null test draws recordings in which
+nothing is to be found, ranks them by the same method, and reports how often they reach what was observed.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ class NullTest:
             ones hold (concentration); against permuted labels, the mean strength of the top ones.
         expected: its mean over the draws of the null.
         low, high: the draws' 2.5 % and 97.5 % quantiles.
-        p_value: `(1 + draws that are not less) / (1 + draws)`.
+        p_value: `(1 + draws that are not less) / (1 + draws)`, which is never 0 (Phipson and Smyth 2010).
         top: how many neurons.
         null: what was drawn: "rotated" bases or "permuted" labels.
         draws: how many.
@@ -75,10 +79,15 @@ def null_test(
 ) -> NullTest:
     """Compares a ranking with the same ranking under a null hypothesis.
 
-    "permuted" exchanges the concept's labels within random pairs of prompts (or deals them anew where the arms differ in size), so that no
-    neuron responds to them. "rotated" turns each attention head's keys (or values) by a random rotation. Queries (or the output projection)
-    turned in the same way would give the same images, so keys and values have no preferred basis, and a concept that is read in *some*
-    direction is concentrated in few neurons only by chance. An excess over this null belongs to the neurons themselves.
+    "permuted" asks whether any neuron responds to the concept. It exchanges the two labels within random pairs of prompts, or
+    deals them anew where the arms differ in size. No neuron responds to such labels.
+
+    "rotated" asks whether single neurons are special, or only the space that they span. It rotates the keys (or values) of each
+    attention head at random. Rotate the queries (or the output projection) with them, and the model makes the same images: keys
+    and values have no preferred basis. A concept that is read along some direction is then concentrated in few neurons only by
+    chance. An excess over this null belongs to the neurons themselves.
+
+    Both cost no image: the statistics are computed from the recording's samples.
 
     Args:
         recording: made with `keep_samples=True`.
@@ -150,34 +159,36 @@ def _check(recording: Recording, method: Attribution, null: Null, top: int, head
 
 
 def _weighs(recording: Recording, method: Attribution) -> bool:
-    """Whether scores depend on the norms of outgoing weights."""
+    """Whether scores depend on the norms of outgoing weights: found out by scoring once with other norms."""
     other = {path: norm * (1 + torch.arange(len(norm))) for path, norm in recording.outgoing.items()}
     one, two = (_strengths(score(each, method)) for each in (recording, replace(recording, outgoing=other)))
     return not torch.equal(one, two)
 
 
 def _strengths(scores: NeuronScores) -> Float[Tensor, "neuron"]:
+    """How far each neuron of all sites is from neutral, in the method's units; see `NeuronScores.strength`."""
     return torch.cat([scores.strength(path) for path in scores.sites.paths])
 
 
 def _share(strengths: Float[Tensor, "neuron"], top: int) -> float:
-    """What the strongest hold of all; strengths below 0, of one-sided scores, hold nothing."""
+    """The share of all neurons' strength that the strongest `top` hold, from 0 to 1; strengths below 0, of one-sided scores, count as 0."""
     held = strengths.clamp(min=0)
     return float(held.topk(top).values.sum() / held.sum()) if held.any() else top / len(held)
 
 
 def _mean(strengths: Float[Tensor, "neuron"], top: int) -> float:
+    """The mean strength of the strongest `top`."""
     return float(strengths.topk(top).values.mean())
 
 
 def _with(recording: Recording, samples: Samples) -> Recording:
-    """The same recording of other observations."""
+    """The recording with other samples, and with the moments of these."""
     moments = {arm: {path: Moments.of(values) for path, values in samples[arm].items()} for arm in ARMS}
     return replace(recording, moments=moments, samples=samples)
 
 
 def _permuted(samples: Samples, rng: torch.Generator) -> Samples:
-    """All sites' observations with one exchange of labels."""
+    """The samples with one exchange of labels, the same for all sites, so that neurons keep their correlations."""
     present, absent = (samples[arm] for arm in ARMS)
     counts = [len(next(iter(arm.values()))) for arm in (present, absent)]
     order = torch.randperm(sum(counts), generator=rng)
@@ -190,7 +201,7 @@ def _permuted(samples: Samples, rng: torch.Generator) -> Samples:
 
 
 def _rotated(samples: Samples, heads: Mapping[str, int], rng: torch.Generator) -> Samples:
-    """Each site's observations in a basis of its own, the same for both arms."""
+    """The samples with each head of each site rotated by a matrix of its own, the same for both arms."""
     turned: dict[str, dict[str, Tensor]] = {arm: {} for arm in ARMS}
     for path, values in samples[ARMS[0]].items():
         count = heads[path]

@@ -54,7 +54,14 @@ class PatchingMetric:
         self.length = length if length > _ROUNDING * float(self._source.norm()) else 0.0
 
     def __call__(self, amount: Float[Tensor, "row 1"]) -> Float[Tensor, "row"]:
-        """The metric of rows whose moving sites read this much of the target's prompt: from 0, none, to 1, all."""
+        """The metric of rows whose moving sites read this much of the target's prompt: from 0, none, to 1, all.
+
+        A row with the amount t reads (1 - t) · source + t · target at every moving site. Gradients flow to the outputs of these
+        sites, which is what captum needs.
+
+        Returns:
+            float64, one number a row: its share of the total effect. Divides by 0 where `length` is 0; ask before.
+        """
         amounts = amount.flatten().tolist()
         swaps = {each: [replace(self._swap, strength=each)] if each else [] for each in set(amounts)}
         moved = self._predict([swaps[each] for each in amounts]) - self._source
@@ -66,6 +73,7 @@ class PatchingMetric:
         return shares
 
     def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel height width"]:
+        """The denoiser's predictions of the step in float64, one row for each list of changes."""
         with self._graph.apply_each(changes):
             predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._step.inputs)))[0]
         return self._graph.family.noise(predicted).double()

@@ -1,4 +1,4 @@
-"""Recording: streamed statistics of activations, with and without a concept."""
+"""Recording: statistics of activations with and without a concept, one batch of prompts at a time."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ class RecordingHeader:
 
 @dataclass(frozen=True, eq=False)
 class Recording(Artifact):
-    """Streamed statistics of each site's activations over prompts, in two arms: concept "present" and "absent".
+    """Statistics of each site's activations over prompts, in two arms: concept "present" and "absent".
 
-    One prompt is one observation: its activations are averaged over the chosen tokens, and over steps unless they were
-    recorded by step.
+    One prompt is one observation. At text-side sites it is the mean over the chosen tokens; at other sites the mean over the
+    image's positions and over steps, or over positions alone if you record by step. A file holds means and sums of squares,
+    so its size does not grow with the number of prompts, unless you keep samples.
 
     Attributes:
         sites: the recorded sites, in execution order.
@@ -113,11 +114,15 @@ class Recording(Artifact):
         return f"Recording({self.provenance.concept!r}: {counts} prompts, {len(self.sites)} sites, token {self.token!r})"
 
     def count(self, arm: str) -> int:
-        """The number of prompts in an arm."""
+        """The number of prompts in an arm, "present" or "absent"; raises InvalidInput for another word."""
         return next(iter(self.moments[choose("arm", arm, ARMS)].values())).count
 
     def mean(self, arm: str) -> dict[str, Float[Tensor, "neuron"]]:
-        """The mean activation of each neuron in an arm, by path; averaged over steps if recorded by step."""
+        """The mean activation of each neuron in an arm, by path, in float64; averaged over steps if recorded by step.
+
+        Args:
+            arm: "present" or "absent".
+        """
         means = {path: moments.mean for path, moments in self.moments[choose("arm", arm, ARMS)].items()}
         return {path: mean.mean(dim=0) if mean.ndim == 2 else mean for path, mean in means.items()}
 
@@ -153,6 +158,7 @@ class Recording(Artifact):
 
 
 def _expect_same(what: str, given: Mapping[str, Any], paths: Iterable[str]) -> None:
+    """Raises InvalidInput where something is missing for a site, or given for a path that is no site."""
     if differing := sorted(given.keys() ^ set(paths)):
         raise InvalidInput(f"{what} and sites differ in {differing[0]}; give them for every site and for no other")
 
@@ -172,9 +178,9 @@ def record(
 ) -> Recording:
     """Records activations of the concept's present and absent prompts.
 
-    Sites that depend on the prompt alone (keys and values) are computed from the text encoder without any denoising.
-    For other sites the pipeline runs, `batch_size` prompts at a time, and its conditional rows are averaged over the
-    image's positions.
+    Keys and values depend on the prompt alone: they are computed from the text encoder, without a run of the denoiser. For
+    other sites the pipeline runs, `batch_size` prompts at a time; only conditional rows are recorded, averaged over the image's
+    positions.
 
     Args:
         graph: the model.
@@ -188,6 +194,9 @@ def record(
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone read `clip_skip`
             of them. An image is given once, for all prompts.
+
+    Returns:
+        Moments of both arms in float64, with the norms of the weights that read each neuron.
 
     Raises:
         InvalidInput: no site, an unknown token, `by_step` without sites that need denoising, a value of another kind, or an option
@@ -240,7 +249,7 @@ def _check_arguments(graph: Any, concept: Any, batch_size: Any, seed: Any, **fla
 
 
 def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron"]]:
-    """The norms of the weights that can be read; methods that need the others say so."""
+    """The norm of the weights that read each neuron, by path; sites whose readers are quantised are left out."""
     found = {}
     for site in sites:
         with contextlib.suppress(UnsupportedModel):
@@ -249,13 +258,14 @@ def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron
 
 
 class _Tally:
-    """The statistics of one arm while they grow."""
+    """The statistics of one arm, to which batches are added."""
 
     def __init__(self, keep_samples: bool) -> None:
         self.moments: dict[str, Moments] = {}
         self._samples: dict[str, list[Tensor]] | None = {} if keep_samples else None
 
     def add(self, path: str, observations: Float[Tensor, "prompt *step neuron"]) -> None:
+        """Adds a batch of a site; raises NonFiniteActivation, with the site's path, for NaN and infinity."""
         try:
             batch = Moments.of(observations)
         except NonFiniteActivation as error:
@@ -266,11 +276,12 @@ class _Tally:
             self._samples.setdefault(path, []).append(each.detach().to("cpu", torch.float32))
 
     def joined(self) -> dict[str, Tensor]:
+        """All samples by path, float32 [prompt, neuron]; empty unless they are kept."""
         return {path: torch.cat(batches) for path, batches in (self._samples or {}).items()}
 
 
 def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -> None:
-    """Raises InvalidInput for options of the pipeline that what is computed without it would not follow."""
+    """Raises InvalidInput for options of the pipeline that a site which is computed without a run would ignore."""
     unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {"clip_skip"})
     for name in unused:
         if name not in generation or generation[name] is None:
@@ -288,6 +299,7 @@ def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -
 def _record_text(
     graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, clip_skip: int | None
 ) -> None:
+    """Adds what text-side sites make of the prompts, without a run."""
     if not sites:
         return
     conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
@@ -298,6 +310,7 @@ def _record_text(
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:
+    """The mean over each prompt's chosen tokens, in float64."""
     weights = chosen.to(torch.float64)
     total = einops.einsum(activation.to(torch.float64), weights, "prompt token neuron, prompt token -> prompt neuron")
     return total / weights.sum(dim=1, keepdim=True)
@@ -306,6 +319,7 @@ def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tens
 def _record_denoised(
     graph: HookGraph, sites: Sites, prompts: Sequence[str], seed: int, by_step: bool, tally: _Tally, generation: Mapping[str, Any]
 ) -> None:
+    """Adds what the sites' conditional rows are in one run of the prompts; calls of one step are averaged before steps are."""
     seen: dict[str, dict[int, list[Tensor]]] = {path: {} for path in sites.paths}
 
     def keep(activation: Tensor, call: Call) -> None:

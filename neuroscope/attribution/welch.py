@@ -15,12 +15,12 @@ _ROUNDING = 1e-12
 
 
 def _deviation(moments: Moments) -> np.ndarray:
-    """The standard deviation, without the correction for the mean."""
+    """The standard deviation of each neuron with n, not n - 1, under the sum: sqrt(deviation / n)."""
     return np.sqrt(moments.deviation.numpy() / moments.count)
 
 
 def _error(evidence: Evidence) -> np.ndarray:
-    """The standard error of the difference of means."""
+    """The standard error of the difference of means, sqrt(s1²/n1 + s2²/n2), with unbiased variances."""
     return np.sqrt(sum(each.variance.numpy() / each.count for each in (evidence.present, evidence.absent)))
 
 
@@ -34,7 +34,18 @@ class Welch(Attribution):
     """
 
     def __call__(self, evidence: Evidence) -> Scored:
-        """Welch's t and its two-sided p-value for each neuron of a site, in float64."""
+        """Welch's t and its two-sided p-value for each neuron of a site, in float64.
+
+        The p-value is that of Student's t with the degrees of freedom of Welch (1947) and Satterthwaite (1946):
+
+            ν = (s1²/n1 + s2²/n2)² / ((s1²/n1)² / (n1 - 1) + (s2²/n2)² / (n2 - 1))
+
+        Args:
+            evidence: moments of at least two prompts in each arm; samples and weights are not read.
+
+        Returns:
+            t, positive where the concept raises the activation, and p from 0 to 1: [neuron], or [step, neuron] if recorded by step.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             result = scipy.stats.ttest_ind_from_stats(*evidence.present.summary(), *evidence.absent.summary(), equal_var=False)
         difference = (evidence.present.mean - evidence.absent.mean).numpy()

@@ -21,6 +21,11 @@ class Moments:
 
     Batches are merged by Chan, Golub and LeVeque's pairwise update (1983), which loses no precision to large means.
 
+    Attributes:
+        count: the number of observations, n; one prompt is one observation.
+        mean: of each neuron, in the activation's own units.
+        deviation: of each neuron, the sum of (x - mean)² over its observations, in squared units.
+
     Raises:
         InvalidInput: no observation, different shapes, numbers that are not finite, or a negative sum of squares.
     """
@@ -42,6 +47,9 @@ class Moments:
     def of(cls, observations: Float[Tensor, "prompt *step neuron"]) -> Moments:
         """The moments of one batch.
 
+        Args:
+            observations: at least one; of any floating-point format, on any device. They are counted in float64 on the CPU.
+
         Raises:
             NonFiniteActivation: an observation is NaN or infinite.
         """
@@ -55,7 +63,13 @@ class Moments:
         return cls(len(values), mean, (values - mean).square().sum(dim=0))
 
     def merged(self, other: Moments) -> Moments:
-        """The moments of both sets of observations."""
+        """The moments of both sets of observations, which must have the same shape.
+
+        With n = n1 + n2 and δ = mean2 - mean1 (Chan, Golub and LeVeque 1983):
+
+            mean = mean1 + δ · n2 / n
+            deviation = deviation1 + deviation2 + δ² · n1 · n2 / n
+        """
         count = self.count + other.count
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
@@ -64,21 +78,29 @@ class Moments:
 
     @property
     def variance(self) -> Float[Tensor, "*step neuron"]:
-        """The unbiased variance; NaN for a single observation."""
+        """The unbiased variance, deviation / (n - 1); NaN for a single observation."""
         return self.deviation / (self.count - 1) if self.count > 1 else torch.full_like(self.deviation, torch.nan)
 
     @property
     def root_mean_square(self) -> Float[Tensor, "*step neuron"]:
-        """The square root of the mean squared observation: the activation norm, per observation."""
+        """The square root of the mean squared observation, sqrt(deviation / n + mean²): the activation norm, per observation."""
         return (self.deviation / self.count + self.mean.square()).sqrt()
 
     def summary(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean, standard deviation and count, as `scipy.stats.ttest_ind_from_stats` takes them."""
+        """Mean, standard deviation and count, as `scipy.stats.ttest_ind_from_stats` takes them.
+
+        Returns:
+            float64 arrays of the moments' shape, and the number of observations. The deviation is NaN for one observation.
+        """
         return self.mean.numpy(), self.variance.sqrt().numpy(), self.count
 
 
 def is_share(scores: Float[np.ndarray, "..."]) -> bool:
-    """Whether all scores that are known are 0 or 1, so that their mean is a share of images."""
+    """Whether all scores that are known are 0 or 1, so that their mean is a share of images.
+
+    Args:
+        scores: of any shape; NaN where a score is not known. Without any known score the answer is no.
+    """
     known = scores[~np.isnan(scores)]
     return bool(known.size) and bool(np.isin(known, (0.0, 1.0)).all())
 
@@ -112,6 +134,10 @@ def difference_interval(up: float, down: float, of: float, confidence: float = 0
         down: how many of them fall.
         of: the number of prompts.
         confidence: such as 0.95.
+
+    Returns:
+        Its ends (low, high), from -1 to 1; NaN where there is no prompt. By Bonferroni's inequality the interval covers the
+        difference with at least this confidence, however the two shares depend on each other.
     """
     each = (1 + confidence) / 2
     (risen, rise), (fallen, fall) = share_interval(up, of, each), share_interval(down, of, each)

@@ -13,7 +13,18 @@ ROUNDING = 1e-13
 def balanced(
     left: Float64[Tensor, "row inner"], right: Float64[Tensor, "inner column"]
 ) -> tuple[Float64[Tensor, "row rank"], Float64[Tensor, "rank column"]]:
-    """`left @ right` as two factors of its own rank and of equal size, so that a narrower format holds them well."""
+    """`left @ right` as two factors of its own rank and of equal size, so that a narrower format holds them well.
+
+    The product is U S Vᵀ by singular values; the factors are U S^½ and S^½ Vᵀ. Only matrices of the inner size are decomposed,
+    after a QR decomposition of both factors.
+
+    Args:
+        left: the first factor.
+        right: the second factor.
+
+    Returns:
+        Factors in which singular values below `ROUNDING` of the largest are left out.
+    """
     basis, inner = torch.linalg.qr(left)
     other, outer = torch.linalg.qr(right.T)
     u, s, v = torch.linalg.svd(inner @ outer.T, full_matrices=False)

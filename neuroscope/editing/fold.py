@@ -65,6 +65,13 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
     Composed as in `apply`, computed in float64 and rounded once to the weights' format. Whatever interrupts the writing, all
     weights are then as they were before.
 
+    Args:
+        graph: the model that is changed.
+        *changes: in the order in which they act.
+
+    Returns:
+        What takes the changes out again; as a context manager it does so at the end of the block.
+
     Raises:
         InvalidInput: a change that weights cannot hold: conditional rows, chosen tokens, a part of the schedule, a swap, or
             numbers too large for their format.
@@ -88,6 +95,11 @@ def fold(graph: HookGraph, *changes: Intervention) -> Folded:
 
 
 def _changed(name: str, before: Tensor, delta: Tensor) -> Tensor:
+    """A parameter plus a change, rounded once to the parameter's format; values whose change is 0 keep their bits.
+
+    Raises:
+        InvalidInput: a value would overflow the format.
+    """
     after = torch.where(delta == 0, before, (before.double() + delta).to(before.dtype))
     if (torch.isfinite(before) & ~torch.isfinite(after)).any():
         raise InvalidInput(f"the change of {name} is too large for {before.dtype}; make it weaker, or load the model in a wider format")

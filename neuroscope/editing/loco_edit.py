@@ -76,7 +76,20 @@ class LocoEdit:
             raise InvalidInput(f"{given} are not allowed; the ridge is 0 or more, the weight more than 0")
 
     def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites) -> ContextMap:
-        """The edit of these sites."""
+        """The edit of these sites.
+
+        Args:
+            graph: the model, whose text encoders and text projections are run; nothing of it is changed.
+            concepts: edited together, in one regression.
+            sites: text-side sites.
+
+        Returns:
+            One map for all sites where all read the same vectors, otherwise one for each; its `report` is the worst of all maps.
+
+        Raises:
+            InvalidInput: prompts that read the same with and without the concept, or vectors that depend on each other without a ridge.
+            NonFiniteActivation: the text encoder gives NaN or infinity.
+        """
         texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
         preserved = graph.text.conditions(list(self.preserve)) if self.preserve else None
         maps: list[_Map] = []
@@ -105,7 +118,13 @@ class LocoEdit:
 
 
 class _Map(NamedTuple):
-    """The solution for sites that read the same vectors."""
+    """The solution for sites that read the same vectors.
+
+    Attributes:
+        vectors: keys, targets and kept vectors, float64 [vector, channel].
+        read, write: the map's factors, float32 [rank, channel], as wide as what the sites read.
+        report: what the map does to the vectors and to others.
+    """
 
     vectors: tuple[Tensor, Tensor, Tensor]
     read: Tensor
@@ -157,7 +176,11 @@ def _report(
     targets: Float64[Tensor, "key channel"],
     kept: Float64[Tensor, "kept channel"],
 ) -> EditReport:
-    """Measured on the factors as they are stored."""
+    """What the map does, measured on the factors as they are stored, in float32.
+
+    The residual is ‖X + map(X) - T‖ / ‖T - X‖, Frobenius norms. The side effects are relative changes ‖map(x)‖ / ‖x‖: the largest
+    over random directions outside the span of keys and kept vectors, the largest over kept vectors, the mean over targets.
+    """
     read, write = solution.read.float().double(), solution.write.float().double()
 
     def moves(inputs: Tensor) -> Tensor:

@@ -13,7 +13,13 @@ from neuroscope.editing.factors import ROUNDING, balanced
 
 
 class Solution(NamedTuple):
-    """A map `x → x + (x @ readᵀ) @ write`, its ridge, and the condition number of what was solved."""
+    """A map `x → x + (x @ readᵀ) @ write` of row vectors.
+
+    Attributes:
+        read, write: its factors, float64 [rank, channel], of equal size.
+        penalty: the ridge λ that was added to the diagonal, in squared units of the vectors.
+        condition: the largest over the smallest eigenvalue of X̃ X̃ᵀ + λ I; rounding grows with it.
+    """
 
     read: Float64[Tensor, "rank channel"]
     write: Float64[Tensor, "rank channel"]
@@ -30,7 +36,9 @@ def solve(
 ) -> Solution:
     """The ridge regression of `targets - keys` (and of 0 at `kept`) on the vectors themselves.
 
-    P = X̃ᵀ (X̃ X̃ᵀ + λ I)⁻¹ D̃, its rows scaled by the square roots of their weights, as balanced factors.
+    P = X̃ᵀ (X̃ X̃ᵀ + λ I)⁻¹ D̃, its rows scaled by the square roots of their weights, as balanced factors. This is the minimum of
+    ‖X̃ P - D̃‖² + λ ‖P‖² in its dual form, whose matrix has as many rows as there are vectors, not channels. For projections W it
+    gives the edit of Basu et al. (2024), W' = W + W Pᵀ, with preserved vectors as in Gandikota et al. (2024).
 
     Args:
         keys: what is edited.
@@ -38,6 +46,9 @@ def solve(
         kept: what should stay.
         ridge: λ in units of the keys' mean squared length.
         weight: how much a kept vector counts beside a key.
+
+    Returns:
+        The map, whose rank is at most the number of keys and kept vectors.
 
     Raises:
         InvalidInput: nothing to move, or without a ridge more vectors than they have dimensions.

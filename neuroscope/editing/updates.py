@@ -54,6 +54,12 @@ _WHOLE = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
 def linear_updates(change: Intervention, _graph: HookGraph, _site: Site, _weights: Weights) -> Iterator[LinearUpdate]:
     """The changes of weights that do the same as an intervention at a site, given the current weights. One function a kind.
 
+    Args:
+        change: the intervention; its kind chooses the function.
+        _graph: the model.
+        _site: one of the intervention's sites.
+        _weights: reads the current values of parameters, with the updates so far.
+
     Raises:
         InvalidInput: no change of weights does the same.
     """
@@ -62,7 +68,7 @@ def linear_updates(change: Intervention, _graph: HookGraph, _site: Site, _weight
 
 @linear_updates.register
 def _of_map(change: ContextMap, _graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
-    """W writeᵀ read for each projection W."""
+    """W' = W + strength · W writeᵀ read, for the projection W that reads the mapped vectors: W (x + map(x)) = W' x."""
     weight = weights(f"{site.module}.weight")
     read, write = change.factors(site.path)
     yield LinearUpdate(site.module, change.strength * weight @ write.to(weight).T, read.to(weight))
@@ -95,6 +101,7 @@ def _of_mask(change: NeuronMask, graph: HookGraph, site: Site, weights: Weights)
 
 
 def _scaled_rows(change: NeuronMask, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
+    """Chosen rows of a weight times 1 - strength, and a shift of their biases."""
     weight = weights(f"{module}.weight")
     units = torch.nn.functional.one_hot(chosen, len(weight)).double().T
     return LinearUpdate(module, -change.strength * units, weight[chosen], None if shift is None else units @ shift)
@@ -118,6 +125,13 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
 
     A change of a site must see what is done to its result, so the last site and the last change come first. Only what
     is done behind a module, at "output" sites, comes in order.
+
+    Args:
+        graph: the model; nothing of it is changed.
+        changes: as `apply` takes them.
+
+    Returns:
+        By the module's path inside the denoiser, float64.
 
     Raises:
         InvalidInput: a change that weights cannot hold.

@@ -47,7 +47,7 @@ class Row:
     changes: tuple[Intervention, ...] = ()
 
 
-Enter = Callable[[Sequence[Row]], AbstractContextManager[Any]]
+BatchContext = Callable[[Sequence[Row]], AbstractContextManager[Any]]
 
 
 class Sweep:
@@ -90,23 +90,25 @@ class Sweep:
         self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
 
-    def run(self, rows: Sequence[Row], enter: Enter | None = None, lead: Sequence[Row] = ()) -> Iterator[tuple[list[Row], list[Any]]]:
+    def run(
+        self, rows: Sequence[Row], context: BatchContext | None = None, shared_rows: Sequence[Row] = ()
+    ) -> Iterator[tuple[list[Row], list[Any]]]:
         """Makes the rows, a batch at a time, in order; a batch that does not fit the memory is halved and made again.
 
         Args:
             rows: what to make.
-            enter: the block in which a batch runs, given all its rows; by default each row's own changes are applied. A block that
+            context: the block in which a batch runs, given all its rows; by default each row's own changes are applied. A block that
                 ends a run early makes nothing.
-            lead: rows that are made again in front of every batch, because others of the batch take something from them.
+            shared_rows: rows that are made again in front of every batch, because others of the batch take something from them.
 
         Yields:
-            For each batch its rows (without the lead) and their images or latents.
+            For each batch its rows (without the shared ones) and their images or latents.
         """
         rows = list(rows)
         while rows:
-            batch = rows[: max(1, self.batch_size - len(lead))]
+            batch = rows[: max(1, self.batch_size - len(shared_rows))]
             try:
-                made = self._make([*lead, *batch], enter or self._apply)
+                made = self._make([*shared_rows, *batch], context or self._apply)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.batch_size == 1:
                     raise
@@ -115,7 +117,7 @@ class Sweep:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            yield batch, made[len(lead) :]
+            yield batch, made[len(shared_rows) :]
             rows = rows[len(batch) :]
 
     def conditions(self, text: str) -> Conditions:
@@ -126,15 +128,15 @@ class Sweep:
         """What `run` gave, as images."""
         return list(made) if self.space == "image" else self.graph.family.decode(self.graph.pipe, torch.stack(list(made)))
 
-    def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
+    def _make(self, rows: Sequence[Row], context: BatchContext) -> list[Any]:
         device = self.graph.pipe._execution_device
-        told = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
-        against = Conditions.of([self._negative] * len(rows)).to(device)
+        conditional = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
+        unconditional = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if has_latents(self.graph.pipe) else "pt"
         made: Sequence[Any] = ()
-        with enter(rows):
+        with context(rows):
             made = self.graph.pipe(
-                **self.graph.text.arguments(told, against),
+                **self.graph.text.arguments(conditional, unconditional),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
                 output_type="pil" if self.space == "image" else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),

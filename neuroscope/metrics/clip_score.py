@@ -26,7 +26,10 @@ PUBLISHED_CLIP = "openai/clip-vit-base-patch16"
 
 @dataclass(frozen=True)
 class ClipScore:
-    """The cosine between CLIP's embeddings of an image and of a text (Hessel et al. 2021), not rescaled.
+    """The cosine between CLIP's embeddings of an image and of a text, not rescaled.
+
+    Hessel et al. (2021) report max(0, 2.5 · cosine), and other code 100 · cosine; compare with care. For photographs and their
+    captions cosines of ViT-B/16 lie near 0.3, so differences matter more than levels.
 
     Attributes:
         text: what to look for, such as "the style of Van Gogh"; by default each image's own prompt.
@@ -65,6 +68,10 @@ class ClipScore:
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
         """One cosine per image, float64, from -1 to 1.
 
+        Args:
+            images: of any size; the processor resizes and crops them.
+            prompts: one an image, read where no text is set. What exceeds CLIP's length is cut off.
+
         Raises:
             InvalidInput: no text is set and there are not as many prompts as images.
         """
@@ -79,7 +86,14 @@ class ClipScore:
 
 @functools.lru_cache(maxsize=2)
 def load_clip(model: str) -> tuple[CLIPModel, Any]:
-    """A CLIP model and its processor, kept for the next call."""
+    """A CLIP model and its processor, kept for the next call; at most two models are kept.
+
+    Args:
+        model: a folder, a hub id or "testbed:clip".
+
+    Raises:
+        InvalidInput: it cannot be loaded; the message says why.
+    """
     folder = resolve(model)
     try:
         return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)

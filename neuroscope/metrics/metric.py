@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Metric(Protocol):
-    """What `evaluate` and `localize` call. `name` is how tables and plots call it."""
+    """What `evaluate` and `localize` call: any object with a name and a call, such as a frozen dataclass of your own.
+
+    A batch of images is scored at once, and in no fixed order, so a score must depend on its own image and prompt alone.
+    `localize` compares means: scores need no fixed scale, but higher must mean more of the concept.
+    """
 
     @property
     def name(self) -> str:
@@ -23,7 +27,12 @@ class Metric(Protocol):
         ...
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[str]) -> np.ndarray:
-        """One float64 score per image."""
+        """One float64 score per image.
+
+        Args:
+            images: RGB images of one size.
+            prompts: the prompt that each image was made with.
+        """
         ...
 
 
@@ -46,5 +55,10 @@ class Loads(Protocol):
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:
-    """The metric with the parts that depend on the model filled in."""
+    """The metric with the parts that depend on the model filled in.
+
+    Args:
+        metric: returned as it is unless it has `bound_to`.
+        graph: the model whose images will be scored.
+    """
     return metric.bound_to(graph) if isinstance(metric, Bindable) else metric

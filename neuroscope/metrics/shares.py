@@ -27,6 +27,9 @@ _ROUNDING = {"latent": 1e-5, "image": 1e-3}
 class LatentShare:
     """How far a run's final latent moved from the source run towards the target run: a projection, 0 to 1.
 
+    share = <run - source, target - source> / ‖target - source‖², over all elements of the latent: 0 for the source, 1 for the
+    target. It may leave this range. Movement at a right angle to the way from source to target does not count.
+
     Needs no scorer. `localize` gives it the three runs of each image.
     """
 
@@ -34,7 +37,13 @@ class LatentShare:
     space: ClassVar[Space] = "latent"
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
-        """The share of one image; NaN where both runs are the same."""
+        """The share of one image; NaN where source and target are the same.
+
+        Args:
+            run: the run's final latent, a tensor [channel, height, width].
+            source: that of the source run, of the same shape.
+            target: that of the target run, of the same shape.
+        """
         return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
@@ -46,7 +55,13 @@ class ImageShare:
     space: ClassVar[Space] = "image"
 
     def __call__(self, run: Image, source: Image, target: Image) -> float:
-        """The share of one image; NaN where both runs are the same."""
+        """The share of one image; NaN where source and target are the same.
+
+        Args:
+            run: the run's image, whose levels from 0 to 255 are compared.
+            source: that of the source run, of the same size.
+            target: that of the target run, of the same size.
+        """
         return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
 
 
@@ -81,6 +96,7 @@ class Flipped:
 
 
 def _projection(runs: Sequence[np.ndarray], rounding: float) -> float:
+    """The share of a run, of a source and a target; NaN where these differ by no more than rounding, relative to the source's norm."""
     run, source, target = runs
     way = target - source
     length = float((way**2).sum())

@@ -36,6 +36,15 @@ def sd1(seed: int = 0) -> StableDiffusionPipeline:
     return _pipeline(seed, _tokenizer(), DDIMScheduler(**SCHEDULE), attention_head_dim=4)
 
 
+def shallow(seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion v1 with 7 layers, for laws that do not depend on depth."""
+    cross = {
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 2,
+    }
+    return _pipeline(seed, _tokenizer(), DDIMScheduler(**SCHEDULE), **cross, block_out_channels=[32] * 3, layers_per_block=1)
+
+
 def sd2(seed: int = 0) -> StableDiffusionPipeline:
     """Stable Diffusion v2: linear projections around the layers, heads per block, velocities, and padding with '!'."""
     tokenizer = _tokenizer()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ def concept_of(pairs: Pairs, name: str = "stipple") -> Concept:
     return Concept(name, [present for present, _ in pairs], [absent for _, absent in pairs])
 
 
-def planted(pairs: Pairs, at: Mapping[int, Pairs], louder: float = 10.0) -> HookGraph:
+def planted(pairs: Pairs, at: Mapping[int, Pairs], louder: float = 10.0, pipe: Any = None) -> HookGraph:
     """A tiny pipeline in which each layer's keys and values ignore what tells the pairs apart, but for its own pairs in `at`.
 
     Their weights are projected onto the orthogonal complement of the differences of the pairs' contexts at every token. The
-    values of layers that let something pass are louder, so that images of 256 levels show it.
+    values of layers that let something pass are louder, so that images of 256 levels show it. `pipe` is changed, if it is given.
     """
-    graph = HookGraph(tiny.sd1())
+    graph = HookGraph(pipe or tiny.sd1())
     present, absent = (graph.text.encode([pair[side] for pair in pairs]).double() for side in (0, 1))
     for site in graph.sites.where(text_only=True):
         blocked = [number for number, pair in enumerate(pairs) if pair not in at.get(site.layer, ())]

@@ -60,6 +60,11 @@ class GrowingWindows:
 
 
 def is_enough(effects: Effects, share: float) -> bool:
-    """Whether the strongest patch of layers has this share of a positive total effect."""
+    """Whether the strongest patch of layers has this share of a positive total effect.
+
+    Args:
+        effects: means over images are compared; patches without layers, such as the pooled text, do not count.
+        share: from 0 to 1.
+    """
     means = [mean for patch, mean in zip(effects.patches, effects.means(), strict=True) if patch.layers]
     return bool(max(means) >= share * effects.total_mean() > 0)

@@ -93,12 +93,12 @@ class AttentionContribution(Localization[LayerScores]):
 
 
 def _change(attention: LocalAttention, target: Conditions) -> float:
-    """The norm of the output's change with the target's prompt; 0 where it is no more than rounding."""
+    """The norm of the output's change with the target's prompt, in the output's units; 0 where it is no more than rounding."""
     output = attention.output
     moved = _norm(attention.of(target) - output)
     return moved if moved > _ROUNDING * _norm(output) else 0.0
 
 
 def _norm(output: Float[torch.Tensor, "row ... channel"]) -> float:
-    """The norm over channels, averaged over the image's positions."""
+    """The Euclidean norm over channels, in float64, averaged over rows and the image's positions."""
     return float(output.double().norm(dim=-1).mean())

@@ -86,7 +86,14 @@ class AttributionPatching(Localization[LayerScores]):
 
 
 def _at_outputs(forcing: TeacherForcing, step: StepInput, target: Conditions, metric: PatchingMetric) -> list[float]:
-    """For each layer the change of its attention's output with the target's prompt, times the gradient there."""
+    """For each layer the change of its attention's output with the target's prompt, times the gradient there.
+
+    part = Σ (o' - o) · ∂m/∂o at the source, with the metric m and the layer's output o. The softmax is computed with the target's
+    keys, so that its saturation does not hide their effect (the remedy of Kramár et al. 2024 for queries and keys).
+
+    Returns:
+        One number a layer, in shares of the total effect.
+    """
     outputs = [forcing.graph.module(site) for site in forcing.graph.sites.where(role="output")]
     changes: list[Tensor] = for_each_attention(forcing, step, lambda attention: attention.of(target) - attention.output)
     slopes: Any = LayerGradientXActivation(metric, outputs, multiply_by_inputs=False).attribute(torch.zeros(1, 1))

@@ -64,6 +64,9 @@ def forced_shares(
 ) -> Float[np.ndarray, "layer"]:
     """Each layer's share of the total effect on one prediction.
 
+    With the recorded prediction s, the prediction p of a patched layer, and t of the total patch: <p - s, t - s> / ‖t - s‖².
+    Shares of all layers add up to 1 only where the layers' effects are additive.
+
     Args:
         roles: swap "key" and "value", or one of them.
         forcing: makes the forced call.
