@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from neuroscope.core.conditions import Conditions
 from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.interventions import ContextSwap
+from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 
 _TEXT = ("key", "value", "pooled")
@@ -68,7 +69,7 @@ class PatchingMetric:
     def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel height width"]:
         with self._graph.apply_each(changes):
             predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._step.inputs)))[0]
-        return self._graph.family.noise(predicted).double()
+        return self._graph.family.noise(uncompiled(self._graph.denoiser), predicted).double()
 
 
 def _repeated(rows: int, value: Any) -> Any:

@@ -24,12 +24,12 @@ from neuroscope.core.statistics import Moments
 from neuroscope.core.tokens import TOKENS, Token, select_tokens
 from neuroscope.generation.arguments import check_generation, refuse_set_here
 from neuroscope.generation.image_inputs import spread_images
-from neuroscope.pipeline.families import uncompiled
+from neuroscope.pipeline.families import TEXT_OPTIONS, uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.weights import outgoing_norm
 
 ARMS = ("present", "absent")
-_SET_HERE = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "latents", "num_images_per_prompt")
+_SET_HERE = ("prompt", "prompt_2", "generator", "latents", "num_images_per_prompt")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def record(
         seed: prompt number i starts from the noise of `seed + i`, the same in both arms.
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone read `clip_skip`
-            of them. An image is given once, for all prompts.
+            and `clean_caption` of them. An image is given once, for all prompts.
 
     Raises:
         InvalidInput: no site, an unknown token, `by_step` without sites that need denoising, a value of another kind, or an option
@@ -196,7 +196,7 @@ def record(
         NonFiniteActivation: an activation is NaN or infinite; the message names its site.
     """
     _check_arguments(graph, concept, batch_size, seed, by_step=by_step, keep_samples=keep_samples, quiet=quiet)
-    refuse_set_here(generation, _SET_HERE)
+    refuse_set_here(generation, (*_SET_HERE, *graph.family.conditional_arguments))
     check_generation(graph.pipe, generation, record)
     choose("token", token, TOKENS)
     given = None if sites is None else checks.several("sites", sites, Site, "graph.sites.where(layer=8)")
@@ -215,7 +215,7 @@ def record(
         with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", disable=quiet) as bar:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
-                _record_text(graph, text, batch, token, concept.name, tally, generation.get("clip_skip"))
+                _record_text(graph, text, batch, token, concept.name, tally, graph.text.options(generation))
                 if denoised:
                     _record_denoised(graph, denoised, batch, seed + first, by_step, tally, generation)
                 bar.update(len(batch))
@@ -271,7 +271,7 @@ class _Tally:
 
 def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -> None:
     """Raises InvalidInput for options of the pipeline that what is computed without it would not follow."""
-    unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {"clip_skip"})
+    unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {*TEXT_OPTIONS, "max_sequence_length"})
     for name in unused:
         if name not in generation or generation[name] is None:
             continue
@@ -286,11 +286,11 @@ def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -
 
 @torch.no_grad()
 def _record_text(
-    graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, clip_skip: int | None
+    graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, options: Mapping[str, Any]
 ) -> None:
     if not sites:
         return
-    conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
+    conditions = graph.text.conditions(prompts, **options)
     chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)).to(conditions.context.device)
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import Family, SitePattern
-from neuroscope.pipeline.families.unet import REFUSALS, STAGES, block_name, inputs
+from neuroscope.pipeline.families.unet import ENCODED, REFUSALS, STAGES, block_name, inputs
 
 POOLED = "add_embedding.proj"
 LENGTH = 77  # fixed in diffusers' pipelines, whatever the tokenizer allows
@@ -42,7 +42,7 @@ class _Words:
 
     model_max_length = LENGTH
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, _pipe: Any, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.is_fast = tokenizer.is_fast
         self.eos_token_id = tokenizer.eos_token_id
@@ -77,9 +77,9 @@ ADDED_KV = Family(
         "resnet": re.compile(r".+\.(resnets|downsamplers|upsamplers)\.\d+"),
     },
     stages=STAGES,
-    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    encoded=ENCODED,
     read=_read,
     words=_Words,
     prepares_text=re.compile(r"encoder_hid_proj|add_embedding(\..+)?|.+\.norm_cross"),
-    noise=lambda predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
+    noise=lambda _denoiser, predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
 )

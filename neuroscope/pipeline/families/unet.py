@@ -11,6 +11,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families.encoding import Encoded
 
 _TOKENS = 7  # images have powers of four
 
@@ -84,6 +85,8 @@ REFUSALS = (
     ),
 )
 
+ENCODED = (Encoded("prompt_embeds"), Encoded("negative_prompt_embeds", part="unconditional"))
+
 STAGES = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 
 UNET = Family(
@@ -109,6 +112,6 @@ UNET = Family(
         "resnet": re.compile(r".+\.resnets\.\d+"),
     },
     stages=STAGES,
-    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    encoded=ENCODED,
     read=_read,
 )
