@@ -121,7 +121,9 @@ class Sweep:
 
     def images(self, made: Sequence[Any]) -> list[Image]:
         """What `run` gave, as images."""
-        return list(made) if self.space == "image" else self.graph.family.decode(self.graph.pipe, torch.stack(list(made)))
+        if self.space == "image":
+            return list(made)
+        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
 
     def _make(self, rows: Sequence[Row], enter: Enter) -> list[Any]:
         device = self.graph.pipe._execution_device

@@ -100,7 +100,7 @@ class Family:
         tokenizers, text_encoders: the pipeline's attributes that hold them; a pipeline need not have all.
         split: the conditions of prompts and of negative prompts in what `encode_prompt` returns; see `encoding.split_encoded`.
         expected_parts: the order of a batch of so many parts, where contexts do not tell it; see `encoding.expected_parts`.
-        decode: the images of the pipeline's final latents; see `decoding.decode`.
+        decode: the images of final latents of a call with these options; see `decoding.decode`.
         read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
             [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
             the first.
@@ -125,7 +125,7 @@ class Family:
     read: Callable[[Any, str, Conditions], Tensor]
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    decode: Callable[[Any, Tensor], list[Image]] = decode
+    decode: Callable[[Any, Tensor, Mapping[str, Any]], list[Image]] = decode
     split: Callable[[Sequence[Encoded], Any, Any, Sequence[Any], Mapping[str, Any]], tuple[Conditions, Conditions | None]] = split_encoded
     expected_parts: Callable[[Any, int], tuple[Part, ...]] = expected_parts
     words: Callable[[Any, Any], Any] = lambda _pipe, tokenizer: tokenizer

@@ -32,6 +32,29 @@ class Encoded(NamedTuple):
     part: Part = "conditional"
 
 
+class LowerCase:
+    """A tokenizer as pipelines with a T5 encoder call it: prompts in lower case, of a fixed number of tokens.
+
+    Args:
+        tokenizer: the pipeline's.
+        length: the number of tokens, whatever the tokenizer allows.
+    """
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self._tokenizer = tokenizer
+        self.model_max_length = length
+        self.is_fast = tokenizer.is_fast
+        self.eos_token_id = tokenizer.eos_token_id
+
+    def __call__(self, prompts: list[str], **options: Any) -> Any:
+        return self._tokenizer([prompt.lower() for prompt in prompts], **options)
+
+
+def default_of(pipe: Any, option: str) -> Any:
+    """The value that an option of a pipeline's call has where it is left out."""
+    return inspect.signature(type(pipe).__call__).parameters[option].default
+
+
 def begin_of(pipe: Any) -> str:
     """The name of the method with which a pipeline's call encodes its prompts."""
     return next((name for name in _BEGINS if hasattr(pipe, name)), BEGIN)

@@ -66,24 +66,23 @@ def _read(_denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
     return conditions.context
 
 
-REFUSALS = (
-    Refusal(
-        "IP-Adapter",
-        "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
-        lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
-        silent=True,
-    ),
-    Refusal(
-        "fused projections",
-        "its projections are fused; call `unfuse_qkv_projections()` first",
-        lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
-    ),
-    Refusal(
-        "chunked feed-forward",
-        "its feed-forwards run in chunks; set their chunk size to None first",
-        lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
-    ),
+IP_ADAPTER = Refusal(
+    "IP-Adapter",
+    "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
+    lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
+    silent=True,
 )
+FUSED = Refusal(
+    "fused projections",
+    "its projections are fused; call `unfuse_qkv_projections()` first",
+    lambda denoiser: any("Fused" in type(each).__name__ for each in denoiser.attn_processors.values()),
+)
+CHUNKED = Refusal(
+    "chunked feed-forward",
+    "its feed-forwards run in chunks; set their chunk size to None first",
+    lambda denoiser: any(getattr(each, "_chunk_size", None) for each in denoiser.modules()),
+)
+REFUSALS = (IP_ADAPTER, FUSED, CHUNKED)
 
 ENCODED = (Encoded("prompt_embeds"), Encoded("negative_prompt_embeds", part="unconditional"))
 
