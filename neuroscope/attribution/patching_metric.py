@@ -47,7 +47,7 @@ class PatchingMetric:
         self._source = step.output.double()
         self.rows_with_gradients = 0
         self.end = float("nan")
-        every = ContextSwap(graph.sites.where(role=_TEXT).paths, target.context, rows="all", pooled=target.pooled)
+        every = ContextSwap.reading(target, graph.sites.where(role=_TEXT).paths, rows="all")
         self._swap = replace(every, paths=tuple(paths))
         with torch.no_grad():
             self._total = self._predict([[every]]) - self._source

@@ -17,6 +17,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite_tensor, instance
 from neuroscope.core.concepts import Concept
+from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
@@ -180,7 +181,8 @@ def record(
         graph: the model.
         concept: its prompts.
         sites: which sites, one or several; by default all keys and values.
-        token: which token of the prompt text-side sites are read at; see `select_tokens`.
+        token: which token of the prompt text-side sites are read at; see `select_tokens`. Where the model's attention is masked (PixArt),
+            tokens that it does not see are left out, and "last" is the last one that it sees.
         by_step: keep the moments of each denoising step apart, for sites that need denoising.
         keep_samples: also keep every observation, as rank statistics need; memory then grows with the prompts.
         batch_size: prompts at a time.
@@ -291,10 +293,19 @@ def _record_text(
     if not sites:
         return
     conditions = graph.text.conditions(prompts, **options)
-    chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)).to(conditions.context.device)
+    chosen = _seen(torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)), conditions)
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
+
+
+def _seen(chosen: Bool[Tensor, "prompt token"], conditions: Conditions) -> Bool[Tensor, "prompt token"]:
+    """The chosen tokens that attention sees; of a prompt of which it sees none of these, the last one that it sees."""
+    seen = conditions.of_tokens.bool()
+    positions = torch.arange(seen.shape[1], device=seen.device)
+    last = positions == torch.where(seen, positions, -1).amax(dim=1, keepdim=True)
+    kept = chosen.to(seen.device) & seen
+    return torch.where(kept.any(dim=1, keepdim=True), kept, last)
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:

@@ -45,6 +45,11 @@ class Conditions:
         """The conditions on another device or in another number format; a mask keeps its own."""
         return self._each(lambda part: part.to(device, dtype if part.is_floating_point() else part.dtype))
 
+    @property
+    def of_tokens(self) -> Shaped[Tensor, "prompt token"]:
+        """The mask; ones where there is none."""
+        return self.context.new_ones(self.context.shape[:2]) if self.mask is None else self.mask
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         others = {name: change(part) for name in _PARTS[1:] if (part := getattr(self, name)) is not None}
         return Conditions(change(self.context), **others)

@@ -16,7 +16,7 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
 from neuroscope.core.tokens import warn_of_lost_words
-from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled
+from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled, without_texts
 
 #: Where the denoiser computes, and in which number format.
 Placement = tuple[torch.device | None, torch.dtype]
@@ -110,9 +110,14 @@ class PromptEncoder:
             raise InvalidInput(f"max_sequence_length={length} is not the {self.token_count} tokens that prompts have here; leave it out")
         return {name: generation[name] for name in TEXT_OPTIONS if generation.get(name) is not None}
 
-    def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
+    def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        return self._family.call_arguments(conditions, negative)
+        return without_texts(self._pipe) | self._family.call_arguments(conditions, negative)
+
+    def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
+        """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""
+        mask = self._family.mask
+        return {} if mask is None else {mask.argument: mask.bias(conditions.of_tokens)}
 
     def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
         """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.

@@ -47,7 +47,14 @@ class LowerCase:
         self.eos_token_id = tokenizer.eos_token_id
 
     def __call__(self, prompts: list[str], **options: Any) -> Any:
+        """The prompts' tokens, as the tokenizer gives them."""
         return self._tokenizer([prompt.lower() for prompt in prompts], **options)
+
+
+def without_texts(pipe: Any) -> dict[str, None]:
+    """The options of a pipeline's call that name texts by default, left empty as they are to be beside encoded prompts."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {name: None for name in ("prompt", "negative_prompt") if name in known and isinstance(known[name].default, str)}
 
 
 def default_of(pipe: Any, option: str) -> Any:

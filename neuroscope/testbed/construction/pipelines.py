@@ -10,7 +10,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     IFPipeline,
     IFSuperResolutionPipeline,
@@ -22,7 +21,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.architectures import build_autoencoder
@@ -118,12 +125,13 @@ def pixart() -> PixArtAlphaPipeline:
     transformer = PixArtTransformer2DModel(
         sample_size=8,
         num_layers=16,
-        num_attention_heads=4,
+        num_attention_heads=6,
         attention_head_dim=16,
-        cross_attention_dim=64,
+        cross_attention_dim=96,
         caption_channels=64,
     )
-    return PixArtAlphaPipeline(tokenizer, text_encoder, build_autoencoder(), transformer, DPMSolverMultistepScheduler())
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    return PixArtAlphaPipeline(tokenizer, text_encoder, build_autoencoder(), transformer, scheduler)
 
 
 BUILDERS: dict[str, Callable[[], Any]] = {
@@ -152,10 +160,9 @@ def build_unplanted(family: str, seed: int) -> Any:
     return pipe
 
 
-def denoiser_of(pipe: Any) -> nn.Module:
+def denoiser_of(pipe: Any) -> Any:
     """A pipeline's denoiser."""
-    found: nn.Module = getattr(pipe, component_of(pipe))
-    return found
+    return getattr(pipe, component_of(pipe))
 
 
 def component_of(pipe: Any) -> str:
