@@ -128,7 +128,7 @@ class _Texts(NamedTuple):
         seen = present.of_tokens.bool().cpu()
         kept = [[(here, there) for here, there in places if seen[row, here]] for row, places in enumerate(aligned)]
         if not any(kept):
-            raise InvalidInput(f"attention sees no {' or '.join(kinds)} token of {concept.name!r}'s prompts; edit other tokens")
+            raise InvalidInput(f"attention sees no {' or '.join(kinds)} token of the prompts of {concept.name!r}; edit other tokens")
         return cls(present, absent, kept)
 
     def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:

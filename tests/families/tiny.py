@@ -94,7 +94,7 @@ def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **opti
 def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
-        small = {"use_resolution_binning": False} if hasattr(pipe, "transformer") else {}
+        small = {"use_resolution_binning": False, "height": 32, "width": 32} if hasattr(pipe, "transformer") else {}
         return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:

@@ -123,7 +123,7 @@ def pixart() -> PixArtAlphaPipeline:
     """PixArt-α, shallow: 16 transformer blocks, a T5 text encoder whose prompts have a mask, learned variance."""
     tokenizer, text_encoder = _t5(64)
     transformer = PixArtTransformer2DModel(
-        sample_size=8,
+        sample_size=32,
         num_layers=16,
         num_attention_heads=6,
         attention_head_dim=16,
