@@ -104,7 +104,7 @@ class _NeuronPatchSpec(PatchSpec):
     def swap(self, graph: HookGraph, patch: Patch, target: Conditions) -> ContextSwap:
         """The intervention of a patch: its neurons read the target prompt's context."""
         chosen = self.neurons[patch]
-        return ContextSwap(tuple(chosen), target.context, chosen, self.rows, self.steps, pooled=target.pooled)
+        return ContextSwap.reading(target, tuple(chosen), neurons=chosen, rows=self.rows, steps=self.steps)
 
 
 def _span(chosen: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from neuroscope.core.conditions import Conditions
 from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.interventions import ContextSwap
+from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 
 _TEXT = ("key", "value", "pooled")
@@ -46,7 +47,7 @@ class PatchingMetric:
         self._source = step.output.double()
         self.rows_with_gradients = 0
         self.end = float("nan")
-        every = ContextSwap(graph.sites.where(role=_TEXT).paths, target.context, rows="all", pooled=target.pooled)
+        every = ContextSwap.reading(target, graph.sites.where(role=_TEXT).paths, rows="all")
         self._swap = replace(every, paths=tuple(paths))
         with torch.no_grad():
             self._total = self._predict([[every]]) - self._source
@@ -76,7 +77,7 @@ class PatchingMetric:
         """The denoiser's predictions of the step in float64, one row for each list of changes."""
         with self._graph.apply_each(changes):
             predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._step.inputs)))[0]
-        return self._graph.family.noise(predicted).double()
+        return self._graph.family.noise(uncompiled(self._graph.denoiser), predicted).double()
 
 
 def _repeated(rows: int, value: Any) -> Any:

@@ -17,6 +17,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite_tensor, instance
 from neuroscope.core.concepts import Concept
+from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
@@ -24,12 +25,12 @@ from neuroscope.core.statistics import Moments
 from neuroscope.core.tokens import TOKENS, Token
 from neuroscope.generation.arguments import check_generation, refuse_set_here
 from neuroscope.generation.image_inputs import spread_images
-from neuroscope.pipeline.families import uncompiled
+from neuroscope.pipeline.families import TEXT_OPTIONS, uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.weights import outgoing_norm
 
 ARMS = ("present", "absent")
-_SET_HERE = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "latents", "num_images_per_prompt")
+_SET_HERE = ("prompt", "prompt_2", "generator", "latents", "num_images_per_prompt")
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,15 @@ def record(
         graph: the model.
         concept: its prompts.
         sites: which sites, one or several; by default all keys and values.
-        token: which token of the prompt text-side sites are read at; see `select_tokens`.
+        token: which token of the prompt text-side sites are read at; see `select_tokens`. Where the model's attention is masked (PixArt),
+            tokens that it does not see are left out, and "last" is the last one that it sees.
         by_step: keep the moments of each denoising step apart, for sites that need denoising.
         keep_samples: also keep every observation, as rank statistics need; memory then grows with the prompts.
         batch_size: prompts at a time.
         seed: prompt number i starts from the noise of `seed + i`, the same in both arms.
         quiet: show no progress bar.
         **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone read `clip_skip`
-            of them. An image is given once, for all prompts.
+            and `clean_caption` of them. An image is given once, for all prompts.
 
     Returns:
         Moments of both arms in float64, with the norms of the weights that read each neuron.
@@ -205,7 +207,7 @@ def record(
         NonFiniteActivation: an activation is NaN or infinite; the message names its site.
     """
     _check_arguments(graph, concept, batch_size, seed, by_step=by_step, keep_samples=keep_samples, quiet=quiet)
-    refuse_set_here(generation, _SET_HERE)
+    refuse_set_here(generation, (*_SET_HERE, *graph.family.conditional_arguments))
     check_generation(graph.pipe, generation, record)
     choose("token", token, TOKENS)
     given = None if sites is None else checks.several("sites", sites, Site, "graph.sites.where(layer=8)")
@@ -224,7 +226,7 @@ def record(
         with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", disable=quiet) as bar:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
-                _record_text(graph, text, batch, token, concept.name, tally, generation.get("clip_skip"))
+                _record_text(graph, text, batch, token, concept.name, tally, graph.text.options(generation))
                 if denoised:
                     _record_denoised(graph, denoised, batch, seed + first, by_step, tally, generation)
                 bar.update(len(batch))
@@ -282,7 +284,7 @@ class _Tally:
 
 def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -> None:
     """Raises InvalidInput for options of the pipeline that a site which is computed without a run would ignore."""
-    unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {"clip_skip"})
+    unused = ["cross_attention_kwargs"] if denoising else sorted({*generation} - {*TEXT_OPTIONS, "max_sequence_length"})
     for name in unused:
         if name not in generation or generation[name] is None:
             continue
@@ -297,16 +299,25 @@ def _refuse_unused(site: Site, denoising: bool, generation: Mapping[str, Any]) -
 
 @torch.no_grad()
 def _record_text(
-    graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, clip_skip: int | None
+    graph: HookGraph, sites: Sites, prompts: Sequence[str], token: Token, subject: str, tally: _Tally, options: Mapping[str, Any]
 ) -> None:
     """Adds what text-side sites make of the prompts, without a run."""
     if not sites:
         return
-    conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
-    chosen = torch.from_numpy(graph.text.select_tokens(prompts, token, subject)).to(conditions.context.device)
+    conditions = graph.text.conditions(prompts, **options)
+    chosen = _seen(torch.from_numpy(graph.text.select_tokens(prompts, token, subject)), conditions)
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
+
+
+def _seen(chosen: Bool[Tensor, "prompt token"], conditions: Conditions) -> Bool[Tensor, "prompt token"]:
+    """The chosen tokens that attention sees; of a prompt of which it sees none of these, the last one that it sees."""
+    seen = conditions.of_tokens.bool()
+    positions = torch.arange(seen.shape[1], device=seen.device)
+    last = positions == torch.where(seen, positions, -1).amax(dim=1, keepdim=True)
+    kept = chosen.to(seen.device) & seen
+    return torch.where(kept.any(dim=1, keepdim=True), kept, last)
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from neuroscope.core.errors import InvalidInput
@@ -20,10 +20,12 @@ class Conditions:
     Attributes:
         context: [prompt, token, channel], what cross-attention reads.
         pooled: [prompt, summary], one summary a prompt, where the encoders give one beside the tokens (SDXL).
+        mask: [prompt, token], 1 at the tokens that cross-attention sees and 0 at the others, where the denoiser is given one (PixArt).
     """
 
     context: Float[Tensor, "prompt token channel"] = field(repr=False)
     pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
+    mask: Shaped[Tensor, "prompt token"] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.context)
@@ -31,17 +33,29 @@ class Conditions:
     def __getitem__(self, prompt: int) -> Conditions:
         """One prompt's conditions."""
         chosen = slice(prompt, prompt + 1 or None)
-        return Conditions(self.context[chosen], None if self.pooled is None else self.pooled[chosen])
+        return self._each(lambda part: part[chosen])
 
     @classmethod
     def of(cls, parts: Sequence[Conditions]) -> Self:
         """All prompts of several conditions, in order."""
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return cls(torch.cat([part.context for part in parts]), torch.cat(pooled) if pooled else None)
+        context, pooled, mask = ([tensor for each in parts if (tensor := getattr(each, name)) is not None] for name in _PARTS)
+        return cls(torch.cat(context), torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Conditions:
-        """The conditions on another device or in another number format."""
-        return Conditions(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))
+        """The conditions on another device or in another number format; a mask keeps its own."""
+        return self._each(lambda part: part.to(device, dtype if part.is_floating_point() else part.dtype))
+
+    @property
+    def of_tokens(self) -> Shaped[Tensor, "prompt token"]:
+        """The mask; ones where there is none."""
+        return self.context.new_ones(self.context.shape[:2]) if self.mask is None else self.mask
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        others = {name: change(part) for name in _PARTS[1:] if (part := getattr(self, name)) is not None}
+        return Conditions(change(self.context), **others)
+
+
+_PARTS = tuple(each.name for each in fields(Conditions))
 
 
 Rows = Literal["all", "conditional"]

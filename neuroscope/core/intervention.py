@@ -84,6 +84,7 @@ class ModelSpec:
         context_channels: the channels of a prompt's context.
         token_count: the tokens of a prompt; None where the pipeline's tokenizers do not agree.
         has_summary: whether prompts have a pooled summary beside their context.
+        has_mask: whether attention is told by a mask which of a prompt's tokens it sees.
     """
 
     family: str
@@ -92,6 +93,7 @@ class ModelSpec:
     context_channels: int
     token_count: int | None
     has_summary: bool
+    has_mask: bool
 
 
 class Encodes(Protocol):
@@ -153,6 +155,14 @@ class Intervention(Artifact):
     def on_output(self, activation: Tensor, call: Call) -> Tensor:
         """What a site becomes instead of `activation`."""
         return activation
+
+    def masked(self, sites: Sites) -> Collection[str]:
+        """The paths of the keys beside which attention is told by `on_mask` which tokens it sees, in a model with these sites."""
+        return ()
+
+    def on_mask(self, bias: Tensor, call: Call) -> Tensor:
+        """What a layer's attention adds to its scores instead of `bias`, where its model masks tokens; `call.read` gives it of prompts."""
+        return bias
 
     @abc.abstractmethod
     def check(self, spec: ModelSpec) -> None:

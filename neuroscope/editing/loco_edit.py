@@ -46,7 +46,7 @@ class LocoEdit:
         preserve_weight: how much a preserved vector counts beside an edited one.
         tokens: which vectors are edited: "subject" (the last token of the concept's name, as published), "eos" (the first
             end-of-text token), "padding" behind it, several of these, or "all". Text encoders carry a word on into later
-            tokens (bidirectional ones into all), and layers may read it there.
+            tokens (bidirectional ones into all), and layers may read it there. Tokens that the model's attention does not see are no keys.
         roles: edit "key" and "value", or one of them; "pooled" edits the pooled text path as well, where the model has one.
 
     Raises:
@@ -143,7 +143,12 @@ class _Texts(NamedTuple):
     def of(cls, graph: HookGraph, concept: Concept, kinds: tuple[str, ...]) -> Self:
         pairs = list(zip(concept.present, concept.absent, strict=True))
         present, absent = (graph.text.conditions(list(arm)) for arm in (concept.present, concept.absent))
-        return cls(present, absent, graph.text.align(pairs, concept.name, kinds))
+        aligned = graph.text.align(pairs, concept.name, kinds)
+        seen = present.of_tokens.bool().cpu()
+        kept = [[(here, there) for here, there in places if seen[row, here]] for row, places in enumerate(aligned)]
+        if not any(kept):
+            raise InvalidInput(f"attention sees no {' or '.join(kinds)} token of the prompts of {concept.name!r}; edit other tokens")
+        return cls(present, absent, kept)
 
     def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
         """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""
@@ -157,10 +162,15 @@ class _Texts(NamedTuple):
 def _vectors(graph: HookGraph, site: Site, texts: Sequence[_Texts], preserved: Conditions | None) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, targets and kept vectors of a site, float64 [vector, channel]; equal ones count once."""
     keys, targets = (torch.cat(each) for each in zip(*(each.pairs(graph, site) for each in texts), strict=True))
-    kept = keys[:0] if preserved is None else graph.text.read(site, preserved).double().cpu().flatten(0, -2)
+    kept = keys[:0] if preserved is None else _kept(graph.text.read(site, preserved), preserved).double().cpu()
     if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
         raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
     return *_distinct(keys, targets), _distinct(kept, kept)[0]
+
+
+def _kept(read: Tensor, preserved: Conditions) -> Tensor:
+    """The vectors [vector, channel] of preserved prompts: of their tokens those that attention sees."""
+    return read if read.ndim == 2 else read[preserved.of_tokens.bool().to(read.device)]
 
 
 def _distinct(keys: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.errors import InvalidFile, InvalidInput, UnsupportedModel
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.storage import write_beside
 from neuroscope.editing.factors import balanced
@@ -41,8 +41,11 @@ def export_lora(graph: HookGraph, changes: Intervention | Sequence[Intervention]
     Raises:
         InvalidInput: a change that a LoRA cannot hold.
         InvalidFile: the folder cannot be written; nothing is left behind.
+        UnsupportedModel: the pipeline reads no LoRA files.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    if not hasattr(graph.pipe, "save_lora_weights"):
+        raise UnsupportedModel(f"{type(graph.pipe).__name__} reads no LoRA files; write the change into its weights with ns.fold instead")
     given = checks.several("changes", changes, Intervention, 'ns.load("edit.safetensors")')
     folder = checks.path("folder", folder)
     if not given:

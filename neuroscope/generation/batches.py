@@ -26,10 +26,8 @@ from neuroscope.pipeline.families import has_latents, latent_size
 from neuroscope.pipeline.graph import HookGraph
 
 LARGEST_BATCH = 64
-_OWN_ARGUMENTS = (
-    *("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds", "generator", "num_images_per_prompt", "output_type", "return_dict"),
-    *("negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds"),
-)
+#: The options of a pipeline's call that sweeps set, beside what it takes in place of prompts.
+_OWN_ARGUMENTS = ("prompt", "prompt_2", "negative_prompt_2", "generator", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Sweep:
         space: Space = "image",
         contexts: Mapping[str, Conditions] | None = None,
     ) -> None:
-        if taken := sorted(set(generation) & set(_OWN_ARGUMENTS)):
+        if taken := sorted(set(generation) & {*_OWN_ARGUMENTS, *graph.family.prompt_arguments}):
             raise InvalidInput(f"{taken[0]} is set for each image here; give only options that all images share")
         if batch_size is not None and batch_size < 1:
             raise InvalidInput(f"batch_size={batch_size} is no number of images; give 1 or more, or None to fit the memory")
@@ -83,9 +81,8 @@ class Sweep:
         self.graph = graph
         self.space = space
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
-        clip_skip = generation.get("clip_skip")
         distinct = list(dict.fromkeys(texts))
-        encoded = graph.text.conditions(distinct, clip_skip=clip_skip) if distinct else ()
+        encoded = graph.text.conditions(distinct, **graph.text.options(generation)) if distinct else ()
         self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
         self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
@@ -126,7 +123,9 @@ class Sweep:
 
     def images(self, made: Sequence[Any]) -> list[Image]:
         """What `run` gave, as images."""
-        return list(made) if self.space == "image" else self.graph.family.decode(self.graph.pipe, torch.stack(list(made)))
+        if self.space == "image":
+            return list(made)
+        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
 
     def _make(self, rows: Sequence[Row], context: BatchContext) -> list[Any]:
         device = self.graph.pipe._execution_device

@@ -13,16 +13,19 @@ import torch
 from torch import nn
 
 from neuroscope.core.quality import Cost
+from neuroscope.pipeline.families import family_of_denoiser
 
 
 class Meter:
     """Counts while a `metered` block runs; `cost` is what it has cost so far.
 
     Args:
+        latents: what the denoiser's call calls its latents, of which it has one a row.
         tell: called with the cost at each call of the denoiser.
     """
 
-    def __init__(self, tell: Callable[[Cost], None] | None = None) -> None:
+    def __init__(self, latents: str, tell: Callable[[Cost], None] | None = None) -> None:
+        self._latents = latents
         self._start = time.perf_counter()
         self._rows = 0
         self._tell = tell
@@ -34,7 +37,7 @@ class Meter:
 
     def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
-        self._rows += len(args[0] if args else kwargs["sample"])
+        self._rows += len(args[0] if args else kwargs[self._latents])
         if self._tell is not None:
             self._tell(self.cost)
 
@@ -42,7 +45,7 @@ class Meter:
 @contextmanager
 def metered(denoiser: nn.Module, tell: Callable[[Cost], None] | None = None) -> Iterator[Meter]:
     """Counts the denoiser's rows, the time and the memory of what runs inside the block, and tells the cost at each call."""
-    meter = Meter(tell)
+    meter = Meter(family_of_denoiser(denoiser).arguments["latents"], tell)
     handle = denoiser.register_forward_pre_hook(meter.count, with_kwargs=True)
     try:
         yield meter

@@ -54,7 +54,7 @@ class PatchSpec:
         inside = graph.sites.where(layer=patch.layers, role=self.roles).paths
         beside = graph.sites.where(role="pooled").paths if patch == POOLED or self.pooled == "other" else ()
         steps = self.steps if patch == POOLED else self.schedule[patch.part]
-        return ContextSwap([*beside, *inside], target.context, rows=self.rows, steps=steps, pooled=target.pooled)
+        return ContextSwap.reading(target, [*beside, *inside], rows=self.rows, steps=steps)
 
 
 def check_patch_spec(roles: str | Sequence[str], direction: Direction) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class PatchRunner:
             return self.spec.swap(graph, patch, self.target(pair))
         source = self.sweep.conditions(self.spec.texts(self.experiment.pairs[pair])[0])
         every = graph.sites.where(role=(*ROLES, "pooled")).paths
-        return ContextSwap(every, source.context, rows=self.spec.rows, pooled=source.pooled)
+        return ContextSwap.reading(source, every, rows=self.spec.rows)
 
     def _row(self, run: RunKey, swaps: Mapping[tuple[Patch, int], ContextSwap]) -> Row:
         source, target = self.spec.texts(self.experiment.pairs[run.pair])

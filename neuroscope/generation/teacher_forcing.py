@@ -70,9 +70,9 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
         inputs = signature.bind(*args, **kwargs).arguments
-        rows = len(inputs["sample"])
+        rows = len(graph.family.latents(inputs))
         carrying = (call.layout or PLAIN).carrying(rows)
-        noise = graph.family.noise(output[0])
+        noise = graph.family.noise(uncompiled(graph.denoiser), output[0])
         found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
         if stop_after and call.step == max(chosen):
             raise _StopRun
@@ -87,12 +87,13 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
 @contextmanager
 def _attention_processors_put_back(denoiser: Any) -> Iterator[None]:
     """Puts back attention processors that a pipeline replaces for its run, as a run that is stopped does not reach its own clean-up."""
-    before = dict(denoiser.attn_processors)
+    before = {module: module.processor for module in denoiser.modules() if hasattr(module, "processor")}
     try:
         yield
     finally:
-        if any(before[name] is not each for name, each in denoiser.attn_processors.items()):
-            denoiser.set_attn_processor(before)
+        for module, processor in before.items():
+            if module.processor is not processor:
+                module.set_processor(processor)
 
 
 class _StopRun(Exception):
@@ -143,7 +144,7 @@ class TeacherForcing:
                     stack.callback(denoiser.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
             stack.enter_context(self.graph.apply_each([[], *(changes[number] for number in order)], growing=True))
             predicted = self.graph.denoiser(**_chosen(step.inputs, 1, [0] * growth.rows))[0][1:]
-        return self.graph.family.noise(predicted)[torch.tensor(order).argsort().to(predicted.device)]
+        return self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import einops
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from neuroscope.core import checks
@@ -18,7 +19,10 @@ from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
 from neuroscope.core.intervention import Call, Encoder, Intervention, ModelSpec, check_schedule_part, counted_sites
 from neuroscope.core.scores import Neurons, NeuronsHeader
-from neuroscope.core.sites import TEXT_ROLES, Site
+from neuroscope.core.sites import TEXT_ROLES, Site, Sites
+
+#: What masks may be stored as, beside floating-point numbers.
+_COUNTS = (torch.bool, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class ContextSwap(Intervention):
     Each site's own module is given what it would read of that prompt, projections and normalisation included. The pooled
     text path keeps the run's own prompt unless its site is among the paths.
 
+    Where attention is told by a mask which tokens it sees (PixArt), a layer whose key and value both read the other prompt is given that
+    prompt's mask as well: with a strength between 0 and 1, tokens that one of the prompts lacks count in part. A layer of which only the
+    key, only the value or only some neurons read the other prompt keeps the run's own mask.
+
     Attributes:
         paths: the sites that read the other prompt.
         context: [prompt, token, channel], from `graph.text.encode`; one for all rows, or one for each prompt of the batch.
@@ -49,6 +57,7 @@ class ContextSwap(Intervention):
         steps: the part of the denoising schedule, as fractions from 0 to 1.
         provenance: the model.
         strength: how far between the run's own prompt and the other: 0 leaves the model unchanged, 1 is the other prompt.
+        mask: [prompt, token], from `graph.text.conditions`, for a model whose attention is given one.
 
     Raises:
         InvalidInput: no site, a context of another shape, a number that is not finite, neurons of other sites, or `steps` out of order.
@@ -65,6 +74,7 @@ class ContextSwap(Intervention):
     provenance: Provenance = Provenance()
     pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
     strength: float = 1.0
+    mask: Shaped[Tensor, "prompt token"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", strings("the swap's paths", self.paths))
@@ -78,6 +88,8 @@ class ContextSwap(Intervention):
         finite_tensor("the swap's context", self.context, "prompt", "token", "channel")
         if self.pooled is not None:
             finite_tensor("the swap's pooled", self.pooled, "prompt", "summary")
+        if self.mask is not None:
+            _check_mask(self.mask, self.context)
         finite("strength", self.strength)
         instance("neurons", self.neurons, (Neurons, type(None)), "scores.top(50)")
         instance("provenance", self.provenance, Provenance, "neuroscope.Provenance()")
@@ -104,18 +116,27 @@ class ContextSwap(Intervention):
             InvalidInput: no site, no prompt, or an option that the class does not have.
         """
         given = checks.several("sites", sites, Site, "graph.sites.where(layer=8, text_only=True)")
-        free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "provenance")]
+        free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "mask", "provenance")]
         for name in options:
             choose("option", name, free)
         conditions = graph.text.conditions([prompts] if isinstance(prompts, str) else prompts)
-        paths = [site.path for site in given]
-        provenance = Provenance(graph.spec.family, graph.model)
-        return cls(paths, conditions.context, provenance=provenance, pooled=conditions.pooled, **options)
+        return cls.reading(conditions, [site.path for site in given], provenance=Provenance(graph.spec.family, graph.model), **options)
+
+    @classmethod
+    def reading(cls, conditions: Conditions, paths: Collection[str], **options: Any) -> Self:
+        """A swap to prompts of which the conditions are known, such as `graph.text.conditions` gives them.
+
+        Args:
+            conditions: of the prompts.
+            paths: the sites that read the prompts.
+            **options: further fields of the class.
+        """
+        return cls(paths, conditions.context, pooled=conditions.pooled, mask=conditions.mask, **options)
 
     @cached_property
     def conditions(self) -> Conditions:
         """What the other prompts say."""
-        return Conditions(self.context, self.pooled)
+        return Conditions(self.context, self.pooled, self.mask)
 
     @property
     def changes_input(self) -> bool:
@@ -147,6 +168,23 @@ class ContextSwap(Intervention):
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
+    def masked(self, sites: Sites) -> Collection[str]:
+        """See `Intervention`: the keys of the layers that read the other prompt as a whole."""
+        chosen = sites.at(self.paths) if self.neurons is None else Sites(())
+        whole = {site.layer for site in chosen.where(role="value")}
+        return [site.path for site in chosen.where(role="key") if site.layer in whole]
+
+    def on_mask(self, bias: Float[Tensor, "row query token"], call: Call) -> Float[Tensor, "row query token"]:
+        """See `Intervention`."""
+        rows = call.rows(self.rows, len(bias))
+        if not call.within(self.steps) or rows.start == rows.stop:
+            return bias
+        edited = bias.clone()
+        _expect_tokens(bias.mT, self.context)
+        other = self._for_rows(call.read(self.conditions, len(bias)), rows.stop - rows.start, len(bias) // call.parts)
+        edited[rows] = _between(bias[rows], other.to(bias), self.strength)
+        return edited
+
     def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
         for site in spec.sites.at(self.paths):
@@ -165,10 +203,13 @@ class ContextSwap(Intervention):
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
             if spec.has_summary and self.pooled is None:
                 raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
+        if spec.has_mask and self.mask is None and self.masked(spec.sites):
+            raise InvalidInput("this change holds no mask, which the attention of its layers reads; make it with graph.text.conditions")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
         tensors = {"context": self.context} | ({} if self.pooled is None else {"pooled": self.pooled})
+        tensors |= {} if self.mask is None else {"mask": self.mask}
         header: dict[str, Any] = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "strength": self.strength}
         header |= {"provenance": asdict(self.provenance), "neurons": None}
         if self.neurons is not None:
@@ -181,8 +222,9 @@ class ContextSwap(Intervention):
         """See `Artifact`."""
         context = take(tensors, "context", *FLOATS)
         pooled = take(tensors, "pooled", *FLOATS) if "pooled" in tensors else None
+        mask = take(tensors, "mask", *FLOATS, *_COUNTS) if "mask" in tensors else None
         neurons = None if header.neurons is None else Neurons.from_parts(tensors, header.neurons, prefix="indices:")
-        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength)
+        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength, mask)
 
     def _for_rows(self, others: Tensor, rows: int, images: int) -> Tensor:
         """What each of the changed rows takes of the prompts'; several images of one prompt lie side by side, in each part of the batch.
@@ -200,6 +242,27 @@ class ContextSwap(Intervention):
                 "give one or as many as prompts"
             )
         return einops.repeat(others, "prompt ... -> (part prompt image) ...", part=rows // images, image=images // len(others))
+
+
+def _between(own: Float[Tensor, "row query token"], other: Float[Tensor, "row query token"], strength: float) -> Tensor:
+    """The bias with which each token counts so far between its weights under two biases, exactly either at 0 and 1."""
+    if strength == 1:
+        return other
+    weights = own.exp().lerp(other.exp(), strength).clamp_min(0)
+    result: Tensor = weights.log().maximum(own.minimum(other))
+    return result
+
+
+def _check_mask(mask: Any, context: Tensor) -> None:
+    """Raises InvalidInput for a mask of other prompts or tokens than the context's."""
+    instance("the swap's mask", mask, Tensor, "graph.text.conditions(prompts).mask")
+    if mask.shape != context.shape[:2]:
+        raise InvalidInput(
+            f"the swap's mask has shape {tuple(mask.shape)}, and its context {tuple(context.shape)}; give [prompt, token], from "
+            "graph.text.conditions"
+        )
+    if not ((mask == 0) | (mask == 1)).all():
+        raise InvalidInput("the swap's mask holds other numbers than 0 and 1; take it from graph.text.conditions")
 
 
 def _expect_tokens(given: Tensor, other: Tensor) -> None:

@@ -96,6 +96,7 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         context_channels=family.inputs(denoiser, None)[family.arguments["context"]].shape[-1],
         token_count=token_count,
         has_summary=family.has_summary,
+        has_mask=family.mask is not None,
     )
 
 

@@ -20,7 +20,7 @@ from neuroscope.pipeline.block import block
 from neuroscope.pipeline.discovery import find_components, find_sites, readers_beside, spec_of
 from neuroscope.pipeline.families import Family, family_of, uncompiled
 from neuroscope.pipeline.hooked_block import HookedBlock, LiveModel
-from neuroscope.pipeline.hooks import BoundIntervention, Images, apply_changes
+from neuroscope.pipeline.hooks import BoundIntervention, Images, apply_changes, change_masks
 from neuroscope.pipeline.steps import StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.weights import head_counts
@@ -137,6 +137,9 @@ class HookGraph:
                 sides = {before: [each for each in here if each.acts_before(site) == before] for before in (True, False)}
                 for number, (before, acting) in enumerate((side, acts) for side, acts in sides.items() if acts):
                     hooks.hook(site, partial(apply_changes, acting), before=before, counted=not number)
+            masks = [(each, frozenset(each.intervention.masked(self.sites))) for each in bound]
+            for site in self.sites.at({path for _, keys in masks for path in keys}):
+                hooks.hook_mask(site, partial(change_masks, [each for each, keys in masks if site.path in keys]))
             yield
         for each, _ in changes:
             if id(each) not in acted:

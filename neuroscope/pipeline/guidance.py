@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from neuroscope.core.conditions import BatchLayout, Part
+from neuroscope.core.conditions import BatchLayout, Conditions, Part
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families import END, Family, begin_of
 from neuroscope.pipeline.hook import take_off_hooks
@@ -29,12 +29,12 @@ class Run:
     """One run of a pipeline, from its beginning until its end.
 
     Attributes:
-        conditional: [image, token, channel], what it encoded of its prompts.
+        conditional: what it encoded of its prompts.
         unconditional: what it encoded of its negative prompts; None where it encoded none.
         iterations: how often its scheduler has stepped.
     """
 
-    def __init__(self, pipe: Any, family: Family, conditional: Tensor, unconditional: Tensor | None) -> None:
+    def __init__(self, pipe: Any, family: Family, conditional: Conditions, unconditional: Conditions | None) -> None:
         self.conditional, self.unconditional = conditional, unconditional
         self.iterations = 0
         self._pipe, self._family = pipe, family
@@ -46,7 +46,8 @@ class Run:
         """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
         if self._seen is None or self._seen[0] is not context:
             expected = self._family.expected_parts(self._pipe, len(context) // max(1, len(self.conditional)))
-            self._seen = context, observe_layout(context, self.conditional, self.unconditional, expected)
+            other = None if self.unconditional is None else self.unconditional.context
+            self._seen = context, observe_layout(context, self.conditional.context, other, expected)
         return self._seen[1]
 
     def step(self, timestep: float) -> tuple[int | None, int | None]:
@@ -90,7 +91,7 @@ class GuidanceListener:
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         encoded = method(*args, **options)
-        self.run = Run(self._pipe, self._family, *self._family.split(self._pipe, encoded, args, options))
+        self.run = Run(self._pipe, self._family, *self._family.split(self._family.encoded, self._pipe, encoded, args, options))
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})
         return encoded

@@ -24,7 +24,7 @@ from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import Family, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import change_input, replace_output
+from neuroscope.pipeline.hooks import change_argument, change_input, replace_output
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 
@@ -162,6 +162,23 @@ class HookedBlock:
             self._add(module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True))
         else:
             self._add(module.register_forward_hook(Hook(lambda _module, _args, output: run(output))))
+
+    def hook_mask(self, key: Site, act: Callable[[Tensor, Call], Tensor]) -> None:
+        """Puts a hook on what the attention around a key is told of the tokens that it sees.
+
+        Args:
+            key: the key's site.
+            act: given the bias of the attention's scores, [row, 1, token], and the call, what the bias becomes.
+        """
+        mask = self._model.family.mask
+        if mask is None:
+            return
+        attention, bias_of = self._model.module(key.path.rpartition(".")[0]), mask.bias
+
+        def run(bias: Tensor) -> Tensor:
+            return act(bias, self._clock.call(key, attention.forward, lambda conditions, _: bias_of(conditions.of_tokens)))
+
+        self._add(attention.register_forward_pre_hook(Hook(partial(change_argument, mask.argument, run)), with_kwargs=True))
 
     def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
         """Replaces a whole component's output by a function of it and of the batch's layout."""

@@ -33,7 +33,13 @@ class BoundIntervention(NamedTuple):
 
     def __call__(self, tensor: Tensor, call: Call) -> Tensor:
         """What the site becomes."""
-        change = self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output
+        return self._change(self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output, tensor, call)
+
+    def on_mask(self, bias: Tensor, call: Call) -> Tensor:
+        """What the bias of the attention's scores becomes."""
+        return self._change(self.intervention.on_mask, bias, call)
+
+    def _change(self, change: Callable[[Tensor, Call], Tensor], tensor: Tensor, call: Call) -> Tensor:
         rows = self._rows(len(tensor), call, tensor.device)
         part = tensor if rows is None else tensor[rows]
         changed = change(part, call)
@@ -84,6 +90,13 @@ def apply_changes(changes: Sequence[BoundIntervention], tensor: Tensor, call: Ca
     return tensor
 
 
+def change_masks(changes: Sequence[BoundIntervention], bias: Tensor, call: Call) -> Tensor:
+    """What the bias of a layer's attention becomes after all changes, in order."""
+    for change in changes:
+        bias = change.on_mask(bias, call)
+    return bias
+
+
 def replace_output(
     path: str,
     change: Callable[[Tensor, BatchLayout], Tensor],
@@ -104,3 +117,10 @@ def change_input(
     """A forward pre-hook that replaces a module's first input."""
     changed = run(args[0])
     return None if changed is None else ((changed, *args[1:]), kwargs)
+
+
+def change_argument(
+    name: str, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A forward pre-hook that replaces an argument given by name, where it is given."""
+    return None if kwargs.get(name) is None else (args, kwargs | {name: run(kwargs[name])})

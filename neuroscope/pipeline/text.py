@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import Family, uncompiled
+from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled, without_texts
 
 #: Where the denoiser computes, and in which number format.
 Placement = tuple[torch.device | None, torch.dtype]
@@ -57,7 +57,7 @@ class PromptEncoder:
         first = every[0]
         if any(each.model_max_length != first.model_max_length or each.get_vocab() != first.get_vocab() for each in every[1:]):
             raise UnsupportedModel(f"the tokenizers of {type(self._pipe).__name__} split text differently, so positions mean two things")
-        return self._family.words(first)
+        return self._family.words(self._pipe, first)
 
     @cached_property
     def token_count(self) -> int | None:
@@ -89,7 +89,7 @@ class PromptEncoder:
         read = [(first, second) for first, second in map(self.as_read, pairs)]
         return tokens.align(self.tokenizer, read, self.as_read([subject])[0], kinds)
 
-    def conditions(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Conditions:
+    def conditions(self, prompts: Sequence[str], batch_size: int = 64, **options: Any) -> Conditions:
         """What the pipeline's own text encoders make of the prompts.
 
         Warns of prompts that are longer than the encoders read, naming the lost words.
@@ -97,7 +97,8 @@ class PromptEncoder:
         Args:
             prompts: at least one.
             batch_size: prompts at a time.
-            clip_skip: how many of the last layers of a CLIP text encoder to leave out.
+            **options: options of the pipeline's call by which it encodes: `clip_skip` (how many of the last layers of a CLIP text encoder
+                to leave out), or `clean_caption`. What is left out has the call's own default.
 
         Raises:
             InvalidInput: no prompt, or an option that the pipeline does not have.
@@ -106,23 +107,40 @@ class PromptEncoder:
         if not prompts:
             raise InvalidInput("there is no prompt to encode; give at least one")
         checks.whole("batch_size", batch_size)
-        if clip_skip is not None:
-            checks.whole("clip_skip", clip_skip, least=0)
+        given = {name: value for name, value in options.items() if value is not None}
+        if "clip_skip" in given:
+            checks.whole("clip_skip", given["clip_skip"], least=0)
         tokens.warn_of_lost_words(self.tokenizer, self.as_read(prompts))
         batches = (prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size))
-        return Conditions.of([self._encode(batch, clip_skip=clip_skip) for batch in batches])
+        return Conditions.of([self._encode(batch, given) for batch in batches])
 
     def negative(self, prompt: str | None = None) -> Conditions:
         """What the unconditional rows are given: a negative prompt's conditions, or what the pipeline takes without one."""
-        return self._encode([""], negative=None if prompt is None else [prompt], unconditional=True)
+        return self._encode([""], {}, negative=None if prompt is None else [prompt], unconditional=True)
 
-    def encode(self, prompts: Sequence[str], batch_size: int = 64, clip_skip: int | None = None) -> Float[Tensor, "prompt token channel"]:
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, **options: Any) -> Float[Tensor, "prompt token channel"]:
         """The contexts that cross-attention reads of the prompts: `conditions` without pooled text."""
-        return self.conditions(prompts, batch_size, clip_skip).context
+        return self.conditions(prompts, batch_size, **options).context
 
-    def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
+    def options(self, generation: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options of the pipeline's call by which it encodes, as `conditions` takes them.
+
+        Raises:
+            InvalidInput: prompts of another length than the model's, whose tokens would not be those of other prompts.
+        """
+        length = generation.get("max_sequence_length")
+        if length not in (None, self.token_count):
+            raise InvalidInput(f"max_sequence_length={length} is not the {self.token_count} tokens that prompts have here; leave it out")
+        return {name: generation[name] for name in TEXT_OPTIONS if generation.get(name) is not None}
+
+    def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        return self._family.call_arguments(conditions, negative)
+        return without_texts(self._pipe) | self._family.call_arguments(conditions, negative)
+
+    def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
+        """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""
+        mask = self._family.mask
+        return {} if mask is None else {mask.argument: mask.bias(conditions.of_tokens)}
 
     def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
         """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.
@@ -152,6 +170,6 @@ class PromptEncoder:
 
     @torch.no_grad()
     def _encode(
-        self, prompts: list[str], *, clip_skip: int | None = None, negative: list[str] | None = None, unconditional: bool = False
+        self, prompts: list[str], options: Mapping[str, Any], *, negative: list[str] | None = None, unconditional: bool = False
     ) -> Conditions:
-        return self._family.encode(self._pipe, prompts, negative, clip_skip, unconditional)
+        return self._family.encode(self._pipe, prompts, negative, unconditional, options)

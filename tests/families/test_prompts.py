@@ -19,7 +19,7 @@ def swapped(graph: HookGraph, other: str = tiny.OTHER, **options) -> torch.Tenso
     """The final latents of the first prompt's run, in which every reader of text reads the other prompt."""
     clip_skip = {"clip_skip": options["clip_skip"]} if "clip_skip" in options else {}
     conditions = graph.text.conditions([other], **clip_skip)
-    swap = ContextSwap(graph.sites.where(role=EVERYTHING).paths, conditions.context, pooled=conditions.pooled)
+    swap = ContextSwap.reading(conditions, graph.sites.where(role=EVERYTHING).paths)
     with graph.apply(swap):
         return tiny.draw(graph.pipe, **options)
 
@@ -60,7 +60,8 @@ def test_clip_skip(name):
 def test_embeddings_in_place_of_a_prompt(graph):
     """The conditions of a graph are what the pipeline itself makes of the prompt."""
     conditions = graph.text.conditions([tiny.OTHER])
-    given = {"prompt_embeds": conditions.context} | ({} if conditions.pooled is None else {"pooled_prompt_embeds": conditions.pooled})
+    given = graph.text.arguments(conditions, graph.text.negative())
+    given = {name: value for name, value in given.items() if not name.startswith("negative")}
     expected = tiny.draw(graph.pipe, tiny.OTHER, guidance_scale=1.0)
     noise = torch.Generator().manual_seed(0)
     options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -74,7 +75,7 @@ def test_embeddings_are_swapped_and_masked_as_a_prompt_is(graph, scale):
     options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": scale}
     conditions = graph.text.conditions([tiny.OTHER])
     (site,) = graph.sites.where(layer=8, role="value")
-    swap = ContextSwap(graph.sites.where(role=EVERYTHING).paths, conditions.context, pooled=conditions.pooled)
+    swap = ContextSwap.reading(conditions, graph.sites.where(role=EVERYTHING).paths)
     mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(4)}), fill=2.0)
     for change, other in ((swap, tiny.OTHER), (mask, tiny.PROMPT)):
         with graph.apply(change):

@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2")}
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
@@ -101,9 +101,10 @@ def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **opti
 
 
 def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
-    """What DeepFloyd's pipelines call final latents, and what they need besides."""
+    """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
-        return {"output_type": "latent"}
+        small = {"use_resolution_binning": False, "height": 32, "width": 32} if hasattr(pipe, "transformer") else {}
+        return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:
         options["image"] = options["image"].expand(prompts, -1, -1, -1)

@@ -39,6 +39,21 @@ def _if(name: str, arguments: Arguments, enlarges: bool = False, **options: Any)
     return _made(name, parts.deepfloyd, None, pixels, lambda: {"enlarges": enlarges}, **options)
 
 
+def _pixart(name: str, rows: Layout | None = None, made: Arguments = dict, **options: Any) -> Example:
+    def small() -> dict[str, Any]:
+        return {"use_resolution_binning": False, "clean_caption": False} | _sized()
+
+    return _made(name, parts.pixart, rows, small, made, **options)
+
+
+def _told_sizes() -> dict[str, Any]:
+    return {"sized": True}
+
+
+def _perturbed_blocks() -> dict[str, Any]:
+    return {"pag_applied_layers": ["blocks.1"]}
+
+
 def _sized() -> dict[str, Any]:
     return {"height": parts.SIZE, "width": parts.SIZE}
 
@@ -293,5 +308,11 @@ _DEEPFLOYD = (
     _if("IFImg2ImgSuperResolutionPipeline", _pixels_enlarged_change, True, listed=("image", "original_image")),
     _if("IFInpaintingSuperResolutionPipeline", _pixels_enlarged_painting, True, listed=("image", "original_image", "mask_image")),
 )
+_PIXART = (
+    _pixart("PixArtAlphaPipeline"),
+    _pixart("PixArtAlphaPipeline", made=_told_sizes, variant="told the size"),
+    _pixart("PixArtSigmaPipeline"),
+    _pixart("PixArtSigmaPAGPipeline", _PERTURBED, _perturbed_blocks),
+)
 
-PIPELINES: dict[str, Example] = {each.name: each for each in (*_STABLE_DIFFUSION, *_STABLE_DIFFUSION_XL, *_DEEPFLOYD, *_REFUSED)}
+PIPELINES: dict[str, Example] = {each.name: each for each in (*_STABLE_DIFFUSION, *_STABLE_DIFFUSION_XL, *_DEEPFLOYD, *_PIXART, *_REFUSED)}

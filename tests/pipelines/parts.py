@@ -8,7 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DDPMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    DDPMScheduler,
+    PixArtTransformer2DModel,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
@@ -28,14 +36,15 @@ _ENCODER = {"intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attenti
 
 
 def drawn(build: Callable[[], Any]) -> Any:
-    """What `build` makes from seed 0, in evaluation mode, with a UNet that listens to its text."""
+    """What `build` makes from seed 0, in evaluation mode, with a denoiser that listens to its text."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe = build()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
-    for path, module in pipe.unet.named_modules():
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    for path, module in denoiser.named_modules():
         if _LISTENING.fullmatch(path):
             module.weight.data.mul_(LOUDER)
     pipe.set_progress_bar_config(disable=True)
@@ -161,14 +170,10 @@ def sdxl(kind: Any, *, unet_config: dict[str, Any] | None = None, scheduler: Any
 
 def deepfloyd(kind: Any, *, enlarges: bool = False) -> Any:
     """A pipeline of DeepFloyd IF's parts: stage I, or a stage that enlarges images."""
-    words = _t5_tokenizer()
-    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
-    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
     noise = {"beta_schedule": "squaredcos_cap_v2"}
     parts = {"image_noising_scheduler": DDPMScheduler(**noise)} if enlarges else {}
     return kind(
-        tokenizer=words,
-        text_encoder=T5EncoderModel(T5Config(vocab_size=len(words), **shape, **special)),
+        **_t5(),
         unet=_deepfloyd_unet(enlarges),
         scheduler=DDPMScheduler(**noise, variance_type="learned_range", thresholding=True),
         safety_checker=None,
@@ -177,6 +182,26 @@ def deepfloyd(kind: Any, *, enlarges: bool = False) -> Any:
         requires_safety_checker=False,
         **parts,
     )
+
+
+def pixart(kind: Any, *, sized: bool = False, **parts: Any) -> Any:
+    """A pipeline of PixArt's parts; `sized` as of images of 1024 pixels, whose model may be told the size."""
+    transformer = PixArtTransformer2DModel(
+        sample_size=128 if sized else LATENTS,
+        num_layers=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+    )
+    return kind(**_t5(), vae=autoencoder(), transformer=transformer, scheduler=ddim(), **parts)
+
+
+def _t5() -> dict[str, Any]:
+    words = _t5_tokenizer()
+    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
+    return {"tokenizer": words, "text_encoder": T5EncoderModel(T5Config(vocab_size=len(words), **shape, **special))}
 
 
 def _deepfloyd_unet(enlarges: bool) -> UNet2DConditionModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,24 @@ def contexts(pipe: Any, texts: list[str]) -> list[Tensor]:
     """What cross-attention may read of texts, [text, token, channel]: the outputs of the text encoders that pipelines use."""
     tokenizers = [each for name in ("tokenizer", "tokenizer_2") if (each := getattr(pipe, name, None)) is not None]
     encoders = [each for name in ("text_encoder", "text_encoder_2") if (each := getattr(pipe, name, None)) is not None]
-    found = [_states(encoder, tokenizer, texts) for encoder, tokenizer in zip(encoders, tokenizers, strict=True)]
+    found = [
+        _states(encoder, tokenizer, texts, length_of(pipe, tokenizer)) for encoder, tokenizer in zip(encoders, tokenizers, strict=True)
+    ]
     if len(found) == 2:
         return [torch.cat([states[-2] for _, states in found], dim=-1)]
     last, states = found[0]
     return [last, states[-1]]
+
+
+def length_of(pipe: Any, tokenizer: Any) -> int:
+    """The tokens of a prompt: those of the call's own option, or at most 77."""
+    option = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    return option.default if option else min(77, tokenizer.model_max_length)
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """A pipeline's denoiser."""
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 def layouts(pipe: Any, run: Callable[[], Any]) -> list[str]:
@@ -38,7 +52,7 @@ def layouts(pipe: Any, run: Callable[[], Any]) -> list[str]:
         given = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         seen.append("".join(name(row) for row in given))
 
-    with hooked(pipe.unet, before=watch):
+    with hooked(denoiser_of(pipe), before=watch):
         run()
     return seen
 
@@ -56,8 +70,7 @@ def hooked(module: nn.Module, *, before: Callable[..., Any] | None = None, after
 
 
 @torch.no_grad()
-def _states(encoder: Any, tokenizer: Any, texts: list[str]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    length = min(77, tokenizer.model_max_length)
+def _states(encoder: Any, tokenizer: Any, texts: list[str], length: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     attended = {"attention_mask": encoded.attention_mask} if type(encoder).__name__.startswith("T5") else {}
     found = encoder(encoded.input_ids, **attended, output_hidden_states=True)

@@ -9,7 +9,7 @@ import torch
 from neuroscope import Concept, ContextSwap, HookGraph, NeuronMask, Neurons, UnsupportedModel, record
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.example import NEGATIVE, PROMPTS, conditional, layout
-from tests.pipelines.seen import contexts, hooked, layouts
+from tests.pipelines.seen import contexts, denoiser_of, hooked, layouts, length_of
 
 OTHER = "a yellow cross in a striped style"
 RIGHT = [name for name, example in PIPELINES.items() if not example.refusal]
@@ -77,8 +77,9 @@ def test_records_are_of_the_rows_that_carry_the_prompt(name, guided, prompts):
 
 
 def middle(graph, role):
-    """The site of a role in the middle block."""
-    return next(site for site in graph.sites.where(role=role) if site.block == "mid")
+    """The site of a role in the middle block; a transformer's is that in the middle of all."""
+    sites = graph.sites.where(role=role)
+    return next((site for site in sites if site.block == "mid"), sites[len(sites) // 2])
 
 
 def final(made):
@@ -103,10 +104,10 @@ class Rows:
 
 def plainly_changed(example, pipe, prompts, guided, module):
     """What the run is when plain hooks change the true rows: another context, and 8 values of one layer set to 2."""
-    rows, other = Rows(example, prompts, guided), contexts(pipe, [OTHER])[0]
-    projection = pipe.unet.encoder_hid_proj
+    rows, other, denoiser = Rows(example, prompts, guided), contexts(pipe, [OTHER])[0], denoiser_of(pipe)
+    projection = getattr(denoiser, "encoder_hid_proj", None)
 
-    def swapped(context):
+    def swapped(context, other=other):
         changed = context.clone()
         changed[conditional(rows.letters)] = other
         return changed
@@ -114,7 +115,12 @@ def plainly_changed(example, pipe, prompts, guided, module):
     def swap(_module, args, kwargs):
         if projection is not None:
             return (swapped(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"encoder_hidden_states": swapped(kwargs["encoder_hidden_states"])}
+        given = {"encoder_hidden_states": swapped(kwargs["encoder_hidden_states"])}
+        if kwargs.get("encoder_attention_mask") is not None:
+            length = length_of(pipe, pipe.tokenizer)
+            seen = pipe.tokenizer([OTHER], padding="max_length", max_length=length, return_tensors="pt").attention_mask
+            given["encoder_attention_mask"] = swapped(kwargs["encoder_attention_mask"], seen)
+        return args, kwargs | given
 
     def mask(_module, _args, output):
         changed = output.clone()
@@ -122,9 +128,9 @@ def plainly_changed(example, pipe, prompts, guided, module):
         return changed
 
     with ExitStack() as stack:
-        stack.enter_context(hooked(pipe.unet, before=rows.count))
-        stack.enter_context(hooked(pipe.unet if projection is None else projection, before=swap))
-        stack.enter_context(hooked(pipe.unet.get_submodule(module), after=mask))
+        stack.enter_context(hooked(denoiser, before=rows.count))
+        stack.enter_context(hooked(denoiser if projection is None else projection, before=swap))
+        stack.enter_context(hooked(denoiser.get_submodule(module), after=mask))
         return final(example.run(pipe, prompts, guided))
 
 
@@ -135,6 +141,7 @@ def plainly_recorded(example, pipe, prompts, guided, module):
     def watch(_module, args, _kwargs):
         seen.append(args[0][conditional(rows.letters)].double().mean(dim=(0, 1)))
 
-    with hooked(pipe.unet, before=rows.count), hooked(pipe.unet.get_submodule(module), before=watch):
+    denoiser = denoiser_of(pipe)
+    with hooked(denoiser, before=rows.count), hooked(denoiser.get_submodule(module), before=watch):
         example.run(pipe, prompts, guided)
     return torch.stack(seen).mean(dim=0)

@@ -67,7 +67,7 @@ class CausalTracing(Localization[LayerScores]):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each component, or each text layer; see `Localization.__call__`."""
-        corruption = Corruption(experiment.graph, experiment.name, self.noise, experiment.generation.get("clip_skip"))
+        corruption = Corruption(experiment.graph, experiment.name, self.noise, **experiment.graph.text.options(experiment.generation))
         corruption.check([pair.present for pair in experiment.pairs])
         with metered(experiment.graph.denoiser) as meter:
             trace = self._trace_text if self.component == "text" else self._trace_denoiser

@@ -24,14 +24,14 @@ class Corruption:
         graph: the model.
         subject: the word or words that the noise is added to.
         noise: its standard deviation, in units of that of the subject's own token embeddings.
-        clip_skip: the pipeline's option of that name.
+        **options: by which prompts are encoded; see `graph.text.conditions`.
     """
 
-    def __init__(self, graph: HookGraph, subject: str, noise: float, clip_skip: int | None = None) -> None:
+    def __init__(self, graph: HookGraph, subject: str, noise: float, **options: Any) -> None:
         self._graph = graph
         self._subject = subject
         self._noise = noise
-        self._clip_skip = clip_skip
+        self._options = options
         self._states: dict[str, list[Tensor]] = {}
 
     @property
@@ -72,7 +72,7 @@ class Corruption:
             ran: list[nn.Module] = []
             for embedding in self._embeddings:
                 stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed, ran)).remove)
-            conditions = self._graph.text.conditions([prompt], clip_skip=self._clip_skip)
+            conditions = self._graph.text.conditions([prompt], **self._options)
         if len(ran) < len(self._graph.text.encoders):
             raise SiteNeverRan("a text encoder's token embedding never ran, so nothing was corrupted; use another component than its noise")
         return conditions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ class LocalAttention:
     layer: int | None
     module: nn.Module
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
 
     @property
     def output(self) -> Float[Tensor, "row ... channel"]:
@@ -50,7 +50,10 @@ class LocalAttention:
             return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
 
         sites = {role: self._site(role) for role in ("key", "value")}
-        return self._again([self._module(role).register_forward_pre_hook(Hook(partial(read, site))) for role, site in sites.items()])
+        beside = self.graph.text.attention_arguments(conditions)
+        given = {name: value.to(own) for name, value in beside.items() if (own := self.kwargs.get(name)) is not None}
+        hooks = [self._module(role).register_forward_pre_hook(Hook(partial(read, site))) for role, site in sites.items()]
+        return self._again(hooks, given)
 
     def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row ... channel"]:
         """The part of the output that comes from the values of some tokens of the prompt."""
@@ -64,14 +67,14 @@ class LocalAttention:
         )
         return with_them - without
 
-    def _again(self, handles: list[Any]) -> Tensor:
-        """The output with these hooks, which are removed afterwards."""
+    def _again(self, handles: list[Any], given: dict[str, Tensor] | None = None) -> Tensor:
+        """The output with these hooks, which are removed afterwards, and with other arguments of these names."""
         found: list[Tensor] = []
         with ExitStack() as stack:
             keep = Hook(lambda _module, _args, output: found.append(output))
             for handle in (*handles, self._module("output").register_forward_hook(keep)):
                 stack.callback(handle.remove)
-            self.module.forward(*self.args, **self.kwargs)
+            self.module.forward(*self.args, **(self.kwargs | (given or {})))
         return found[0]
 
     def _site(self, role: str) -> Site:

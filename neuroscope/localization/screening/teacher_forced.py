@@ -80,7 +80,7 @@ def forced_shares(
     sites = forcing.graph.sites
     spec = PatchSpec(roles=roles, rows="all", pooled="own")
     every = sites.where(role=(*ROLES, "pooled")).paths
-    total = ContextSwap(every, target.context, rows="all", pooled=target.pooled)
+    total = ContextSwap.reading(target, every, rows="all")
     patches = [Patch((layer,)) for layer in (sites.layers if layers is None else layers)]
     predicted = forcing.predict(step, [[total], *([spec.swap(forcing.graph, patch, target)] for patch in patches)])
     return share(predicted[1:], step.output, predicted[:1])

@@ -1,15 +1,17 @@
 """Families: how each denoiser architecture exposes its sites. One constant a file, found by itself; nothing else names architectures."""
 
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern, is_compiled, uncompiled
+from neuroscope.pipeline.families._family import AttentionMask, Family, Refusal, SitePattern, is_compiled, uncompiled
 from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_of_denoiser
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
-from neuroscope.pipeline.families.encoding import END, begin_of, missing_methods
+from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, begin_of, missing_methods, without_texts
 from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 
 __all__ = [
     "END",
     "FAMILIES",
     "REFUSED_PIPELINES",
+    "TEXT_OPTIONS",
+    "AttentionMask",
     "Family",
     "Refusal",
     "SitePattern",
@@ -24,4 +26,5 @@ __all__ = [
     "missing_methods",
     "refuse_pipeline",
     "uncompiled",
+    "without_texts",
 ]

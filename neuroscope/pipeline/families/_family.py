@@ -14,7 +14,7 @@ from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
 from neuroscope.pipeline.families.decoding import decode
-from neuroscope.pipeline.families.encoding import encode, expected_parts, split_encoded
+from neuroscope.pipeline.families.encoding import Encoded, encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
 
 _ARGUMENTS = {"latents": "sample", "timestep": "timestep", "context": "encoder_hidden_states"}
@@ -55,6 +55,19 @@ class SitePattern:
 
 
 @dataclass(frozen=True)
+class AttentionMask:
+    """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
+
+    Attributes:
+        argument: the name under which it takes a bias of its scores.
+        bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
+    """
+
+    argument: str
+    bias: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it.
 
@@ -83,19 +96,18 @@ class Family:
         components: for each kind of component that causal tracing restores, a regular expression over module paths.
         stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
             all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them.
-        encode: the conditions that the pipeline's own text encoders give of prompts; see `encoding.encode`.
-        encoded: the names under which the pipeline's call takes the prompts' contexts, the negative prompts', and the pooled
-            summaries of both where there are some.
+        encoded: what the pipeline's `encode_prompt` returns, in order, and what its call calls it.
         tokenizers, text_encoders: the pipeline's attributes that hold them; a pipeline need not have all.
-        split: the contexts of prompts and of negative prompts in what `encode_prompt` returns; see `encoding.split_encoded`.
+        split: the conditions of prompts and of negative prompts in what `encode_prompt` returns; see `encoding.split_encoded`.
         expected_parts: the order of a batch of so many parts, where contexts do not tell it; see `encoding.expected_parts`.
-        decode: the images of the pipeline's final latents; see `decoding.decode`.
+        decode: the images of final latents of a call with these options; see `decoding.decode`.
         read: what the module of a text-side site reads of prompts, from the denoiser, the module's path and the conditions:
             [prompt, token, channel], or [prompt, channel] for pooled text. Where the module reads more channels, these are
             the first.
-        words: how the pipeline itself turns a tokenizer's prompts into tokens; None for all of the tokenizer's length.
+        words: a pipeline's tokenizer as the pipeline itself turns prompts into tokens.
         noise: the noise in what the denoiser predicts, which may be followed by channels of another kind.
         arguments: what the denoiser's call calls its latents, timestep and context.
+        mask: how the attentions of layers are given the prompt's mask; None where they see all tokens.
         prepares_text: a regular expression over the paths of modules that read the prompt's tokens for all layers that follow.
     """
 
@@ -109,17 +121,17 @@ class Family:
     inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
     components: Mapping[str, re.Pattern[str]]
     stages: re.Pattern[str]
-    encoded: tuple[str, ...]
+    encoded: tuple[Encoded, ...]
     read: Callable[[Any, str, Conditions], Tensor]
-    encode: Callable[[Any, list[str], list[str] | None, int | None, bool], Conditions] = encode
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    decode: Callable[[Any, Tensor], list[Image]] = decode
-    split: Callable[[Any, Any, Sequence[Any], Mapping[str, Any]], tuple[Tensor, Tensor | None]] = split_encoded
+    decode: Callable[[Any, Tensor, Mapping[str, Any]], list[Image]] = decode
+    split: Callable[[Sequence[Encoded], Any, Any, Sequence[Any], Mapping[str, Any]], tuple[Conditions, Conditions | None]] = split_encoded
     expected_parts: Callable[[Any, int], tuple[Part, ...]] = expected_parts
-    words: Callable[[Any], Any] = lambda tokenizer: tokenizer
-    noise: Callable[[Tensor], Tensor] = lambda predicted: predicted
+    words: Callable[[Any, Any], Any] = lambda _pipe, tokenizer: tokenizer
+    noise: Callable[[Any, Tensor], Tensor] = lambda _denoiser, predicted: predicted
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
+    mask: AttentionMask | None = None
     prepares_text: re.Pattern[str] = re.compile(r"(?!)")
 
     def pattern(self, role: Role) -> SitePattern:
@@ -128,13 +140,32 @@ class Family:
 
     def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        values = (conditions.context, negative.context, conditions.pooled, negative.pooled)
-        return {name: value for name, value in zip(self.encoded, values, strict=False) if value is not None}
+        of_part = {"conditional": conditions, "unconditional": negative}
+        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def conditional_arguments(self) -> tuple[str, ...]:
+        """As `prompt_arguments`, of prompts alone."""
+        return tuple(each.name for each in self.encoded if each.part == "conditional")
+
+    @property
+    def prompt_arguments(self) -> tuple[str, ...]:
+        """The names under which the pipeline's call takes what it would encode of prompts."""
+        return tuple(each.name for each in self.encoded)
+
+    def encode(
+        self, pipe: Any, prompts: list[str], negative: list[str] | None, unconditional: bool, options: Mapping[str, Any]
+    ) -> Conditions:
+        """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; see `encoding.encode`."""
+        found, given = encode(pipe, prompts, negative, unconditional, options)
+        conditional, other = self.split(self.encoded, pipe, found, (), given)
+        return other if unconditional and other is not None else conditional
 
     @property
     def has_summary(self) -> bool:
         """Whether prompts have a pooled summary beside their context."""
-        return len(self.encoded) > 2
+        return any(each.kind == "pooled" for each in self.encoded)
 
     def latents(self, inputs: Mapping[str, Any]) -> Tensor:
         """The noisy latents among a call's arguments, by their names."""

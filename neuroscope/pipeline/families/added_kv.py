@@ -14,7 +14,8 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import Family, SitePattern
-from neuroscope.pipeline.families.unet import REFUSALS, STAGES, block_name, inputs
+from neuroscope.pipeline.families.encoding import LowerCase
+from neuroscope.pipeline.families.unet import ENCODED, REFUSALS, STAGES, block_name, inputs
 
 POOLED = "add_embedding.proj"
 LENGTH = 77  # fixed in diffusers' pipelines, whatever the tokenizer allows
@@ -35,20 +36,6 @@ def _read(denoiser: Any, module: str, conditions: Conditions) -> Tensor:
     projected = denoiser.encoder_hid_proj(conditions.context)
     result: Tensor = attention.norm_encoder_hidden_states(projected) if attention.norm_cross is not None else projected
     return result
-
-
-class _Words:
-    """The tokenizer as IF's pipelines call it: lower-case prompts of 77 tokens."""
-
-    model_max_length = LENGTH
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.is_fast = tokenizer.is_fast
-        self.eos_token_id = tokenizer.eos_token_id
-
-    def __call__(self, prompts: list[str], **options: Any) -> Any:
-        return self._tokenizer([prompt.lower() for prompt in prompts], **options)
 
 
 ADDED_KV = Family(
@@ -77,9 +64,9 @@ ADDED_KV = Family(
         "resnet": re.compile(r".+\.(resnets|downsamplers|upsamplers)\.\d+"),
     },
     stages=STAGES,
-    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    encoded=ENCODED,
     read=_read,
-    words=_Words,
+    words=lambda _pipe, tokenizer: LowerCase(tokenizer, LENGTH),
     prepares_text=re.compile(r"encoder_hid_proj|add_embedding(\..+)?|.+\.norm_cross"),
-    noise=lambda predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
+    noise=lambda _denoiser, predicted: predicted.chunk(2, dim=1)[0],  # then as many channels of variance, which no guidance touches
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ def has_latents(pipe: Any) -> bool:
     return getattr(pipe, "vae", None) is not None
 
 
-@torch.no_grad()
-def decode(pipe: Any, latents: Tensor) -> list[Image]:
-    """The images of final latents [image, channel, height, width], one at a time to spare the memory.
+def decode(pipe: Any, latents: Tensor, _options: Mapping[str, Any]) -> list[Image]:
+    """The images of final latents [image, channel, height, width] of a call with these options.
 
     A model without an autoencoder gives pixels from -1 to 1.
     """
@@ -24,11 +24,16 @@ def decode(pipe: Any, latents: Tensor) -> list[Image]:
     if not has_latents(pipe):
         images = pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
         return images
+    images = pipe.image_processor.postprocess(decoded(pipe, latents), output_type="pil")
+    return images
+
+
+@torch.no_grad()
+def decoded(pipe: Any, latents: Tensor) -> Tensor:
+    """What the autoencoder makes of final latents, [image, channel, height, width]; one image at a time to spare the memory."""
     config = pipe.vae.config
     scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-    pixels = torch.cat([pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
-    images = pipe.image_processor.postprocess(pixels, output_type="pil")
-    return images
+    return torch.cat([pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
 
 
 def latent_size(pipe: Any, denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import Any, Literal, NamedTuple
 
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import InvalidInput
@@ -15,6 +13,53 @@ from neuroscope.core.errors import InvalidInput
 #: The methods with which every pipeline's call begins and ends; between the two lies a run.
 BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
 _BEGINS = (BEGIN, "_encode_prompt")
+#: The options of a pipeline's call that change how it encodes a prompt; what a caller leaves out is the call's own default.
+TEXT_OPTIONS = ("clip_skip", "clean_caption")
+_SHARED = ("negative_prompt", "max_sequence_length", *TEXT_OPTIONS)
+
+
+class Encoded(NamedTuple):
+    """One of the tensors that a pipeline's `encode_prompt` returns, and that its call takes.
+
+    Attributes:
+        name: what the call calls it.
+        kind: which field of `Conditions` it is.
+        part: whether it is of the prompts ("conditional") or of the negative prompts.
+    """
+
+    name: str
+    kind: Literal["context", "pooled", "mask"] = "context"
+    part: Part = "conditional"
+
+
+class LowerCase:
+    """A tokenizer as pipelines with a T5 encoder call it: prompts in lower case, of a fixed number of tokens.
+
+    Args:
+        tokenizer: the pipeline's.
+        length: the number of tokens, whatever the tokenizer allows.
+    """
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self._tokenizer = tokenizer
+        self.model_max_length = length
+        self.is_fast = tokenizer.is_fast
+        self.eos_token_id = tokenizer.eos_token_id
+
+    def __call__(self, prompts: list[str], **options: Any) -> Any:
+        """The prompts' tokens, as the tokenizer gives them."""
+        return self._tokenizer([prompt.lower() for prompt in prompts], **options)
+
+
+def without_texts(pipe: Any) -> dict[str, None]:
+    """The options of a pipeline's call that name texts by default, left empty as they are to be beside encoded prompts."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {name: None for name in ("prompt", "negative_prompt") if name in known and isinstance(known[name].default, str)}
+
+
+def default_of(pipe: Any, option: str) -> Any:
+    """The value that an option of a pipeline's call has where it is left out."""
+    return inspect.signature(type(pipe).__call__).parameters[option].default
 
 
 def begin_of(pipe: Any) -> str:
@@ -32,43 +77,54 @@ def missing_methods(pipe: Any) -> list[str]:
     return [name for name in (begin_of(pipe), END) if not hasattr(pipe, name)]
 
 
-def split_encoded(pipe: Any, encoded: Any, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """The contexts of prompts and of negative prompts in what a pipeline's encoding returns.
+def split_encoded(
+    order: Sequence[Encoded], pipe: Any, found: Any, args: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[Conditions, Conditions | None]:
+    """The conditions of prompts and of negative prompts in what a pipeline's encoding returns.
 
     Args:
+        order: what it returns, in order.
         pipe: the pipeline.
-        encoded: what its method returned.
+        found: what its method returned.
         args: what the method was given by position.
         options: what it was given by name.
     """
-    if isinstance(encoded, tuple | list):
-        return encoded[0], encoded[1]
-    given = inspect.signature(getattr(type(pipe), begin_of(pipe))).bind(pipe, *args, **options).arguments
-    if not given.get("do_classifier_free_guidance"):
-        return encoded, None
-    conditional, unconditional, _ = encoded.chunk(3)  # InstructPix2Pix: the prompt, the image without it, neither
-    return conditional, unconditional
+    if isinstance(found, tuple | list):
+        given = {each: value for each, value in zip(order, found, strict=False) if value is not None}
+        conditional, unconditional = (
+            {each.kind: value for each, value in given.items() if each.part == part} for part in ("conditional", "unconditional")
+        )
+        return Conditions(**conditional), Conditions(**unconditional) if unconditional else None
+    bound = inspect.signature(getattr(type(pipe), begin_of(pipe))).bind(pipe, *args, **options).arguments
+    if not bound.get("do_classifier_free_guidance"):
+        return Conditions(found), None
+    prompt, without, _ = found.chunk(3)  # InstructPix2Pix: the prompt, the image without it, neither
+    return Conditions(prompt), Conditions(without)
 
 
-def encode(pipe: Any, prompts: list[str], negative: list[str] | None, clip_skip: int | None, unconditional: bool) -> Conditions:
-    """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; one image a prompt.
+def encode(
+    pipe: Any, prompts: list[str], negative: list[str] | None, unconditional: bool, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What a pipeline's own encoding returns of prompts and (unconditional) of negative prompts, and what it was given by name.
 
-    Of pipelines whose `encode_prompt` returns contexts, and pooled summaries behind them, for prompts and negative prompts in turn.
+    Args:
+        pipe: the pipeline; its call's own defaults hold for what is not given.
+        prompts: the prompts; one image a prompt.
+        negative: the negative prompts.
+        unconditional: whether the negative prompts are encoded.
+        options: of `TEXT_OPTIONS`.
 
     Raises:
-        InvalidInput: a `clip_skip` that the pipeline does not have.
+        InvalidInput: an option that the pipeline does not have.
     """
-    options: dict[str, Any] = {} if clip_skip is None else {"clip_skip": clip_skip}
     method = encode_without_run(pipe)
-    if unknown := options.keys() - inspect.signature(method).parameters.keys():
+    taken, call = inspect.signature(method).parameters, inspect.signature(type(pipe).__call__).parameters
+    if unknown := options.keys() - taken.keys():
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
-    options |= {"prompt": prompts, "device": pipe._execution_device, "num_images_per_prompt": 1}
-    options |= {"negative_prompt": negative, "do_classifier_free_guidance": unconditional}
-    found = method(**options)
-    if isinstance(found, tuple):
-        return Conditions(*found[int(unconditional) :: 2])
-    conditional, other = split_encoded(pipe, found, (), options)
-    return Conditions(other if unconditional and other is not None else conditional)
+    given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
+    given |= {"prompt": prompts, "device": pipe._execution_device, "num_images_per_prompt": 1}
+    given |= {"do_classifier_free_guidance": unconditional} | ({} if negative is None else {"negative_prompt": negative})
+    return method(**given), given
 
 
 def expected_parts(pipe: Any, count: int) -> tuple[Part, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import SitePattern
+from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.unet import UNET, inputs, is_plain
 
 POOLED = "add_embedding.linear_1"
@@ -41,6 +42,10 @@ SDXL = replace(
     # it reads the image's sizes as well, which a run alone knows
     patterns=(*UNET.patterns, SitePattern("pooled", r"add_embedding\.linear_1", reader="add_embedding.linear_2", in_layer=False)),
     inputs=_inputs,
-    encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    encoded=(
+        *UNET.encoded,
+        Encoded("pooled_prompt_embeds", "pooled"),
+        Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
+    ),
     read=_read,
 )

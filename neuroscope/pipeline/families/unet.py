@@ -11,6 +11,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families.encoding import Encoded
 
 _TOKENS = 7  # images have powers of four
 
@@ -65,24 +66,25 @@ def _read(_denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
     return conditions.context
 
 
-REFUSALS = (
-    Refusal(
-        "IP-Adapter",
-        "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
-        lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
-        silent=True,
-    ),
-    Refusal(
-        "fused projections",
-        "its projections are fused; call `unfuse_qkv_projections()` first",
-        lambda unet: any("Fused" in type(each).__name__ for each in unet.attn_processors.values()),
-    ),
-    Refusal(
-        "chunked feed-forward",
-        "its feed-forwards run in chunks; set their chunk size to None first",
-        lambda unet: any(getattr(each, "_chunk_size", None) for each in unet.modules()),
-    ),
+IP_ADAPTER = Refusal(
+    "IP-Adapter",
+    "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
+    lambda unet: unet.config.encoder_hid_dim_type == "ip_image_proj",
+    silent=True,
 )
+FUSED = Refusal(
+    "fused projections",
+    "its projections are fused; call `unfuse_qkv_projections()` first",
+    lambda denoiser: any("Fused" in type(each).__name__ for each in denoiser.attn_processors.values()),
+)
+CHUNKED = Refusal(
+    "chunked feed-forward",
+    "its feed-forwards run in chunks; set their chunk size to None first",
+    lambda denoiser: any(getattr(each, "_chunk_size", None) for each in denoiser.modules()),
+)
+REFUSALS = (IP_ADAPTER, FUSED, CHUNKED)
+
+ENCODED = (Encoded("prompt_embeds"), Encoded("negative_prompt_embeds", part="unconditional"))
 
 STAGES = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 
@@ -109,6 +111,6 @@ UNET = Family(
         "resnet": re.compile(r".+\.resnets\.\d+"),
     },
     stages=STAGES,
-    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    encoded=ENCODED,
     read=_read,
 )

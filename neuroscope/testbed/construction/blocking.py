@@ -14,7 +14,7 @@ from torch import Tensor
 from neuroscope.core.errors import choose
 from neuroscope.testbed.construction import modules
 from neuroscope.testbed.construction.modules import TextModules
-from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, generation_of
+from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, denoiser_of, generation_of
 from neuroscope.testbed.construction.plants import PLANTS, SHOWN_FROM, Planted, check_family, concept, drawn_layers
 from neuroscope.testbed.construction.proof import Prover
 from neuroscope.testbed.construction.schedule import confine
@@ -53,8 +53,8 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
     if text.pooled is not None and plant != "pooled":
         _block(pipe, text.pooled, differences[text.pooled], record, text)
     for path, neurons in record.decoy_neurons.items():
-        reader = text.reader(text.layer_of(path.removeprefix("unet.")))
-        pipe.unet.get_submodule(reader).weight.data[:, list(neurons)] = 0.0
+        reader = text.reader(text.layer_of(modules.module_of(path)))
+        denoiser_of(pipe).get_submodule(reader).weight.data[:, list(neurons)] = 0.0
     tune(pipe, record, text, _carried(text, record, differences))
     return pipe, record, text
 
@@ -84,7 +84,7 @@ def _drawn(family: str, plant: str, seed: int, text: TextModules, rng: np.random
 
 
 def _drawn_neurons(text: TextModules, layer: int, rng: np.random.Generator) -> Mapping[str, tuple[int, ...]]:
-    return {f"unet.{text.values(layer)}": tuple(sorted(rng.choice(WIDTH, _NEURONS, replace=False).tolist()))}
+    return {text.site(text.values(layer)): tuple(sorted(rng.choice(WIDTH, _NEURONS, replace=False).tolist()))}
 
 
 def _differences(pipe: Any, text: TextModules, record: Planted) -> dict[str, Float[Tensor, "pair *token channel"]]:
@@ -92,7 +92,7 @@ def _differences(pipe: Any, text: TextModules, record: Planted) -> dict[str, Flo
     paths = [*text.of(range(len(text.keys))), *([text.pooled] if text.pooled else [])]
     arms = []
     for prompts in (record.concept.present, record.concept.absent):
-        with modules.watched(pipe.unet, paths) as seen:
+        with modules.watched(denoiser_of(pipe), paths) as seen:
             modules.final(pipe, prompts, record.generation)
         arms.append(seen)
     present, absent = arms
@@ -118,8 +118,8 @@ def _block(pipe: Any, path: str, differences: Tensor, record: Planted, text: Tex
     """Projects a weight away from the differences of the pairs that it does not carry, apart from its carrying rows."""
     layer = None if path == text.pooled else text.layer_of(path)
     carried = [number for number, layers in enumerate(record.by_prompt) if layer in layers]
-    weight = pipe.unet.get_submodule(path).weight.data
-    rows = {**record.neurons, **record.decoy_neurons}.get(f"unet.{path}")
+    weight = denoiser_of(pipe).get_submodule(path).weight.data
+    rows = {**record.neurons, **record.decoy_neurons}.get(text.site(path))
     confined = bool(record.neurons) and bool(carried)
     blocked = [number for number in range(len(record.by_prompt)) if confined or number not in carried]
     if not blocked:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuroscope.testbed.construction.pipelines import component_of, denoiser_of
+
 _KEY = re.compile(r"(.+)\.(attn2\.to_k|add_k_proj)")
 _POOLED = ("add_embedding.linear_1", "add_embedding.proj")
 
@@ -24,6 +26,11 @@ class TextModules:
 
     keys: tuple[str, ...]
     pooled: str | None
+    component: str
+
+    def site(self, path: str) -> str:
+        """The site's path of a module's."""
+        return f"{self.component}.{path}"
 
     def values(self, layer: int) -> str:
         """The path of a layer's value projection."""
@@ -46,26 +53,40 @@ def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
     """The modules in the order in which one run calls them."""
     order: list[str] = []
     with ExitStack() as stack:
-        for path, module in pipe.unet.named_modules():
+        for path, module in denoiser_of(pipe).named_modules():
             if _KEY.fullmatch(path) or path in _POOLED:
                 stack.callback(module.register_forward_hook(lambda *_, path=path: order.append(path)).remove)
         run()
     called = list(dict.fromkeys(order))
     pooled = [path for path in called if path in _POOLED]
-    return TextModules(tuple(path for path in called if path not in _POOLED), pooled[0] if pooled else None)
+    return TextModules(tuple(path for path in called if path not in _POOLED), pooled[0] if pooled else None, component_of(pipe))
+
+
+def module_of(site: str) -> str:
+    """The module's path of a site's."""
+    return site.partition(".")[2]
 
 
 @contextmanager
-def watched(unet: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What each module first reads and gives inside the block, by path."""
+def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
+    masks: list[Tensor] = []
+
+    def begin(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        masks[:] = [mask[..., None] for mask in [kwargs.get("encoder_attention_mask")] if mask is not None]
+
+    def shown(tensor: Tensor) -> Tensor:
+        return tensor * masks[0].to(tensor) if masks else tensor.clone()
+
     with ExitStack() as stack:
+        stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for path in paths:
 
             def keep(_module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path) -> None:
-                seen.setdefault(path, (args[0].clone(), output.clone()))
+                seen.setdefault(path, (shown(args[0]), shown(output)))
 
-            stack.callback(unet.get_submodule(path).register_forward_hook(keep).remove)
+            stack.callback(denoiser.get_submodule(path).register_forward_hook(keep).remove)
         yield seen
 
 
@@ -75,7 +96,7 @@ def always(_step: int) -> bool:
 
 
 @contextmanager
-def replaced(unet: nn.Module, outputs: dict[str, Tensor], steps: Callable[[int], bool] = always) -> Iterator[None]:
+def replaced(denoiser: nn.Module, outputs: dict[str, Tensor], steps: Callable[[int], bool] = always) -> Iterator[None]:
     """Gives modules other outputs inside the block, at some of the denoiser's calls."""
     calls = [-1]
 
@@ -83,13 +104,13 @@ def replaced(unet: nn.Module, outputs: dict[str, Tensor], steps: Callable[[int],
         calls[0] += 1
 
     with ExitStack() as stack:
-        stack.callback(unet.register_forward_pre_hook(tick).remove)
+        stack.callback(denoiser.register_forward_pre_hook(tick).remove)
         for path, output in outputs.items():
 
             def give(_module: nn.Module, _args: tuple[Any, ...], own: Tensor, output: Tensor = output) -> Tensor:
                 return output if steps(calls[0]) else own
 
-            stack.callback(unet.get_submodule(path).register_forward_hook(give).remove)
+            stack.callback(denoiser.get_submodule(path).register_forward_hook(give).remove)
         yield
 
 

@@ -13,13 +13,23 @@ from diffusers import (
     EulerDiscreteScheduler,
     IFPipeline,
     IFSuperResolutionPipeline,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.architectures import build_autoencoder
@@ -109,6 +119,21 @@ def deepfloyd_2() -> IFSuperResolutionPipeline:
     )
 
 
+def pixart() -> PixArtAlphaPipeline:
+    """PixArt-α, shallow: 16 transformer blocks, a T5 text encoder whose prompts have a mask, learned variance."""
+    tokenizer, text_encoder = _t5(64)
+    transformer = PixArtTransformer2DModel(
+        sample_size=32,
+        num_layers=16,
+        num_attention_heads=6,
+        attention_head_dim=16,
+        cross_attention_dim=96,
+        caption_channels=64,
+    )
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    return PixArtAlphaPipeline(tokenizer, text_encoder, build_autoencoder(), transformer, scheduler)
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "sd1": sd1,
     "sd2": sd2,
@@ -116,6 +141,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sdxl": sdxl,
     "if-1": deepfloyd_1,
     "if-2": deepfloyd_2,
+    "pixart": pixart,
 }
 
 
@@ -127,11 +153,21 @@ def build_unplanted(family: str, seed: int) -> Any:
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
-    for path, module in pipe.unet.named_modules():
+    for path, module in denoiser_of(pipe).named_modules():
         if _TEXT_SIDE.fullmatch(path):
             module.weight.data.mul_(LOUDER)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """A pipeline's denoiser."""
+    return getattr(pipe, component_of(pipe))
+
+
+def component_of(pipe: Any) -> str:
+    """The pipeline's attribute that holds its denoiser."""
+    return "unet" if hasattr(pipe, "unet") else "transformer"
 
 
 def generation_of(family: str) -> dict[str, Any]:
@@ -142,6 +178,8 @@ def generation_of(family: str) -> dict[str, Any]:
         return short | {"height": 16, "width": 16, "image": rows, "noise_level": 100, "clean_caption": False}
     if family == "if-1":
         return short | {"height": 8, "width": 8, "clean_caption": False}
+    if family == "pixart":
+        short |= {"clean_caption": False, "use_resolution_binning": False}
     return short | {"height": 32, "width": 32}
 
 
@@ -188,11 +226,16 @@ def _if_blocks(plain: int, attending: int) -> dict[str, Any]:
     }
 
 
-def _deepfloyd(**config: Any) -> dict[str, Any]:
+def _t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
     tokenizer = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
-    text = 64
-    shape = {"d_model": text, "d_kv": 16, "d_ff": 2 * text, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
+
+
+def _deepfloyd(**config: Any) -> dict[str, Any]:
+    text = 64
+    tokenizer, text_encoder = _t5(text)
     unet = UNet2DConditionModel(
         out_channels=6,
         act_fn="gelu",
@@ -208,5 +251,5 @@ def _deepfloyd(**config: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **config,
     )
-    parts = {"tokenizer": tokenizer, "text_encoder": T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special)), "unet": unet}
+    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet}
     return parts | {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}

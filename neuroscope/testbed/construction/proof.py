@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neuroscope.testbed.construction import modules
 from neuroscope.testbed.construction.modules import TextModules, always
+from neuroscope.testbed.construction.pipelines import denoiser_of
 from neuroscope.testbed.construction.plants import Planted
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Prover:
     def moved(self, paths: Iterable[str], steps: Callable[[int], bool] = always, outputs: dict[str, Tensor] | None = None) -> Tensor:
         """The own prompts' images when some modules give what they give of the other prompts, at some steps."""
         given = {path: self.other[path] for path in paths} | (outputs or {})
-        with modules.replaced(self._pipe.unet, given, steps):
+        with modules.replaced(denoiser_of(self._pipe), given, steps):
             return modules.final(self._pipe, self._record.concept.present, self._record.generation)
 
     def share(self, moved: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class Prover:
         return [self.text.pooled] if wanted and self.text.pooled else []
 
     def _arm(self, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        with modules.watched(self._pipe.unet, self._paths) as seen:
+        with modules.watched(denoiser_of(self._pipe), self._paths) as seen:
             final = modules.final(self._pipe, prompts, self._record.generation)
         return final, {path: output for path, (_, output) in seen.items()}
 
@@ -156,7 +157,7 @@ def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
         decoy = float(prover.apart(prover.text.values(record.decoy)).min())
         claims.append(Claim("the decoy's values tell the prompts apart", decoy, 10 * _SAME, at_least=True))
     for path, chosen in record.neurons.items():
-        own_values, other = (each[path.removeprefix("unet.")].double() for each in (prover.own, prover.other))
+        own_values, other = (each[modules.module_of(path)].double() for each in (prover.own, prover.other))
         rest = [index for index in range(own_values.shape[-1]) if index not in chosen]
         apart = float((own_values - other)[..., rest].norm() / own_values.norm())
         claims.append(Claim("other values of the layer do not tell the prompts apart", apart, _SAME))
@@ -202,7 +203,7 @@ def _in_the_schedule(prover: Prover, record: Planted) -> list[Claim]:
 def _in_neurons(prover: Prover, record: Planted) -> list[Claim]:
     claims = []
     for path, chosen in (*record.neurons.items(), *record.decoy_neurons.items()):
-        name = path.removeprefix("unet.")
+        name = modules.module_of(path)
         mixed = prover.own[name].clone()
         mixed[..., list(chosen)] = prover.other[name][..., list(chosen)]
         moved = prover.moved([], outputs={name: mixed})

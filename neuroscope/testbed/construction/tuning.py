@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuroscope.testbed.construction.modules import TextModules
+from neuroscope.testbed.construction.modules import TextModules, module_of
+from neuroscope.testbed.construction.pipelines import denoiser_of
 from neuroscope.testbed.construction.plants import Planted
 from neuroscope.testbed.construction.proof import Prover
 
@@ -30,13 +31,13 @@ def tune(pipe: Any, record: Planted, text: TextModules, carried: Mapping[str, Te
         text: where.
         carried: by the path of a carrying projection, the directions [direction, channel] that tell its prompts apart.
     """
-    weights = {path: pipe.unet.get_submodule(path).weight.data for path in carried}
+    weights = {path: denoiser_of(pipe).get_submodule(path).weight.data for path in carried}
     plain = {path: weight.clone().double() for path, weight in weights.items()}
     concept = {path: plain[path] @ basis.T @ basis for path, basis in carried.items()}
     loudness = dict.fromkeys(carried, 1.0)
     for path, kept in record.neurons.items():
-        rows = [row for row in range(len(concept[path.removeprefix("unet.")])) if row not in kept]
-        concept[path.removeprefix("unet.")][rows] = 0.0
+        rows = [row for row in range(len(concept[module_of(path)])) if row not in kept]
+        concept[module_of(path)][rows] = 0.0
     for _ in range(_ROUNDS):
         missing = _missing(Prover(pipe, record, text), record, list(carried))
         near = _NEAR if record.shown_from else _HEARD

@@ -1,0 +1,92 @@
+"""PixArt-α and PixArt-Σ: a transformer whose blocks cross-attend to a projection of the T5 encoder's states, under the prompt's mask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.pipeline.families._family import AttentionMask, Family
+from neuroscope.pipeline.families.decoding import decoded
+from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
+from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET
+
+_TOKENS = 7  # images have a multiple of four
+_UNSEEN = -10000.0  # what the transformer adds to the scores of tokens that are not seen
+
+
+def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    config = denoiser.config
+    height, width = size or (2 * config.patch_size,) * 2
+    parameter = next(denoiser.parameters())
+    place = {"device": parameter.device, "dtype": parameter.dtype}
+    sized = denoiser.use_additional_conditions
+    return {
+        "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
+        "encoder_hidden_states": torch.zeros(1, _TOKENS, config.caption_channels or config.cross_attention_dim, **place),
+        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "added_cond_kwargs": {
+            "resolution": torch.zeros(1, 2, **place) if sized else None,
+            "aspect_ratio": torch.zeros(1, 1, **place) if sized else None,
+        },
+        "encoder_attention_mask": torch.ones(1, _TOKENS, **place),
+    }
+
+
+def _read(denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
+    if denoiser.caption_projection is None:
+        return conditions.context
+    projected: Tensor = denoiser.caption_projection(conditions.context)
+    return projected
+
+
+def _noise(denoiser: Any, predicted: Tensor) -> Tensor:
+    """The first half of the channels, where as many of variance follow."""
+    channels = denoiser.config.in_channels
+    return predicted[:, :channels] if predicted.shape[1] // 2 == channels else predicted
+
+
+def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Image]:
+    """Images are made at a size on which the model was trained, and then cut to the one that was asked for."""
+    pixels = decoded(pipe, latents)
+    if options.get("use_resolution_binning", True):
+        side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        pixels = pipe.image_processor.resize_and_crop_tensor(pixels, options.get("width") or side, options.get("height") or side)
+    images: list[Image] = pipe.image_processor.postprocess(pixels, output_type="pil")
+    return images
+
+
+PIXART = Family(
+    name="pixart",
+    component="transformer",
+    denoisers=("PixArtTransformer2DModel",),
+    matches=lambda config: config.cross_attention_dim is not None,
+    patterns=UNET.patterns,  # the same blocks
+    refusals=(FUSED, CHUNKED),
+    block_name=lambda path: f"block.{path.rpartition('.')[2]}",
+    inputs=_inputs,
+    components={
+        "self": re.compile(r"transformer_blocks\.\d+\.attn1"),
+        "cross": re.compile(r"transformer_blocks\.\d+\.attn2"),
+        "ff": re.compile(r"transformer_blocks\.\d+\.ff"),
+    },
+    stages=re.compile(r"transformer_blocks\.\d+"),
+    encoded=(
+        Encoded("prompt_embeds"),
+        Encoded("prompt_attention_mask", "mask"),
+        Encoded("negative_prompt_embeds", part="unconditional"),
+        Encoded("negative_prompt_attention_mask", "mask", "unconditional"),
+    ),
+    read=_read,
+    decode=_decode,
+    words=lambda pipe, tokenizer: LowerCase(tokenizer, default_of(pipe, "max_sequence_length")),
+    noise=_noise,
+    arguments={"latents": "hidden_states", "timestep": "timestep", "context": "encoder_hidden_states"},
+    mask=AttentionMask("attention_mask", lambda mask: ((1 - mask) * _UNSEEN)[:, None]),
+    prepares_text=re.compile(r"caption_projection(\..+)?"),
+)
