@@ -205,7 +205,8 @@ class NeuronScores(Artifact):
     def __repr__(self) -> str:
         size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
         said = "".join(f"; {each}" for each in (self.fidelity, self.cost) if each)
-        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size}{said})"
+        contrast = self.provenance.contrast and f" {self.provenance.contrast}"
+        return f"NeuronScores({self.provenance.concept!r}{contrast} by {self.provenance.method}: {size}{said})"
 
     def strength(self, path: str) -> Float[Tensor, "neuron"]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""

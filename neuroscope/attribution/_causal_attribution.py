@@ -1,9 +1,8 @@
-"""The base class of methods that score neurons in runs of the model."""
+"""The base class of methods that score neurons by what they do in runs of the model."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,54 +10,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
-from neuroscope.generation.experiment import Experiment, Localization
+from neuroscope.generation.experiment import Experiment, ExperimentMethod
 
 
-class NeuronLocalization(Localization[NeuronScores]):
-    """A method that finds the neurons that control a concept. A frozen dataclass with one `__call__`.
+class CausalAttribution(ExperimentMethod[NeuronScores]):
+    """A method of `rank` that finds the neurons which control a concept. A frozen dataclass with one `__call__`.
+
+    To add a method, derive a frozen dataclass whose fields are its options, and compute the scores in `__call__`.
 
     Attributes:
-        layers: score the neurons of these layers; None for all.
-        roles: of "key" and "value" sites, or of one of them.
+        roles: score the neurons of "key" and "value" sites, or of one of them.
         two_sided: whether scores below 0 count like those above.
     """
 
     two_sided: ClassVar[bool] = False
 
-    layers: int | tuple[int, ...] | None
     roles: str | tuple[str, ...]
 
     @abc.abstractmethod
     def __call__(self, experiment: Experiment) -> NeuronScores:
-        """Scores the neurons; see `Localization.__call__`."""
+        """Scores the neurons of `experiment.layers`.
 
-    def sites(self, experiment: Experiment) -> Sites:
-        """The sites whose neurons are scored.
+        Args:
+            experiment: the model, layers, prompts, seeds and metric.
 
         Raises:
-            InvalidInput: a layer that the model lacks.
+            InvalidInput: an option that does not fit the model.
         """
-        return experiment.graph.sites.where(layer=self.layers, role=self.roles)
+
+    def sites(self, experiment: Experiment) -> Sites:
+        """The sites whose neurons are scored."""
+        return experiment.graph.sites.where(layer=experiment.layers, role=self.roles)
 
     def scores(self, experiment: Experiment, sites: Sites, scores: Float[Tensor, "neuron"]) -> NeuronScores:
         """Scores with their provenance, from the scores of all neurons of the first site, then of the second, and so on."""
         split = scores.to(torch.float64).split([site.width for site in sites])
         by_path = dict(zip(sites.paths, split, strict=True))
         return NeuronScores(sites, by_path, two_sided=self.two_sided, provenance=experiment.provenance(self))
-
-
-def normal_layers(layers: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Chosen layers as a tuple, or None for all; raises InvalidInput for what is no layer, and for none."""
-    if layers is None:
-        return None
-    chosen = checks.layers("layers", layers)
-    if not chosen:
-        raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
-    return chosen
 
 
 def single(sites: Sites, number: int) -> Neurons:
