@@ -12,7 +12,11 @@ from torch import Tensor
 
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
+from neuroscope.core.statistics import mean_test
 from neuroscope.generation.experiment import Experiment, ExperimentMethod
+
+#: A standard error of fewer says nothing.
+_FEWEST_IMAGES = 3
 
 
 class CausalAttribution(ExperimentMethod[NeuronScores]):
@@ -46,9 +50,20 @@ class CausalAttribution(ExperimentMethod[NeuronScores]):
 
     def scores(self, experiment: Experiment, sites: Sites, scores: Float[Tensor, "neuron"]) -> NeuronScores:
         """Scores with their provenance, from the scores of all neurons of the first site, then of the second, and so on."""
-        split = scores.to(torch.float64).split([site.width for site in sites])
-        by_path = dict(zip(sites.paths, split, strict=True))
-        return NeuronScores(sites, by_path, two_sided=self.two_sided, provenance=experiment.provenance(self))
+        return NeuronScores(sites, by_path(sites, scores), two_sided=self.two_sided, provenance=experiment.provenance(self))
+
+    def mean_scores(self, experiment: Experiment, sites: Sites, by_image: Float[Tensor, "image neuron"]) -> NeuronScores:
+        """Means over images; from three images on with standard errors and p-values (`mean_test`)."""
+        made = self.scores(experiment, sites, by_image.mean(dim=0))
+        if len(by_image) < _FEWEST_IMAGES:
+            return made
+        stderr, p_values = (by_path(sites, each) for each in mean_test(by_image, two_sided=self.two_sided))
+        return replace(made, stderr=stderr, p_values=p_values)
+
+
+def by_path(sites: Sites, values: Float[Tensor, "neuron"]) -> dict[str, Tensor]:
+    """For each site's path its neurons' values, in float64."""
+    return dict(zip(sites.paths, values.to(torch.float64).split([site.width for site in sites]), strict=True))
 
 
 def single(sites: Sites, number: int) -> Neurons:

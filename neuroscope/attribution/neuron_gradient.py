@@ -43,7 +43,8 @@ class NeuronGradient(CausalAttribution):
 
     The unchanged run of each prompt and seed is recorded at a few of its steps. There, the effect of the prompt without the concept
     on the prediction (see `PatchingMetric`) is attributed to the neurons. A score is a share of that total effect, summed over tokens and
-    averaged over steps, prompts and seeds. With "integrated", all scores add up to the effect of swapping all chosen sites
+    averaged over steps, and then over images, a prompt and a seed each. From three images on, scores have standard errors, and p-values
+    by a one-sided t-test over images. With "integrated", all scores add up to the effect of swapping all chosen sites
     (completeness). A neuron's effect on one prediction may differ from its effect on the image: see `NeuronScores.fidelity`.
 
     The cost counts a row's backward pass as two NFE more.
@@ -86,11 +87,11 @@ class NeuronGradient(CausalAttribution):
         with metered(experiment.graph.denoiser) as meter:
             images = list(self._by_image(experiment, sites))
             known = [image.scores for image in images if not image.scores.isnan().any()]
-            scores = torch.stack(known).mean(dim=0) if known else torch.zeros(sites.neuron_count, dtype=torch.float64)
-            fidelity = self._fidelity_of(experiment, sites, scores, images[0].scores) if self.fidelity else None
+            by_image = torch.stack(known) if known else torch.zeros(1, sites.neuron_count, dtype=torch.float64)
+            fidelity = self._fidelity_of(experiment, sites, by_image.mean(dim=0), images[0].scores) if self.fidelity else None
             cost = meter.cost + Cost(nfe=2 * sum(image.rows_with_gradients for image in images))
         self._warn(images)
-        return replace(self.scores(experiment, sites, scores), fidelity=fidelity, cost=cost)
+        return replace(self.mean_scores(experiment, sites, by_image), fidelity=fidelity, cost=cost)
 
     def _by_image(self, experiment: Experiment, sites: Sites) -> Iterator[_Image]:
         """The attributions of each image, in order. The unchanged runs share batches."""
