@@ -56,7 +56,7 @@ def main() -> None:
 def concept(question: str) -> ns.Concept:
     """Every style against every other, or one style against "plain" alone."""
     if question != "style":
-        return ns.Concept.style(question, prompts="testbed")
+        return ns.Concept.style(question, prompts="testbed", against="plain")
     return ns.Concept("style", *zip(*map(_described, itertools.count(), itertools.permutations(STYLES, 2)), strict=True))
 
 
@@ -80,14 +80,14 @@ def recorded(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[
 def attributed(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[tuple[str, ns.NeuronScores]]:
     """Rankings by gradients."""
     for kind in ("gradient", "integrated"):
-        yield f"NeuronGradient({kind})", _localized(graph, question, ns.NeuronGradient(kind=kind, layers=layer))
+        yield f"NeuronGradient({kind})", _ranked(graph, question, ns.NeuronGradient(kind=kind), layer)
 
 
 def exact(graph: ns.HookGraph, question: str, layer: int, folder: Path) -> ns.NeuronScores:
     """Exact ablation, saved."""
     path = folder / f"{question}-exact.safetensors"
     if not path.exists():
-        ns.save(_localized(graph, question, ns.NeuronAblation(layers=layer), output=folder / f"{question}.jsonl"), path)
+        ns.save(_ranked(graph, question, ns.NeuronAblation(), layer, output=folder / f"{question}.jsonl"), path)
     return ns.load(path, ns.NeuronScores)
 
 
@@ -158,9 +158,11 @@ def nulls(graph: ns.HookGraph, layer: int) -> Iterator[str]:
             yield f"{role}s of layer {layer}, {method}: {found}"
 
 
-def _localized(graph: ns.HookGraph, question: str, method: ns.Localization, **options: Any) -> ns.NeuronScores:
-    options |= {"pairs": PAIRS[question], "keep_images": 0, "batch_size": 32, "quiet": True}
-    return ns.localize(graph, concept(question), method, ns.LatentShare(), [0], **options, **ns.testbed.GENERATION)
+def _ranked(
+    graph: ns.HookGraph, question: str, method: ns.CausalAttribution, layer: int | None, output: Path | None = None
+) -> ns.NeuronScores:
+    options = {"layers": layer, "pairs": PAIRS[question], "batch_size": 32, "quiet": True, "output": output}
+    return ns.rank(graph, concept(question), method, **options, **ns.testbed.GENERATION)
 
 
 def _described(number: int, styles: Sequence[str], things: Sequence[str] = THINGS, templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:

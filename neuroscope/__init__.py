@@ -1,11 +1,11 @@
 """neuroscope: find, switch off and edit what a text-to-image diffusion model knows, neuron by neuron.
 
 A `HookGraph` finds the sites of a live diffusers pipeline: its cross-attention keys, values, queries and outputs, and
-the feed-forward neurons beside them. A `Concept` is a name with prompts in which it is present and absent. `record`
-streams statistics of both into a `Recording`; `score` ranks neurons from it by a method such as `Welch`, giving
-`NeuronScores`; `.top(k)` of these are `Neurons`. A `NeuronMask` drives them to a value while the pipeline runs inside
-`graph.apply(mask)`. `evaluate` measures what changed, on other prompts and seeds; `plots` shows it. Results are saved
-and loaded as single safetensors files by `save` and `load`; `report` puts a folder of them on one page.
+the feed-forward neurons beside them. A `Concept` is a name with prompts in which it is present and absent. `rank`
+scores every neuron by how much it controls the concept, giving `NeuronScores`; `.top(k)` of these are `Neurons`. (`record` and
+`score` rank neurons by how they respond to prompts instead, by a method such as `Welch`.) A `NeuronMask` drives neurons to a value
+while the pipeline runs inside `graph.apply(mask)`. `evaluate` measures what changed, on other prompts and seeds; `plots`
+shows it. Results are saved and loaded as single safetensors files by `save` and `load`; `report` puts a folder of them on one page.
 
 Each name is imported when it is first asked for, so that `import neuroscope` takes no time; `__init__.pyi` says from where.
 """

@@ -57,11 +57,13 @@ from neuroscope.core.conditions import Conditions as Conditions
 from neuroscope.attribution import (
     Attribution as Attribution,
     Auroc as Auroc,
+    CausalAttribution as CausalAttribution,
     MeanDifference as MeanDifference,
     NeuronAblation as NeuronAblation,
     NeuronGradient as NeuronGradient,
     WeightedNorm as WeightedNorm,
     Welch as Welch,
+    rank as rank,
     score as score,
 )
 from neuroscope.attribution.recording import (

@@ -1,4 +1,4 @@
-"""The whole story on the bundled model: find a style's layer and neurons, switch them off, and show what changed."""
+"""The whole story on the bundled model: find the layer and the neurons that control a style, switch them off, and show what changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from neuroscope import testbed
-from neuroscope.attribution import Welch, score
+from neuroscope.attribution import NeuronGradient, Welch, rank, score
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
@@ -50,7 +50,7 @@ class _Found:
     scores: NeuronScores
 
     def mask(self, count: int) -> NeuronMask:
-        """The strongest neurons, driven to their mean without the concept."""
+        """The neurons that control the concept most, driven to their mean without it."""
         return NeuronMask(self.scores.top(count), fill=self.recording.mean("absent"))
 
 
@@ -63,10 +63,11 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     choose("style", style, DEMO_STYLES)
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
-    hits = planted_hits(graph, found.scores)
+    hits, responding = (planted_hits(graph, each) for each in (found.scores, score(found.recording, Welch())))
     interval = share_interval(hits, PLANT.neuron_count)
     count = f"{hits} ({interval[0]:.0%} to {interval[1]:.0%}) of the {PLANT.neuron_count} strongest"
-    say(f"   {count} are among the {PLANT.neuron_count} planted neurons.\n")
+    say(f"   {count} are among the {PLANT.neuron_count} planted neurons.")
+    say(f"   Of the {PLANT.neuron_count} that respond most (Welch's t), {responding} are: some show the style, and nothing uses it.\n")
 
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
@@ -87,8 +88,9 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     _draw(fresh, found, mask, made, folder, quiet)
     page = report(folder)
     say(f"Look at {page}: all of it on one page. Beside it are the images, the files and evaluation.csv.")
-    say("For a model of your own: neuroscope record --model FOLDER_OR_ID --style NAME -o c.safetensors, then neuroscope rank c.safetensors")
-    return {"layer": found.layers.top(1)[0], "planted_in_top": hits, "planted_interval": interval, "summary": summary.to_dict("records")}
+    say("For a model of your own: neuroscope rank --model FOLDER_OR_ID --style NAME -o scores.safetensors")
+    facts = {"layer": found.layers.top(1)[0], "planted_in_top": hits, "planted_interval": interval, "planted_by_response": responding}
+    return facts | {"summary": summary.to_dict("records")}
 
 
 def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
@@ -115,8 +117,8 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
     say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
+    scores = rank(graph, concept, NeuronGradient(), layers=layer, quiet=quiet, **testbed.GENERATION)
     recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
-    scores = score(recording, Welch())
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
     return _Found(concept, layers, recording, scores)
 
@@ -137,6 +139,7 @@ def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, made: ContextMap, f
     rows = {name: generate(graph, change, prompts, seeds, **testbed.GENERATION) for name, change in changes.items()}
     plots.write(plots.images(rows, prompts), folder / "images.png")
     plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")
-    every = score(record(graph, found.concept, quiet=quiet), Welch())
-    plots.write(plots.layers({"LOCOGEN": found.layers, "Welch, mean |t|": every.by_layer()}, marked=PLANT.style), folder / "layers.png")
+    every = rank(graph, found.concept, NeuronGradient(steps=1, samples=2, fidelity=0), quiet=quiet, **testbed.GENERATION)
+    drawn = {"LOCOGEN": found.layers, "gradients, mean of neurons": every.by_layer()}
+    plots.write(plots.layers(drawn, marked=PLANT.style), folder / "layers.png")
     plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")

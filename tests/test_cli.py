@@ -44,7 +44,7 @@ def test_the_main_job_runs_as_files_and_pipes(run, tmp_path):
     ranked = json.loads(out)
     assert code == 0
     assert [row["rank"] for row in ranked] == [1, 2, 3]
-    assert set(ranked[0]) == {"site", "layer", "role", "neuron", "score", "p_value", "q_value", "rank"}
+    assert set(ranked[0]) == {"site", "layer", "role", "neuron", "score", "stderr", "p_value", "q_value", "rank"}
     assert run("mask", "r.safetensors", "--top", 5, "-o", "m.safetensors")[0] == 0
     assert ns.load("m.safetensors").neurons.count == 5
     assert run("plot", "s.safetensors", "-o", "p.png")[0] == 0

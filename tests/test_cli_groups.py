@@ -4,18 +4,18 @@ import ast
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import neuroscope.cli
-from neuroscope.cli import localization
+from neuroscope.cli import options
 from neuroscope.cli.app import app as application
 from neuroscope.cli.commands import App, LightCommand, spread
 from neuroscope.editing import LocoEdit
-from neuroscope.localization._localize import PAIRS
+from neuroscope.generation.experiment import PAIRS
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,4 @@ def test_every_option_has_help_and_belongs_to_a_type():
 def test_numbers_in_the_help_are_those_of_the_package():
     edit = typer.main.get_command(application).commands["edit"]
     assert next(param.default for param in edit.params if param.name == "ridge") == LocoEdit.ridge
-    assert f"by default {PAIRS}, " in inspect.getsource(localization.localize)
+    assert f"by default {PAIRS}, " in get_args(options.Pairs)[1].help

@@ -6,7 +6,7 @@ import re
 import pytest
 from safetensors import safe_open
 
-from neuroscope import ContextMap, LayerScores, NeuronScores, load
+from neuroscope import ContextMap, LayerScores, load
 from neuroscope.cli import main
 
 LOCALIZE = ["localize", "--style", "stipple", "-o", "x"]
@@ -60,19 +60,6 @@ def test_cheap_ways_find_the_layer_and_say_how_sure_they_are(run, tmp_path, opti
     assert ("% sure" in out) == ("Racing" in options[1] or "auto" in options[1])
 
 
-def test_neurons_are_ranked_by_images(run, tmp_path):
-    file = tmp_path / "neurons.safetensors"
-    method = "NeuronGradient(layers=12, roles=('value',), steps=1, samples=1, fidelity=0)"
-    code, out, _ = run("localize", "--style", "stipple", "--method", method, "--metric", "LatentShare", "--json", "-o", file, *SHORT)
-    assert code == 0
-    scores = load(file, NeuronScores)
-    assert scores.provenance.method == "NeuronGradient(layers=(12,), roles=('value',), steps=1, samples=1, fidelity=0), LatentShare()"
-    assert [row["rank"] for row in json.loads(out)["neurons"]] == list(range(1, 21))
-    code, out, _ = run("localize", "--style", "stipple", "--method", method, "--read", "style=stipple", "-o", file, *SHORT)
-    assert code == 0
-    assert str(load(file, NeuronScores).cost) in out
-
-
 def test_an_edit_is_made_shown_and_exported(run, tmp_path):
     file = tmp_path / "edit.safetensors"
     code, out, _ = run("edit", "--style", "stipple", "--layer", 12, "--token", "subject", "--token", "eos", "--json", "-o", file)
@@ -107,6 +94,15 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         ([*LOCALIZE, "--method", "TeacherForced(step=2)"], "did you mean 'steps'?"),
         ([*LOCALIZE, "--method", "LocoGen(window='two')"], "window='two' is no number of layers; give 1 or more, or"),
         ([*LOCALIZE, "--method", "LocoGen(window=17)"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
+        (
+            [*LOCALIZE, "--method", "NeuronGradient(steps=1)"],
+            r"NeuronGradient ranks neurons, and localize finds layers; write neuroscope rank --method 'NeuronGradient\(steps=1\)'",
+        ),
+        ([*LOCALIZE, "--method", "Welch"], "Welch ranks neurons, and localize finds layers; write neuroscope rank --method Welch"),
+        (
+            ["localize", "--fact", "the emblem of astoria", "--against", "plain", "-o", "x"],
+            "--against would be ignored: it is for a style, an object or an attribute; give --answer",
+        ),
         ([*LOCALIZE, "--method", "LocoGen(2)"], "method LocoGen takes keywords only; write each value as in LocoGen"),
         ([*LOCALIZE, "--window", "2"], "No such option: --window"),
         ([*LOCALIZE, "--metric", "Latent()"], "metric 'Latent' is unknown; .* did you mean 'LatentShare'?"),

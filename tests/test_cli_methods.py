@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 import neuroscope as ns
 from neuroscope.attribution import Attribution
-from neuroscope.cli.methods import LONGEST, build, metrics, subclasses
+from neuroscope.cli.methods import LONGEST, build, metrics, neuron_methods, subclasses
 from neuroscope.localization import Localization
 
-KINDS = {"localization": subclasses(Localization), "attribution": subclasses(Attribution), "metric": metrics()}
+KINDS = {
+    "localization": subclasses(Localization),
+    "attribution": neuron_methods(causal=False),
+    "causal": neuron_methods(response=False),
+    "metric": metrics(),
+}
 LAYERS = KINDS["localization"]
 
 
@@ -28,7 +33,8 @@ def untyped_module():
 def test_the_names_are_those_of_the_classes():
     assert list(KINDS["attribution"]) == ["Auroc", "MeanDifference", "WeightedNorm", "Welch"]
     assert list(KINDS["metric"]) == ["ClipScore", "Flipped", "ImageShare", "LatentShare", "Reader"]
-    assert {"CausalTracing", "LocoGen", "NeuronGradient"} <= LAYERS.keys()
+    assert list(KINDS["causal"]) == ["NeuronAblation", "NeuronGradient"]
+    assert {"CausalTracing", "LocoGen"} <= LAYERS.keys()
     assert list(LAYERS) == sorted(set(LAYERS) & set(ns.__all__))
 
 
@@ -40,7 +46,7 @@ def test_the_names_are_those_of_the_classes():
         (" LocoGen( window = 2, ) ", ns.LocoGen(window=2)),
         ("LocoGen(search='auto', budget=5e-2)", ns.LocoGen(search="auto", budget=0.05)),
         ("LocoGen(\n  steps=(0.0, 0.5), roles=['value'])  # a comment", ns.LocoGen(steps=(0.0, 0.5), roles=("value",))),
-        ("NeuronGradient(layers=(8, 9))", ns.NeuronGradient(layers=(8, 9))),
+        ("CausalTracing(noise=2.5)", ns.CausalTracing(noise=2.5)),
         ("AttributionPatching(recomputed=True, samples=1)", ns.AttributionPatching(recomputed=True, samples=1)),
     ],
 )

@@ -181,7 +181,7 @@ MASK = ("mask", "r.safetensors", "-o", "x.safetensors")
         (("doctor", "--model", "testbed:clip"), "testbed:clip is no pipeline"),
         (("demo", "--style", "plain"), "style 'plain' is unknown; choose one of stipple"),
         (("--nope",), "No such option: --nope; see `neuroscope --help`"),
-        (("rank",), "Missing argument 'file'; see `neuroscope rank --help`"),
+        (("mask", "-o", "m"), "Missing argument 'file'; see `neuroscope mask --help`"),
         (("rank", "r.safetensors", "--top", "x"), "Invalid value for '--top'"),
         (("export", "m.safetensors", "m.safetensors"), "m.safetensors is given twice"),
     ],

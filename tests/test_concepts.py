@@ -43,11 +43,60 @@ def test_an_answer_replaces_the_subject_in_the_absent_prompts():
 @pytest.mark.parametrize("neutral", ["plain", "Plain"])
 def test_a_concept_that_is_the_only_neutral_word_is_refused(neutral):
     with pytest.raises(InvalidInput, match="(?i)plain"):
-        Concept.style(neutral, "testbed")
+        Concept.style(neutral, "testbed", against="plain")
 
 
 def test_a_concept_is_never_its_own_absent_word():
     assert not any("RED" in prompt.upper() for prompt in Concept.attribute("Red", "colour", "testbed").absent)
+
+
+@pytest.mark.parametrize(("prompts", "kind"), KINDS)
+def test_each_subject_takes_its_turn_with_several_others(prompts, kind):
+    name = NAMES.get(kind, "zebra")
+    concept, templates = Concept.attribute(name, kind, prompts), DATA[prompts][kind]
+    subjects, others = len(templates["subjects"]), concept.against
+    said = [next(each for each in others if each in absent) for absent in concept.absent]
+    for number in range(subjects):
+        assert len({*said[number::subjects]}) == min(len(templates["pairs"]), len(others))
+    counts = [said.count(each) for each in others]
+    assert max(counts) - min(counts) <= len(templates["pairs"])
+
+
+@pytest.mark.parametrize("prompts", DATA)
+@pytest.mark.parametrize("name", ["stipple", "zebra", "Monet"])
+def test_a_style_is_against_several_others_also_in_few_pairs(prompts, name):
+    concept = Concept.style(name, prompts)
+    assert len(concept.against) >= 5
+    assert not any(name.casefold() in each.casefold() for each in concept.against)
+    few = [concept.absent[number * len(concept.absent) // 8] for number in range(8)]
+    assert len({each for each in concept.against for absent in few if each in absent}) >= 4
+
+
+def test_one_counterpart_may_be_chosen():
+    concept = Concept.style("stipple", "testbed", against="plain")
+    assert concept.against == ("plain",)
+    assert all("plain" in absent for absent in concept.absent)
+    assert Concept.attribute("zebra", "object", against=["horse", "dog"]).against == ("horse", "dog")
+    with pytest.raises(InvalidInput, match="'plain' is given twice among the values of against"):
+        Concept.style("stipple", against=["plain", "plain"])
+    with pytest.raises(InvalidInput, match="'stipple' is what the absent prompts would say instead; give other words as against"):
+        Concept.style("stipple", against=["plain", "fine stipple"])
+
+
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [
+        ((), ""),
+        (("a",), "against a"),
+        (("a", "b"), "against a and b"),
+        (("a", "b", "c"), "against a, b and c"),
+        (("a", "b", "c", "d", "e"), "against a, b, c and 2 more"),
+    ],
+)
+def test_a_contrast_is_one_short_phrase(against, said):
+    concept = Concept("x", ["a x"], ["a"], against=against)
+    assert concept.contrast == said
+    assert repr(concept) == f"Concept('x': 1 pairs{' ' * bool(said)}{said}, 0 test prompts)"
 
 
 def test_concepts_compare_by_value_and_show_their_counts():

@@ -136,7 +136,7 @@ def test_q_values_are_the_false_discovery_rates_of_all_neurons_together(scores):
 
 def test_the_table_is_tidy_and_strongest_first(scores):
     table = scores.to_frame()
-    assert list(table.columns) == ["site", "layer", "role", "neuron", "score", "p_value", "q_value", "rank"]
+    assert list(table.columns) == ["site", "layer", "role", "neuron", "score", "stderr", "p_value", "q_value", "rank"]
     assert list(table["rank"]) == list(range(1, SITES.neuron_count + 1))
     assert table["score"].abs().is_monotonic_decreasing
     assert not table.duplicated(["site", "neuron"]).any()
@@ -151,7 +151,20 @@ def test_the_table_is_tidy_and_strongest_first(scores):
 def test_without_a_test_there_are_no_p_values():
     scores = scores_of({"unet.0.key": [1.0, 2.0, 3.0, 4.0]})
     assert scores.q_values() == {}
-    assert scores.to_frame()[["p_value", "q_value"]].isna().all(axis=None)
+    assert scores.to_frame()[["stderr", "p_value", "q_value"]].isna().all(axis=None)
+
+
+def test_standard_errors_are_kept_checked_and_shown(scores, tmp_path):
+    stderr = {path: each.abs() for path, each in scores.scores.items()}
+    known = replace(scores, stderr=stderr)
+    for row in known.to_frame().itertuples():
+        assert row.stderr == stderr[row.site][row.neuron]
+    again = load(save(known, tmp_path / "x.safetensors"), NeuronScores)
+    assert all(torch.equal(again.stderr[path], each) for path, each in stderr.items())
+    with pytest.raises(InvalidInput, match="a standard error is below 0; give 0 or more"):
+        replace(scores, stderr={path: each - 10 for path, each in stderr.items()})
+    with pytest.raises(InvalidInput, match="stderr and sites differ in "):
+        replace(scores, stderr={SITES.paths[0]: stderr[SITES.paths[0]]})
 
 
 def test_layers_score_the_mean_strength_of_their_neurons(scores):

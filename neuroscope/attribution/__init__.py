@@ -1,6 +1,8 @@
 """Attribution: how strongly each neuron responds to a concept, or controls it. One file a method."""
 
 from neuroscope.attribution._attribution import Attribution, Evidence, Scored, score
+from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution._rank import rank
 from neuroscope.attribution.auroc import Auroc
 from neuroscope.attribution.mean_difference import MeanDifference
 from neuroscope.attribution.neuron_ablation import NeuronAblation
@@ -11,6 +13,7 @@ from neuroscope.attribution.welch import Welch
 __all__ = [
     "Attribution",
     "Auroc",
+    "CausalAttribution",
     "Evidence",
     "MeanDifference",
     "NeuronAblation",
@@ -18,5 +21,6 @@ __all__ = [
     "Scored",
     "WeightedNorm",
     "Welch",
+    "rank",
     "score",
 ]

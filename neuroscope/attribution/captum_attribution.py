@@ -12,11 +12,14 @@ from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegrat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.attribution.patching_metric import PatchingMetric
+from neuroscope.attribution.patching_metric import WIDER, PatchingMetric
+from neuroscope.core.errors import NonFiniteActivation
 
 Kind = Literal["gradient", "integrated"]
 #: A row with gradients takes about this many times the memory of a row without.
 _GRADIENT_MEMORY = 16
+#: Where gradients overflow in half precision: at how many scales of the loss to try, each so many times the one before.
+_SCALES, _SMALLER = 6, 2.0**-4
 
 
 def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, samples: int, batch_size: int) -> Float[Tensor, "neuron"]:
@@ -31,10 +34,20 @@ def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, 
 
     Returns:
         In float64 the neurons of the first module, then those of the second, and so on.
+
+    Raises:
+        NonFiniteActivation: gradients are NaN or infinite at every scale of the metric that was tried.
     """
-    with _without_reminders():
-        parts = KINDS[kind](metric, list(modules), samples, max(1, batch_size // _GRADIENT_MEMORY))
-    return torch.cat([part.detach().double().flatten(0, -2).sum(dim=0).cpu() for part in parts])
+    for _ in range(_SCALES):
+        with _without_reminders():
+            parts = KINDS[kind](metric, list(modules), samples, max(1, batch_size // _GRADIENT_MEMORY))
+        found = torch.cat([part.detach().double().flatten(0, -2).sum(dim=0).cpu() for part in parts]) / metric.scale
+        if found.isfinite().all():
+            return found
+        if metric.scale == 1.0:
+            break
+        metric.scale *= _SMALLER
+    raise NonFiniteActivation(f"the gradients are NaN or infinite in {metric.dtype}, at every scale of the loss; {WIDER}")
 
 
 def _gradient(metric: PatchingMetric, modules: list[nn.Module], _samples: int, _rows: int) -> list[Tensor]:

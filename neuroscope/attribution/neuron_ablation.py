@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from neuroscope.attribution._neuron_localization import NeuronLocalization, normal_layers
+from neuroscope.attribution._causal_attribution import CausalAttribution
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.effects import Effects, Patch
@@ -25,7 +25,7 @@ from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class NeuronAblation(NeuronLocalization):
+class NeuronAblation(CausalAttribution):
     """The exact effect of every neuron: it alone reads the prompt without the concept while the pipeline runs.
 
     This is the reference for rankings of neurons, and expensive: it makes an image for each neuron (or group), prompt and seed. A
@@ -33,8 +33,7 @@ class NeuronAblation(NeuronLocalization):
     `LatentShare`, as a share of the total effect. Neurons that act only together are missed.
 
     Attributes:
-        layers: score the neurons of these layers; None for all.
-        roles: of "key" and "value" sites, or of one of them.
+        roles: score the neurons of "key" and "value" sites, or of one of them.
         group: ablate so many neighbours at a time; each gets an equal part of their score.
         rows: "conditional" (the rows that carry the prompt) or "all".
         steps: the part of the denoising schedule in which a neuron reads the other prompt, from 0.0 to 1.0.
@@ -43,7 +42,6 @@ class NeuronAblation(NeuronLocalization):
         InvalidInput: a value that is not allowed.
     """
 
-    layers: int | tuple[int, ...] | None = None
     roles: str | tuple[str, ...] = ROLES
     group: int = 1
     rows: Rows = "conditional"
@@ -51,7 +49,6 @@ class NeuronAblation(NeuronLocalization):
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
-        object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         if self.group < 1:
             raise InvalidInput(f"group={self.group} is no number of neurons; give 1 or more")
@@ -59,7 +56,7 @@ class NeuronAblation(NeuronLocalization):
         check_schedule_part(self.steps)
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
-        """Scores each neuron by images in which it alone is ablated; see `Localization.__call__`."""
+        """Scores each neuron by images in which it alone is ablated; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)
         parts = list(self._parts(sites))
         with metered(experiment.graph.denoiser) as meter:

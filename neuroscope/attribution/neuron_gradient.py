@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuroscope.attribution._neuron_localization import NeuronLocalization, first_image, normal_layers, single
+from neuroscope.attribution._causal_attribution import CausalAttribution, first_image, single
 from neuroscope.attribution.captum_attribution import KINDS, Kind, attribute
 from neuroscope.attribution.neuron_ablation import NeuronAblation
 from neuroscope.attribution.patching_metric import PatchingMetric
@@ -38,12 +38,13 @@ _CONVERGED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class NeuronGradient(NeuronLocalization):
+class NeuronGradient(CausalAttribution):
     """Attribution of single predictions to all key and value neurons, by gradients (with captum).
 
     The unchanged run of each prompt and seed is recorded at a few of its steps. There, the effect of the prompt without the concept
     on the prediction (see `PatchingMetric`) is attributed to the neurons. A score is a share of that total effect, summed over tokens and
-    averaged over steps, prompts and seeds. With "integrated", all scores add up to the effect of swapping all chosen sites
+    averaged over steps, and then over images, a prompt and a seed each. From three images on, scores have standard errors, and p-values
+    by a one-sided t-test over images. With "integrated", all scores add up to the effect of swapping all chosen sites
     (completeness). A neuron's effect on one prediction may differ from its effect on the image: see `NeuronScores.fidelity`.
 
     The cost counts a row's backward pass as two NFE more.
@@ -52,19 +53,17 @@ class NeuronGradient(NeuronLocalization):
         kind: "gradient" is the gradient at the source times the change of the activation (attribution patching: Nanda 2023; Kramár et al.
             2024). It is the cheapest, and misses what a saturated model hides. "integrated" averages the gradient along the straight line
             from the source's activations to the target's (integrated gradients: Sundararajan et al. 2017, equation 1).
-        layers: score the neurons of these layers; None for all.
-        roles: of "key" and "value" sites, or of one of them.
+        roles: score the neurons of "key" and "value" sites, or of one of them.
         steps: at how many steps: the middles of as many equal parts of the schedule.
         samples: at how many points of the line "integrated" takes gradients.
         fidelity: for how many neurons the exact effect on the first image is measured too, by the experiment's metric, as `NeuronAblation`
             does. Half of them come from the ranking's top quarter, half from the rest, at random. 0 for none.
 
     Raises:
-        InvalidInput: a value that is not allowed; when it runs, more steps, neurons or layers than there are.
+        InvalidInput: a value that is not allowed; when it runs, more steps or neurons than there are.
     """
 
     kind: Kind = "integrated"
-    layers: int | tuple[int, ...] | None = None
     roles: str | tuple[str, ...] = ROLES
     steps: int = 2
     samples: int = 4
@@ -72,7 +71,6 @@ class NeuronGradient(NeuronLocalization):
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
-        object.__setattr__(self, "layers", normal_layers(self.layers))
         object.__setattr__(self, "roles", check_roles(self.roles))
         choose("kind", self.kind, tuple(KINDS))
         if self.steps < 1:
@@ -83,17 +81,17 @@ class NeuronGradient(NeuronLocalization):
             raise InvalidInput(f"fidelity={self.fidelity} neurons make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
-        """Scores each neuron by gradients; see `Localization.__call__`."""
+        """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)
         check_fits(experiment, self, sites.neuron_count, "neurons")
         with metered(experiment.graph.denoiser) as meter:
             images = list(self._by_image(experiment, sites))
             known = [image.scores for image in images if not image.scores.isnan().any()]
-            scores = torch.stack(known).mean(dim=0) if known else torch.zeros(sites.neuron_count, dtype=torch.float64)
-            fidelity = self._fidelity_of(experiment, sites, scores, images[0].scores) if self.fidelity else None
+            by_image = torch.stack(known) if known else torch.zeros(1, sites.neuron_count, dtype=torch.float64)
+            fidelity = self._fidelity_of(experiment, sites, by_image.mean(dim=0), images[0].scores) if self.fidelity else None
             cost = meter.cost + Cost(nfe=2 * sum(image.rows_with_gradients for image in images))
         self._warn(images)
-        return replace(self.scores(experiment, sites, scores), fidelity=fidelity, cost=cost)
+        return replace(self.mean_scores(experiment, sites, by_image), fidelity=fidelity, cost=cost)
 
     def _by_image(self, experiment: Experiment, sites: Sites) -> Iterator[_Image]:
         """The attributions of each image, in order. The unchanged runs share batches."""

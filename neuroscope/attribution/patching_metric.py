@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -13,11 +14,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import NonFiniteActivation
 from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 
+#: What to do about numbers that overflow.
+WIDER = "load the pipeline in a wider format, such as torch_dtype=torch.bfloat16 or torch.float32"
+_HALF = (torch.float16, torch.bfloat16)
+#: Of a gradient with respect to the prediction: float16 ends at 2**16, and gradients of sites may be larger than those of the prediction.
+_LARGEST = 2.0**8
 _TEXT = ("key", "value", "pooled")
 _ROUNDING = 1e-5
 
@@ -29,6 +36,9 @@ class PatchingMetric:
     the target's prompt, minus s. A prediction p scores <p - s, d> / <d, d>: 0 for the source's and 1 for the target's. Only the
     conditional row is computed.
 
+    In half precision, small gradients would vanish and large ones overflow. With gradients, the metric is therefore `scale` times what
+    it is without; divide by it in float64.
+
     Args:
         graph: the model.
         step: the recorded step.
@@ -39,6 +49,11 @@ class PatchingMetric:
         length: the norm of d; 0 where the target's prompt changes nothing beyond rounding.
         rows_with_gradients: how many rows were computed with gradients so far.
         end: the metric with all moving sites at the target; NaN until it was computed without gradients.
+        dtype: of the prediction.
+        scale: a power of two; 1 for float32 and float64.
+
+    Raises:
+        NonFiniteActivation: a prediction is NaN or infinite.
     """
 
     def __init__(self, graph: HookGraph, step: StepInput, target: Conditions, paths: Collection[str]) -> None:
@@ -51,8 +66,12 @@ class PatchingMetric:
         self._swap = replace(every, paths=tuple(paths))
         with torch.no_grad():
             self._total = self._predict([[every]]) - self._source
+        self.dtype = step.output.dtype
+        if not torch.isfinite(self._total).all():
+            raise NonFiniteActivation(f"the prediction at step {step.step} is NaN or infinite in {self.dtype}; {WIDER}")
         length = float(self._total.norm())
         self.length = length if length > _ROUNDING * float(self._source.norm()) else 0.0
+        self.scale = self._first_scale() if self.length and self.dtype in _HALF else 1.0
 
     def __call__(self, amount: Float[Tensor, "row 1"]) -> Float[Tensor, "row"]:
         """The metric of rows whose moving sites read this much of the target's prompt: from 0, none, to 1, all.
@@ -69,9 +88,15 @@ class PatchingMetric:
         shares = (moved * self._total).flatten(1).sum(dim=1) / self.length**2
         if torch.is_grad_enabled():
             self.rows_with_gradients += len(amounts)
-        elif amounts[-1] == 1:
+            return shares * self.scale
+        if amounts[-1] == 1:
             self.end = float(shares[-1])
         return shares
+
+    def _first_scale(self) -> float:
+        """The power of two that makes the largest gradient with respect to the prediction about `_LARGEST`."""
+        largest = float(self._total.abs().max()) / self.length**2
+        return 2.0 ** round(math.log2(_LARGEST / largest))
 
     def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel height width"]:
         """The denoiser's predictions of the step in float64, one row for each list of changes."""

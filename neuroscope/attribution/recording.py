@@ -30,6 +30,8 @@ from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.weights import outgoing_norm
 
 ARMS = ("present", "absent")
+#: How many prompts `record` takes at a time by default.
+BATCH_SIZE = 16
 _SET_HERE = ("prompt", "prompt_2", "generator", "latents", "num_images_per_prompt")
 
 
@@ -172,7 +174,7 @@ def record(
     *,
     by_step: bool = False,
     keep_samples: bool = False,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     quiet: bool = False,
     **generation: Any,
@@ -237,7 +239,7 @@ def record(
         samples={arm: tally.joined() for arm, tally in arms.items()} if keep_samples else {},
         outgoing=_outgoing(graph, chosen),
         token=token,
-        provenance=Provenance(graph.family.name, graph.model, concept.name, f"record(token={token!r})"),
+        provenance=Provenance(graph.family.name, graph.model, concept.name, f"record(token={token!r})", concept.contrast),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
 from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli.localization import MetricOptions
 from neuroscope.core.errors import InvalidFile, InvalidInput
 
 if TYPE_CHECKING:
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 
 #: What a recording takes no notice of where no site needs a denoising step.
 _OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
+#: What a method that scores recorded responses takes no notice of.
+_OF_IMAGES = (
+    *(each.name for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions) for each in fields(group)),
+    "pairs",
+    "resume",
+)
+_DEFAULT_OF_RECORDINGS = "A recording is ranked by Welch(), which tells what responds; --method chooses another way."
 
 
 def register(app: typer.Typer) -> None:
@@ -64,32 +73,89 @@ def record_(
 
 
 def attribution(text: str) -> Attribution:
-    """The attribution method of `--method`."""
-    from neuroscope.attribution import Attribution
-
-    built: Attribution = methods.build("method", text, methods.subclasses(cast("Any", Attribution)))
+    """The attribution method of `--method`, which scores a recording."""
+    built: Attribution = methods.build("method", text, methods.neuron_methods(causal=False))
     return built
 
 
+@dataclass(frozen=True)
+class RankingOptions:
+    """Which neurons are ranked, and how."""
+
+    panel: ClassVar[str] = "Ranking"
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="The method, as in Python. Of a concept NeuronGradient() unless given: which neurons control it. Of a recording Welch(): "
+            "which respond. docs/neurons.md has a table of all, and what they cost."
+        ),
+    ] = None
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", "--layers", callback=values.texts(), help="Rank a layer's neurons; repeat for several.")
+    ] = None
+    pairs: options.Pairs = None
+    top: Annotated[int, typer.Option(callback=values.whole(), help="Table rows to print.")] = 20
+
+
 def rank(
-    file: Path,
-    method: options.Method = "Welch",
-    top: Annotated[int, typer.Option(callback=values.whole(), help="Table rows to print.")] = 20,
+    ctx: typer.Context,
+    *,
+    file: Annotated[Path | None, typer.Argument(help="A recording; leave it out to name a concept instead.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the scores here.")] = None,
-    as_json: options.AsJson = False,
+    model: options.ModelOptions,
+    concept: options.ConceptOptions,
+    ranking: RankingOptions,
+    metric: MetricOptions,
+    seeds: options.FewSeedOptions,
+    generation: options.SizedDenoisingOptions,
+    resume: options.Resume = None,
+    printed: options.Printing,
 ) -> None:
-    """Rank the neurons of a recording, strongest first."""
+    """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
+    from neuroscope.attribution import CausalAttribution
+    from neuroscope.attribution import rank as run
+    from neuroscope.core import artifacts
+
+    opening.check_output(output, file, concept.concept, generation.image, resume)
+    opening.check_output(resume, concept.concept, generation.image)
+    text = ranking.method or ("NeuronGradient()" if file is None else "Welch()")
+    methods.refuse_layer_methods(text)
+    if file is not None:
+        scores = _rank_recording(ctx, file, text)
+    else:
+        asked = methods.build("method", text, methods.neuron_methods())
+        values.refuse_unused(ctx, _ignored(asked))
+        chosen = concept.open(model)
+        called: dict[str, Any] = {"layers": ranking.layer or None, "quiet": printed.quiet}
+        if isinstance(asked, CausalAttribution):
+            called |= {"metric": metric.open(ctx, model), "seeds": seeds.open(), "output": resume}
+            called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
+        scores = run(model.open(), chosen, asked, **called)
+    if output is not None:
+        artifacts.save(scores, output)
+    table = scores.to_frame().head(ranking.top)
+    said = f"{_DEFAULT_OF_RECORDINGS}\n" if file is not None and ranking.method is None else ""
+    options.say(table.to_json(orient="records", indent=1) if printed.as_json else f"{said}{scores}\n{table.to_string(index=False)}")
+
+
+def _rank_recording(ctx: typer.Context, file: Path, text: str) -> NeuronScores:
+    """The scores of a recording; raises InvalidInput for a method, or an option, that needs the model."""
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
 
-    opening.check_output(output, file)
-    asked = attribution(method)
-    scores = score(artifacts.load(file, Recording), asked)
-    if output is not None:
-        artifacts.save(scores, output)
-    table = scores.to_frame().head(top)
-    options.say(table.to_json(orient="records", indent=1) if as_json else f"{scores}\n{table.to_string(index=False)}")
+    asked = methods.build("method", text, methods.neuron_methods())
+    if type(asked).__name__ in methods.neuron_methods(response=False):
+        raise InvalidInput(f"{asked!r} runs the model, and {file} is a recording; leave it out and name the concept, such as with --style")
+    named = [each.name for group in (options.ModelOptions, options.ConceptOptions) for each in fields(group)]
+    values.refuse_unused(ctx, dict.fromkeys([*named, "layer", *_OF_IMAGES], f"{file} is a recording, which is ranked as it is"))
+    return score(artifacts.load(file, Recording), asked)
+
+
+def _ignored(method: Any) -> dict[str, str]:
+    """The options that a response method would ignore, and why."""
+    causal = type(method).__name__ in methods.neuron_methods(response=False)
+    return {} if causal else dict.fromkeys(_OF_IMAGES, f"{method!r} scores recorded responses and makes no image")
 
 
 def mask(

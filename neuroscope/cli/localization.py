@@ -1,4 +1,4 @@
-"""The command that finds layers, and neurons by images: localize."""
+"""The command that finds layers: localize."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
     from neuroscope.core.layer_scores import LayerScores
-    from neuroscope.core.scores import NeuronScores
-
-#: Where methods are defined: those that find neurons, and those that find layers.
-_ROOMS = ("neuroscope.attribution", "neuroscope.localization")
-#: Of neurons' scores: table rows to print.
-_ROWS = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -66,9 +60,7 @@ def localize(
         str, typer.Option(help='The method, as in Python, such as "LocoGen(window=2)"; an unknown name or keyword lists the known ones.')
     ] = "LocoGen",
     metric: MetricOptions,
-    pairs: Annotated[
-        int | None, typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, or all of fewer.")
-    ] = None,
+    pairs: options.Pairs = None,
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
@@ -82,11 +74,10 @@ def localize(
     opening.check_output(output, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
     chosen = concept.open(model)
-    asked = methods.build("method", method, methods.subclasses(cast("Any", Localization), *_ROOMS))
+    methods.refuse_neuron_methods(method)
+    asked: Localization = methods.build("method", method, methods.subclasses(cast("Any", Localization), "neuroscope.localization"))
     measured = metric.open(ctx, model)
-    if pairs is not None and pairs > len(chosen.present):
-        raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")
-    called = generation.open() | ({} if pairs is None else {"pairs": pairs})
+    called = generation.open() | opening.pairs_of(chosen, pairs)
     counted = seeds.open()
     scores = run(model.open(), chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
     artifacts.save(scores, output)
@@ -94,13 +85,8 @@ def localize(
     printed.report({"output": str(output)} | facts, f"{text}\nwrote {output}")
 
 
-def _described(scores: LayerScores | NeuronScores) -> tuple[dict[str, Any], str]:
+def _described(scores: LayerScores) -> tuple[dict[str, Any], str]:
     """What the command prints: facts for JSON, and text."""
-    from neuroscope.core.layer_scores import LayerScores
-
-    if isinstance(scores, LayerScores):
-        table = scores.to_frame().round(3)
-        layers = json.loads(table.to_json(orient="records", double_precision=3))  # NaN, which JSON does not have, as null
-        return {"verdict": scores.verdict, "layers": layers}, f"{table.to_string(index=False)}\n{scores.verdict}\n{scores.cost}"
-    head = scores.to_frame().head(_ROWS)
-    return {"neurons": json.loads(head.to_json(orient="records"))}, f"{head.to_string(index=False)}\n{scores}"
+    table = scores.to_frame().round(3)
+    layers = json.loads(table.to_json(orient="records", double_precision=3))  # NaN, which JSON does not have, as null
+    return {"verdict": scores.verdict, "layers": layers}, f"{table.to_string(index=False)}\n{scores.verdict}\n{scores.cost}"

@@ -9,11 +9,12 @@ import ast
 import difflib
 import inspect
 import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, closest
 
@@ -74,6 +75,32 @@ def subclasses(base: type[Made], *rooms: str) -> dict[str, type[Made]]:
         if each.__module__.startswith("neuroscope.") and not each.__name__.startswith("_") and not inspect.isabstract(each):
             found[each.__name__] = each
     return dict(sorted(found.items()))
+
+
+def neuron_methods(*, causal: bool = True, response: bool = True) -> dict[str, type[Any]]:
+    """The methods that score neurons, by name: by what they do, by how they respond, or both."""
+    from neuroscope.attribution import Attribution, CausalAttribution
+
+    bases: list[Any] = [CausalAttribution] * causal + [Attribution] * response
+    return dict(sorted((name, kind) for base in bases for name, kind in subclasses(base).items()))
+
+
+def refuse_neuron_methods(text: str) -> None:
+    """Raises InvalidInput where `localize` is given a method that scores neurons."""
+    if (name := _leading_name(text)) in neuron_methods():
+        raise InvalidInput(f"{name} ranks neurons, and localize finds layers; write neuroscope rank --method {shlex.quote(text)}")
+
+
+def refuse_layer_methods(text: str) -> None:
+    """Raises InvalidInput where `rank` is given a method that scores layers."""
+    from neuroscope.localization import Localization
+
+    if (name := _leading_name(text)) in subclasses(cast("Any", Localization)):
+        raise InvalidInput(f"{name} finds layers, and rank ranks neurons; write neuroscope localize --method {shlex.quote(text)}")
+
+
+def _leading_name(text: str) -> str:
+    return text.partition("(")[0].strip()
 
 
 def metrics() -> dict[str, type[Any]]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from neuroscope.core.errors import InvalidFile
+from neuroscope.core.errors import InvalidFile, InvalidInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from neuroscope.core.concepts import Concept
     from neuroscope.core.intervention import Intervention
     from neuroscope.pipeline.graph import HookGraph
 
@@ -60,6 +61,19 @@ def counted_seeds(first: int, count: int) -> tuple[int, ...]:
     from neuroscope.core import checks
 
     return checks.seeds(range(first, first + count))
+
+
+def pairs_of(concept: Concept, pairs: int | None) -> dict[str, int]:
+    """The option `pairs` of a verb, where it was given.
+
+    Raises:
+        InvalidInput: the concept has fewer.
+    """
+    if pairs is None:
+        return {}
+    if pairs > len(concept.present):
+        raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(concept.present)}; give at most these")
+    return {"pairs": pairs}
 
 
 def check_output(output: Path | None, *inputs: Path | None) -> None:

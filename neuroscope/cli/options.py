@@ -28,6 +28,7 @@ Resume = Annotated[Path | None, typer.Option(help="Keep finished images' scores 
 Method = Annotated[
     str, typer.Option(help="The method that scores a recording, as in Python, such as Welch; an unknown one lists the known ones.")
 ]
+Pairs = Annotated[int | None, typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, or all of fewer.")]
 
 
 @dataclass(frozen=True)
@@ -106,26 +107,39 @@ class NamedConcept:
         prompts = "testbed" if model.bundled else "general"
         if self.fact is not None:
             return Concept.fact(self.fact, self._new_answer(), prompts)
-        return Concept.attribute(str(named[given[0]]), given[0], prompts)
+        return Concept.attribute(str(named[given[0]]), given[0], prompts, against=self._others())
 
     def _new_answer(self) -> str:
         return ""
 
+    def _others(self) -> list[str] | None:
+        return None
+
 
 @dataclass(frozen=True)
 class ConceptOptions(NamedConcept):
-    """A concept by name, with the new answer of a fact."""
+    """A concept by name, with what its absent prompts say instead."""
 
     answer: Annotated[str | None, typer.Option(callback=values.text(), help="The fact's new answer.")] = None
+    against: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts(), help="What prompts without it say instead; repeat for several. By default several others."),
+    ] = None
 
     def open(self, model: ModelOptions) -> Concept:
-        """See `NamedConcept.open`; raises InvalidInput also for an answer to no fact."""
+        """See `NamedConcept.open`; raises InvalidInput also for an answer to no fact, and for others where prompts are given."""
         if self.answer is not None and self.fact is None:
             raise InvalidInput("--answer would be ignored: it is a --fact's new answer, and no fact is given; leave it out, or give --fact")
+        if self.against and (self.fact is not None or self.concept is not None):
+            instead = "give --answer" if self.concept is None else "write the absent prompts in the file"
+            raise InvalidInput(f"--against would be ignored: it is for a style, an object or an attribute; {instead}")
         return super().open(model)
 
     def _new_answer(self) -> str:
         return self.answer or ""
+
+    def _others(self) -> list[str] | None:
+        return self.against or None
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,13 @@ class SeedOptions:
     def open(self) -> tuple[int, ...]:
         """The seeds, counted up; raises InvalidInput for one that no generator takes."""
         return opening.counted_seeds(self.seed, self.seeds)
+
+
+@dataclass(frozen=True)
+class FewSeedOptions(SeedOptions):
+    """Which seeds, one by default."""
+
+    seeds: Annotated[int, typer.Option(callback=values.whole(), help="Seeds of each prompt, which make an image each.")] = 1
 
 
 @dataclass(frozen=True)

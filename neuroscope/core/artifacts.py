@@ -31,12 +31,13 @@ from neuroscope.core.storage import FORMAT, Envelope, canonical, check_format, c
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result comes from: the model's family and name, the concept, and the repr of the method."""
+    """Where a result comes from: the model's family and name, the concept, the repr of the method, and the concept's contrast."""
 
     family: str = ""
     model: str = ""
     concept: str = ""
     method: str = ""
+    contrast: str = ""
 
 
 __all__ = ["FLOATS", "Artifact", "load", "read_header", "save", "take", "write_beside"]
@@ -57,6 +58,8 @@ RENAMED_FIELDS = MappingProxyType(
         "report.bystanders": "unrelated",
     }
 )
+#: Header fields that earlier files lack, by their paths, and what they mean there.
+ADDED_FIELDS = MappingProxyType({"provenance.contrast": ""})
 _ENVELOPE = {each.name for each in fields(Envelope)}
 _AGAIN = "make or copy it again"
 
@@ -240,8 +243,12 @@ def _read(path: Path) -> _File:
 
 
 def _with_present_names(header: dict[str, Any]) -> dict[str, Any]:
-    """A header whose fields are called as they are now."""
+    """A header whose fields are called as they are now, with those that earlier files lack."""
     renamed = dict(header)
+    for path, value in ADDED_FIELDS.items():
+        parent, _, name = path.partition(".")
+        if isinstance(renamed.get(parent), dict):
+            renamed[parent] = {name: value} | renamed[parent]
     for path, name in RENAMED_FIELDS.items():
         parent, _, former = path.partition(".")
         fields_of = renamed.get(parent)

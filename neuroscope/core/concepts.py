@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,8 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, choose, closest
 
 _FIELDS = ("name", "present", "absent", "test")
+#: Of what a concept is against, how many are named.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Concept:
         present: prompts with the concept.
         absent: prompts without it; `absent[i]` is `present[i]` with the concept taken out or replaced.
         test: prompts with the concept that are kept for evaluation; none of them is among the others.
+        against: what the absent prompts say instead, where that is known, such as other styles.
 
     Raises:
         InvalidInput: an arm is empty, the arms differ in length or share a prompt, a prompt or the name is empty or no string, or a
@@ -35,9 +38,11 @@ class Concept:
     present: tuple[str, ...]
     absent: tuple[str, ...]
     test: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
-    def __init__(self, name: str, present: Any, absent: Any, test: Any = ()) -> None:
+    def __init__(self, name: str, present: Any, absent: Any, test: Any = (), against: Any = ()) -> None:
         object.__setattr__(self, "name", checks.text("the concept's name", name))
+        object.__setattr__(self, "against", checks.strings("against", against))
         for arm, value in (("present", present), ("absent", absent), ("test", test)):
             object.__setattr__(self, arm, _prompts(arm, value))
         for arm in ("present", "absent"):
@@ -64,12 +69,25 @@ class Concept:
             )
 
     def __repr__(self) -> str:
-        return f"Concept({self.name!r}: {len(self.present)} pairs, {len(self.test)} test prompts)"
+        contrast = self.contrast and f" {self.contrast}"
+        return f"Concept({self.name!r}: {len(self.present)} pairs{contrast}, {len(self.test)} test prompts)"
+
+    @property
+    def contrast(self) -> str:
+        """What the absent prompts say instead, in a short phrase such as "against plain, hatch, mosaic and 2 more"; empty if not known."""
+        if not self.against:
+            return ""
+        named, more = list(self.against[:_NAMED]), len(self.against) - _NAMED
+        *first, last = [*named, f"{more} more"] if more > 0 else named
+        return f"against {', '.join(first)}{' and ' if first else ''}{last}"
 
     @classmethod
-    def style(cls, name: str, prompts: str = "general") -> Self:
-        """An artist's or a texture's style: "{subject} in the style of {name}" against a neutral image of the subject."""
-        return cls.attribute(name, "style", prompts)
+    def style(cls, name: str, prompts: str = "general", *, against: str | Iterable[str] | None = None) -> Self:
+        """An artist's or a texture's style: "{subject} in the style of {name}" against the same subject in several other styles.
+
+        Against a single other style, only what differs between the two can be found. `against` chooses the other styles, one or several.
+        """
+        return cls.attribute(name, "style", prompts, against=against)
 
     @classmethod
     def object(cls, name: str, prompts: str = "general") -> Self:
@@ -87,10 +105,10 @@ class Concept:
             return concept
         checks.text("answer", answer, "the fact's new answer")
         replaced = tuple(prompt.replace(subject, answer) for prompt in concept.present)
-        return cls(subject, concept.present, replaced, concept.test)
+        return cls(subject, concept.present, replaced, concept.test, (answer,))
 
     @classmethod
-    def attribute(cls, name: str, kind: str = "attribute", prompts: str = "general") -> Self:
+    def attribute(cls, name: str, kind: str = "attribute", prompts: str = "general", *, against: str | Iterable[str] | None = None) -> Self:
         """Any attribute, with the built-in prompts of a kind.
 
         Args:
@@ -98,16 +116,19 @@ class Concept:
             kind: "style", "object", "fact", "colour", "texture", "lighting", "emotion", "material", or "attribute" where
                 none of these fits.
             prompts: the built-in prompt set: "general", or "testbed" for the bundled models' small vocabulary.
+            against: what the absent prompts say instead, one or several; each subject takes its turn with all. By default the prompt
+                set's own, without the concept itself.
 
         Raises:
-            InvalidInput: an unknown kind or prompt set, or an empty name.
+            InvalidInput: an unknown kind or prompt set, an empty name, or a concept that is against itself.
         """
         templates = _builtin(prompts)
         choose("kind of attribute", kind, tuple(templates))
         if isinstance(name, str) and not name.strip():
             raise InvalidInput(f"the {kind} has no name; say which, such as 'Van Gogh'")
         checks.text(f"the {kind}'s name", name)
-        return cls(name, *_fill(name, templates[kind]))
+        others = _others(name, templates[kind]["neutral"], against)
+        return cls(name, *_fill(name, others, templates[kind]), others)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -154,14 +175,31 @@ def _builtin(name: str) -> dict[str, Any]:
     return tomllib.loads((folder / f"{choose('prompt set', name, known)}.toml").read_text())
 
 
-def _fill(name: str, templates: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """Present, absent and test prompts from templates with {name}, {subject} and, in absent ones, {neutral}."""
-    neutral = [each for each in templates.get("neutral", [""]) if each.lower() != name.lower()]
-    if not neutral:
-        raise InvalidInput(f"{name!r} is what the absent prompts would say instead; give prompts of your own")
+def _others(name: str, neutral: list[str], against: str | Iterable[str] | None) -> list[str]:
+    """What absent prompts say in the concept's place: what was given, or the prompt set's own but the concept."""
+    given = [against] if isinstance(against, str) else against
+    others = [each for each in neutral if not _overlap(name, each)] if given is None else list(checks.strings("against", given))
+    checks.distinct("values of against", others)
+    if not others or any(_overlap(name, each) for each in others):
+        raise InvalidInput(f"{name!r} is what the absent prompts would say instead; give other words as against, or prompts of your own")
+    return others
+
+
+def _overlap(name: str, other: str) -> bool:
+    """Whether one of two texts says all words of the other, as "Monet" and "Claude Monet" do."""
+    words, others = ({*each.casefold().split()} for each in (name, other))
+    return words <= others or others <= words
+
+
+def _fill(name: str, others: list[str], templates: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Present, absent and test prompts from templates with {name}, {subject} and, in absent ones, {neutral}.
+
+    From one template to the next, each subject has another of the `others`.
+    """
     pairs, test = [], []
-    for index, (pair, subject) in enumerate(itertools.product(templates["pairs"], templates["subjects"])):
-        present, absent = (text.format(name=name, subject=subject, neutral=neutral[index % len(neutral)]) for text in pair)
+    for (turn, pair), (number, subject) in itertools.product(enumerate(templates["pairs"]), enumerate(templates["subjects"])):
+        neutral = others[(turn + number) % len(others)]
+        present, absent = (text.format(name=name, subject=subject, neutral=neutral) for text in pair)
         pairs.append((present, absent))
     for template, subject in itertools.product(templates["test"], templates["test_subjects"]):
         test.append(template.format(name=name, subject=subject))

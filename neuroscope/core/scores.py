@@ -153,12 +153,13 @@ class NeuronScoresHeader:
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores(Artifact):
-    """One number per neuron of each site: how strongly it responds to a concept.
+    """One number per neuron of each site: how strongly it controls a concept, or responds to it.
 
     Attributes:
         sites: the scored sites, in execution order.
         scores: for each path a float64 tensor [neuron].
         p_values: the same shape, or empty where the method has no test.
+        stderr: standard errors of the scores over images, the same shape; empty where they are no means over images.
         neutral: the score of a neuron that does not care.
         two_sided: whether distance from `neutral` on either side counts, or only higher scores.
         provenance: model, concept and method.
@@ -166,8 +167,8 @@ class NeuronScores(Artifact):
         cost: what finding them cost, where they come from running the model.
 
     Raises:
-        InvalidInput: no site, a site without scores or with more or fewer than its neurons, scores that are not finite, or p-values
-            outside 0 to 1.
+        InvalidInput: no site, a site without scores or with more or fewer than its neurons, scores that are not finite, p-values
+            outside 0 to 1, or a standard error below 0.
     """
 
     kind: ClassVar[str] = "neuron-scores"
@@ -181,16 +182,19 @@ class NeuronScores(Artifact):
     provenance: Provenance = Provenance()
     fidelity: Fidelity | None = None
     cost: Cost | None = None
+    stderr: Mapping[str, Float[Tensor, "neuron"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         instance("sites", self.sites, Sites, "recording.sites")
         if not self.sites:
             raise InvalidInput("there are scores of no site; give those of at least one")
-        for what, values in (("scores", self.scores), ("p_values", self.p_values)):
+        for what, values in (("scores", self.scores), ("p_values", self.p_values), ("stderr", self.stderr)):
             if instance(what, values, Mapping, "{path: torch.zeros(...)}") or what == "scores":
                 self._check_numbers(what, values)
         if any(((values < 0) | (values > 1)).any() for values in self.p_values.values()):
             raise InvalidInput("a p-value is outside 0 to 1; give probabilities")
+        if any((values < 0).any() for values in self.stderr.values()):
+            raise InvalidInput("a standard error is below 0; give 0 or more")
         finite("neutral", self.neutral)
 
     def _check_numbers(self, what: str, values: Mapping[str, Tensor]) -> None:
@@ -205,7 +209,8 @@ class NeuronScores(Artifact):
     def __repr__(self) -> str:
         size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
         said = "".join(f"; {each}" for each in (self.fidelity, self.cost) if each)
-        return f"NeuronScores({self.provenance.concept!r} by {self.provenance.method}: {size}{said})"
+        contrast = self.provenance.contrast and f" {self.provenance.contrast}"
+        return f"NeuronScores({self.provenance.concept!r}{contrast} by {self.provenance.method}: {size}{said})"
 
     def strength(self, path: str) -> Float[Tensor, "neuron"]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
@@ -271,7 +276,7 @@ class NeuronScores(Artifact):
         return dict(zip(self.sites.paths, adjusted.split([site.width for site in self.sites]), strict=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """A table, strongest first: site, layer, role, neuron, score, p_value, q_value, rank (from 1)."""
+        """A table, strongest first: site, layer, role, neuron, score, stderr, p_value, q_value, rank (from 1)."""
         import pandas as pd
 
         q_values = self.q_values()
@@ -284,6 +289,7 @@ class NeuronScores(Artifact):
                     "role": site.role,
                     "neuron": np.arange(site.width),
                     "score": self.scores[site.path].numpy(),
+                    "stderr": (self.stderr or missing)[site.path].numpy(),
                     "p_value": (self.p_values or missing)[site.path].numpy(),
                     "q_value": (q_values or missing)[site.path].numpy(),
                     "strength": self.strength(site.path).numpy(),
@@ -298,6 +304,7 @@ class NeuronScores(Artifact):
         """See `Artifact`."""
         tensors = {f"score:{path}": score for path, score in self.scores.items()}
         tensors |= {f"p_value:{path}": value for path, value in self.p_values.items()}
+        tensors |= {f"stderr:{path}": value for path, value in self.stderr.items()}
         header = {"sites": [asdict(site) for site in self.sites], "neutral": self.neutral, "two_sided": self.two_sided}
         header |= {"fidelity": self.fidelity.to_header() if self.fidelity else None, "cost": asdict(self.cost) if self.cost else None}
         return tensors, header | {"provenance": asdict(self.provenance)}
@@ -307,10 +314,12 @@ class NeuronScores(Artifact):
         """See `Artifact`."""
         sites = Sites(header.sites)
         scores = {path: take(tensors, f"score:{path}", torch.float64) for path in sites.paths}
-        tested = [path for path in sites.paths if f"p_value:{path}" in tensors]
-        p_values = {path: take(tensors, f"p_value:{path}", torch.float64) for path in tested}
+        p_values, stderr = (
+            {path: take(tensors, f"{name}:{path}", torch.float64) for path in sites.paths if f"{name}:{path}" in tensors}
+            for name in ("p_value", "stderr")
+        )
         fidelity = header.fidelity.restored() if header.fidelity else None
-        return cls(sites, scores, p_values, header.neutral, header.two_sided, header.provenance, fidelity, header.cost)
+        return cls(sites, scores, p_values, header.neutral, header.two_sided, header.provenance, fidelity, header.cost, stderr)
 
     def _ranked(self) -> Iterator[tuple[float, str, int]]:
         for path in self.sites.paths:

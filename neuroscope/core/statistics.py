@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -93,6 +94,31 @@ class Moments:
             float64 arrays of the moments' shape, and the number of observations. The deviation is NaN for one observation.
         """
         return self.mean.numpy(), self.variance.sqrt().numpy(), self.count
+
+
+class MeanTest(NamedTuple):
+    """What a t-test says of a mean.
+
+    Attributes:
+        stderr: the standard error of the mean.
+        p_value: by Student's t.
+    """
+
+    stderr: Float[Tensor, "neuron"]
+    p_value: Float[Tensor, "neuron"]
+
+
+def mean_test(observations: Float[Tensor, "image neuron"], *, two_sided: bool) -> MeanTest:
+    """Tells whether each neuron's mean over images is above 0, or, two-sided, other than 0: by a one-sample t-test, in float64.
+
+    A neuron with the same value in every image has a standard error of 0, and p = 1 where that value is 0 or, one-sided, below.
+    """
+    values = observations.numpy().astype(np.float64)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, of values that are nearly alike
+        found = scipy.stats.ttest_1samp(values, 0.0, axis=0, alternative="two-sided" if two_sided else "greater")
+    p_value = np.where(np.isnan(found.pvalue), 1.0, found.pvalue)
+    return MeanTest(torch.from_numpy(scipy.stats.sem(values, axis=0)), torch.from_numpy(p_value))
 
 
 def is_share(scores: Float[np.ndarray, "..."]) -> bool:

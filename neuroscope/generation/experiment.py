@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import abc
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
+from neuroscope.core.concepts import Concept
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Cost
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import steps_of
+from neuroscope.generation.arguments import check_generation, steps_of
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.generation.keys import key_of
+from neuroscope.generation.foreign_hooks import only_watching
+from neuroscope.generation.keys import key_of, method_key, metric_key, origin
 from neuroscope.generation.ledger import Ledger
-from neuroscope.metrics.metric import Metric
+from neuroscope.generation.metering import metered
+from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
+
+#: How many of a concept's pairs `localize` and `rank` use by default.
+PAIRS = 8
 
 
 class Pair(NamedTuple):
@@ -66,12 +76,14 @@ class RunBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What a method works with; `localize` documents the options.
+    """What a method works with; `localize` and `rank` document the options.
 
     Attributes:
         graph: the model.
         name: the concept's name.
+        contrast: what the prompts without it say instead; see `Concept.contrast`.
         pairs: prompts with the concept and without it.
+        layers: the layers whose neurons `rank` scores; None for all.
         metric: what is measured in each image.
         seeds: seeds of the initial noise, the same for each pair.
         generation: options of the pipeline.
@@ -95,10 +107,12 @@ class Experiment:
     keep_images: int
     quiet: bool
     shown: tuple[ImageKey, ...] = ()
+    contrast: str = ""
+    layers: tuple[int, ...] | None = None
 
     def provenance(self, method: object) -> Provenance:
         """Where this experiment's results come from."""
-        return Provenance(self.graph.family.name, self.graph.model, self.name, f"{method!r}, {self.metric!r}")
+        return Provenance(self.graph.family.name, self.graph.model, self.name, f"{method!r}, {self.metric!r}", self.contrast)
 
     def of(self, **generation: Any) -> Experiment:
         """The same experiment with other options of the pipeline, and without a contact sheet."""
@@ -140,11 +154,8 @@ Found = TypeVar("Found", bound=LayerScores | NeuronScores)
 
 
 @dataclass(frozen=True, repr=False)
-class Localization(abc.ABC, Generic[Found]):
-    """A method that finds the layers or the neurons that control a concept. A frozen dataclass with one `__call__`.
-
-    To add a method, derive a frozen dataclass whose fields are its options, and compute the scores in `__call__`.
-    """
+class ExperimentMethod(abc.ABC, Generic[Found]):
+    """A method that changes a running model and measures the effect. A frozen dataclass with one `__call__`."""
 
     def __repr__(self) -> str:
         """The class name with the options that differ from their defaults, as results store it."""
@@ -161,6 +172,127 @@ class Localization(abc.ABC, Generic[Found]):
         Raises:
             InvalidInput: an option that does not fit the model.
         """
+
+
+class Localization(ExperimentMethod[LayerScores]):
+    """A method of `localize`, which finds the layers that control a concept. A frozen dataclass with one `__call__`.
+
+    To add a method, derive a frozen dataclass whose fields are its options, and compute the scores in `__call__`.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, experiment: Experiment) -> LayerScores:
+        """Scores the layers.
+
+        Args:
+            experiment: the model, prompts, seeds and metric.
+
+        Raises:
+            InvalidInput: an option that does not fit the model.
+        """
+
+
+def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found:
+    """The method's scores; with a ledger, their cost is that of all parts of a run that was stopped and continued.
+
+    The denoiser's NFE are stored at each call, so that those of a killed part count. The method's final cost replaces them.
+    """
+    if not experiment.ledger.is_kept:
+        return method(experiment)
+    asked = ([list(pair) for pair in experiment.pairs], list(experiment.seeds), list(experiment.layers or ()))
+    run = key_of(experiment.origin, experiment.name, method_key(method), *asked)
+    with metered(experiment.graph.denoiser, lambda cost: experiment.ledger.spend(run, cost)):
+        found = method(experiment)
+    before, cost = experiment.ledger.spent(run), found.cost or Cost()
+    if not cost.nfe and before.nfe:
+        return replace(found, cost=before)
+    experiment.ledger.spend(run, cost)
+    return replace(found, cost=before + cost)
+
+
+@contextmanager
+def open_experiment(
+    verb: Callable[..., Any],
+    graph: HookGraph,
+    concept: Concept,
+    metric: Metric | Share,
+    seeds: Iterable[int],
+    generation: Mapping[str, Any],
+    *,
+    layers: Iterable[int] | int | None = None,
+    pairs: int | None,
+    keep_images: int = 0,
+    batch_size: int | None,
+    output: str | Path | None,
+    quiet: bool,
+) -> Iterator[Experiment]:
+    """Checks what a verb was given, and opens the experiment with its ledger. `localize` and `rank` document the arguments.
+
+    Raises:
+        InvalidInput: no pair or seed, a layer that the model lacks, a value of another kind, or an option that the pipeline does not have.
+        InvalidFile: `output` cannot be written.
+    """
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    checks.instance("metric", metric, Metric, "ns.LatentShare()")
+    name = verb.__name__
+    seeds = checks.seeds(seeds, f" to {name} with")
+    chosen = choose_layers(graph, layers)
+    _check_options(pairs, keep_images, batch_size, output, quiet)
+    check_generation(graph.pipe, generation, verb)
+    if len(set(seeds)) < len(seeds):
+        raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
+    bound = metric if isinstance(metric, Share) else bind(metric, graph)
+    made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
+    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
+        yield Experiment(
+            graph=graph,
+            name=concept.name,
+            contrast=concept.contrast,
+            pairs=_chosen_pairs(concept, pairs, name),
+            layers=chosen,
+            metric=bound,
+            seeds=seeds,
+            generation=generation,
+            batch_size=batch_size,
+            ledger=ledger,
+            origin=made_by,
+            keep_images=keep_images,
+            quiet=quiet,
+        )
+
+
+def choose_layers(graph: HookGraph, layers: Iterable[int] | int | None) -> tuple[int, ...] | None:
+    """Chosen layers as a tuple, or None for all.
+
+    Raises:
+        InvalidInput: what is no layer, a layer that the model lacks, or an empty list.
+    """
+    if layers is None:
+        return None
+    chosen = checks.layers("layers", layers)
+    if not chosen:
+        raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
+    graph.sites.where(layer=chosen)
+    return chosen
+
+
+def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
+    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
+        if value is not None:
+            checks.whole(name, value, least=-math.inf)
+    checks.whole("keep_images", keep_images, least=0)
+    checks.flag("quiet", quiet)
+    if output is not None:
+        checks.path("output", output)
+
+
+def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair, ...]:
+    every = [Pair(present, absent) for present, absent in zip(concept.present, concept.absent, strict=True)]
+    if pairs is not None and pairs < 1:
+        raise InvalidInput(f"pairs={pairs} leaves nothing to {verb} with; give 1 or more, or None for all {len(every)}")
+    count = len(every) if pairs is None else min(pairs, len(every))
+    return tuple(every[number * len(every) // count] for number in range(count))
 
 
 def check_fits(experiment: Experiment, method: Any, count: int, counted: str) -> None:

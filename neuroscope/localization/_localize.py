@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neuroscope.attribution import Attribution, CausalAttribution
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Cost
-from neuroscope.generation.arguments import check_generation
-from neuroscope.generation.experiment import Experiment, Found, Localization, Pair
-from neuroscope.generation.foreign_hooks import only_watching
-from neuroscope.generation.keys import key_of, method_key, metric_key, origin
-from neuroscope.generation.ledger import Ledger
-from neuroscope.generation.metering import metered
-from neuroscope.metrics.metric import Metric, bind
+from neuroscope.core.layer_scores import LayerScores
+from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
+from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
-
-#: How many of a concept's pairs `localize` uses by default.
-PAIRS = 8
 
 
 def localize(
     graph: HookGraph,
     concept: Concept,
-    method: Localization[Found],
+    method: Localization,
     metric: Metric | Share,
     seeds: Iterable[int] = range(4),
     *,
@@ -40,8 +30,8 @@ def localize(
     output: str | Path | None = None,
     quiet: bool = False,
     **generation: Any,
-) -> Found:
-    """Scores each layer (or, by some methods, each neuron) by how much it controls a concept in generated images.
+) -> LayerScores:
+    """Scores each layer by how much it controls a concept in generated images. For neurons, see `rank`.
 
     Args:
         graph: the model.
@@ -59,70 +49,27 @@ def localize(
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
-        `LayerScores` with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost; or
-        `NeuronScores`, from methods such as `NeuronGradient`.
+        `LayerScores` with bootstrap intervals over prompts and seeds, each prompt's own best layer, a contact sheet and the cost.
 
     Raises:
-        InvalidInput: no pair or seed, a value of another kind, an option that the pipeline does not have, or
+        InvalidInput: no pair or seed, a method of `rank`, a value of another kind, an option that the pipeline does not have, or
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
     """
-    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
-    checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    if isinstance(method, CausalAttribution | Attribution):
+        raise InvalidInput(f"{method!r} scores neurons, and localize scores layers; write ns.rank(graph, concept, ns.{method!r}, ...)")
     checks.instance("method", method, Localization, "ns.LocoGen()")
-    checks.instance("metric", metric, Metric, "ns.LatentShare()")
-    seeds = checks.seeds(seeds, " to localize with")
-    _check_options(pairs, keep_images, batch_size, output, quiet)
-    check_generation(graph.pipe, generation, localize)
-    if len(set(seeds)) < len(seeds):
-        raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
-    bound = metric if isinstance(metric, Share) else bind(metric, graph)
-    made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
-    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
-        experiment = Experiment(
-            graph=graph,
-            name=concept.name,
-            pairs=_chosen(concept, pairs),
-            metric=bound,
-            seeds=seeds,
-            generation=generation,
-            batch_size=batch_size,
-            ledger=ledger,
-            origin=made_by,
-            keep_images=keep_images,
-            quiet=quiet,
-        )
-        return _with_all_costs(experiment, method) if output else method(experiment)
-
-
-def _with_all_costs(experiment: Experiment, method: Localization[Found]) -> Found:
-    """The method's scores, with the cost of all parts of a run that was stopped and continued.
-
-    The denoiser's NFE are stored at each call, so that those of a killed part count. The method's final cost replaces them.
-    """
-    run = key_of(experiment.origin, experiment.name, method_key(method), [list(pair) for pair in experiment.pairs], list(experiment.seeds))
-    with metered(experiment.graph.denoiser, lambda cost: experiment.ledger.spend(run, cost)):
-        found = method(experiment)
-    before, cost = experiment.ledger.spent(run), found.cost or Cost()
-    if not cost.nfe and before.nfe:
-        return replace(found, cost=before)
-    experiment.ledger.spend(run, cost)
-    return replace(found, cost=before + cost)
-
-
-def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
-    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
-        if value is not None:
-            checks.whole(name, value, least=-math.inf)
-    checks.whole("keep_images", keep_images, least=0)
-    checks.flag("quiet", quiet)
-    if output is not None:
-        checks.path("output", output)
-
-
-def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:
-    every = [Pair(present, absent) for present, absent in zip(concept.present, concept.absent, strict=True)]
-    if pairs is not None and pairs < 1:
-        raise InvalidInput(f"pairs={pairs} leaves nothing to localize with; give 1 or more, or None for all {len(every)}")
-    count = len(every) if pairs is None else min(pairs, len(every))
-    return tuple(every[number * len(every) // count] for number in range(count))
+    with open_experiment(
+        localize,
+        graph,
+        concept,
+        metric,
+        seeds,
+        generation,
+        pairs=pairs,
+        keep_images=keep_images,
+        batch_size=batch_size,
+        output=output,
+        quiet=quiet,
+    ) as experiment:
+        return run_method(experiment, method)

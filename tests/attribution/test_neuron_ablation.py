@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuroscope import HookGraph, InvalidInput, LatentShare, LocoGen, NeuronAblation, localize
+from neuroscope import HookGraph, InvalidInput, LocoGen, NeuronAblation, localize, rank
 from neuroscope.testbed import Planted, build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
@@ -24,8 +24,8 @@ def truth(graph) -> Planted:
     return truth_of(graph.pipe)
 
 
-def run(graph, truth, method, metric=LatentShare(), pairs=2, **options):
-    return localize(graph, truth.concept, method, metric, pairs=pairs, **(FAST | truth.generation | options))
+def run(graph, truth, method, pairs=2, **options):
+    return rank(graph, truth.concept, method, layers=truth.layers, pairs=pairs, **(FAST | truth.generation | options))
 
 
 def latents(graph, prompt, seed, generation) -> torch.Tensor:
@@ -35,7 +35,7 @@ def latents(graph, prompt, seed, generation) -> torch.Tensor:
 
 def test_a_score_is_the_share_that_the_neuron_moves_a_run_by_hand(graph, truth):
     """A plain hook puts one neuron's activations of the other prompt into the pipeline's own run."""
-    found = run(graph, truth, NeuronAblation(layers=truth.layers))
+    found = run(graph, truth, NeuronAblation())
     ((path, chosen),) = truth.neurons.items()
     module, (present, absent) = graph.module(graph.sites.at([path])[0]), (truth.concept.present, truth.concept.absent)
     for index in chosen[:3]:
@@ -57,7 +57,7 @@ def test_a_score_is_the_share_that_the_neuron_moves_a_run_by_hand(graph, truth):
 
 
 def test_neurons_that_carry_nothing_score_nothing_and_the_others_all(graph, truth):
-    found = run(graph, truth, NeuronAblation(layers=truth.layers), pairs=1)
+    found = run(graph, truth, NeuronAblation(), pairs=1)
     ((path, chosen),) = truth.neurons.items()
     inside = torch.zeros(found.sites.at([path])[0].width, dtype=torch.bool)
     inside[list(chosen)] = True
@@ -69,7 +69,7 @@ def test_neurons_that_carry_nothing_score_nothing_and_the_others_all(graph, trut
 
 
 def test_the_neurons_of_a_group_share_its_effect(graph, truth):
-    one, five = (run(graph, truth, NeuronAblation(layers=truth.layers, roles="value", group=group), pairs=1) for group in (1, 5))
+    one, five = (run(graph, truth, NeuronAblation(roles="value", group=group), pairs=1) for group in (1, 5))
     ((path, scores),) = five.scores.items()
     assert scores.shape == one.scores[path].shape == (32,)
     parts = [scores[first : first + 5] for first in range(0, 32, 5)]
@@ -81,8 +81,8 @@ def test_the_neurons_of_a_group_share_its_effect(graph, truth):
 
 def test_a_stopped_run_goes_on_and_shares_what_groups_of_one_have_done(graph, truth, tmp_path):
     ledger = tmp_path / "neurons.jsonl"
-    first = run(graph, truth, NeuronAblation(layers=truth.layers, roles="value"), pairs=1, output=ledger)
-    again = run(graph, truth, NeuronAblation(layers=truth.layers), pairs=1, output=ledger)
+    first = run(graph, truth, NeuronAblation(roles="value"), pairs=1, output=ledger)
+    again = run(graph, truth, NeuronAblation(), pairs=1, output=ledger)
     assert again.cost.nfe == 2 * (2 + 32)  # the keys alone are new
     ((path, scores),) = first.scores.items()
     assert torch.equal(again.scores[path], scores)
@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on_and_shares_what_groups_of_one_have_done(graph, tr
 def test_all_neurons_of_a_site_have_together_what_its_layer_has_in_the_metrics_units(sign):
     graph = planted(STIPPLE[:1], {14: STIPPLE}, louder=30.0)
     options = {"metric": Corner(sign), "pairs": 1, **FAST, **SMALL}
-    found = localize(graph, concept_of(STIPPLE[:1]), NeuronAblation(layers=14, roles="value", group=99), **options)
+    found = rank(graph, concept_of(STIPPLE[:1]), NeuronAblation(roles="value", group=99), layers=14, **options)
     layers = localize(graph, concept_of(STIPPLE[:1]), LocoGen(roles="value"), **options)
     ((_, scores),) = found.scores.items()
     assert float(scores.sum()) == pytest.approx(layers.scores[14])
@@ -103,7 +103,6 @@ def test_all_neurons_of_a_site_have_together_what_its_layer_has_in_the_metrics_u
     ("options", "message"),
     [
         ({"group": 0}, "group=0 is no number of neurons; give 1 or more"),
-        ({"layers": ()}, "layers is empty, so no neuron is left; give layers, or None for all"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
         ({"rows": "al"}, "rows 'al' is unknown; choose one of conditional, all"),

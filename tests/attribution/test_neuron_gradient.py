@@ -12,11 +12,10 @@ from neuroscope import (
     ContextSwap,
     HookGraph,
     InvalidInput,
-    LatentShare,
     NeuronAblation,
     NeuronGradient,
     Welch,
-    localize,
+    rank,
     record,
     score,
 )
@@ -38,8 +37,8 @@ def graph() -> HookGraph:
     return HookGraph(tiny.sd1())
 
 
-def run(graph, method, concept=None, metric=LatentShare(), seeds=(SEED,), **options):
-    return localize(graph, concept or concept_of(PAIR), method, metric, seeds, quiet=True, **(SMALL | options))
+def run(graph, method, layers=None, concept=None, seeds=(SEED,), **options):
+    return rank(graph, concept or concept_of(PAIR), method, layers=layers, seeds=seeds, quiet=True, **(SMALL | options))
 
 
 class ByHand:
@@ -95,7 +94,7 @@ def rule(kind: str, samples: int) -> tuple[Sequence[float], Sequence[float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_those_of_plain_autograd(graph, kind):
-    found = run(graph, NeuronGradient(kind=kind, layers=(3, 9), steps=1, samples=3, fidelity=0))
+    found = run(graph, NeuronGradient(kind=kind, steps=1, samples=3, fidelity=0), (3, 9))
     expected = ByHand(graph, PAIR[0], found.sites.paths).parts(*rule(kind, 3))
     for path, parts in zip(found.sites.paths, expected, strict=True):
         assert found.scores[path].abs().max() > 1e-5
@@ -104,7 +103,7 @@ def test_parts_are_those_of_plain_autograd(graph, kind):
 
 def test_a_gradient_is_a_finite_difference(graph):
     """One neuron's, at the run's own prompt, by moving it a little of its way."""
-    found = run(graph, NeuronGradient(kind="gradient", layers=9, roles="value", steps=1, fidelity=0))
+    found = run(graph, NeuronGradient(kind="gradient", roles="value", steps=1, fidelity=0), 9)
     ((path, scores),) = found.scores.items()
     hand = ByHand(graph, PAIR[0], [path])
     for index in scores.abs().topk(3).indices.tolist():
@@ -124,7 +123,7 @@ def test_all_parts_add_up_to_the_whole_way(graph):
 
 
 def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph):
-    found = run(graph, NeuronGradient(kind="integrated", layers=14, steps=1, samples=6, fidelity=0))
+    found = run(graph, NeuronGradient(kind="integrated", steps=1, samples=6, fidelity=0), 14)
     hand = ByHand(graph, PAIR[0], found.sites.paths)
     with torch.no_grad(), graph.apply(ContextSwap(found.sites.paths, hand.other, rows="all")):
         moved = noise(hand.unet, hand.unet(*hand.args, **hand.kwargs)[0].double()) - hand.source
@@ -137,8 +136,8 @@ def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph):
 def test_planted_neurons_come_first_and_others_have_no_part(family):
     graph = HookGraph(tiny.exact(build(family, "neurons", 0)))
     truth = truth_of(graph.pipe)
-    method = NeuronGradient(layers=truth.layers, steps=1, samples=2, fidelity=0)
-    found = localize(graph, truth.concept, method, LatentShare(), [0], pairs=2, quiet=True, **truth.generation)
+    method = NeuronGradient(steps=1, samples=2, fidelity=0)
+    found = rank(graph, truth.concept, method, layers=truth.layers, pairs=2, quiet=True, **truth.generation)
     assert dict(replace(found, two_sided=True).top(6)) == truth.neurons
     weakest = replace(found, two_sided=True).to_frame()["score"].abs()
     assert weakest[6] < 1e-4 < weakest[5]
@@ -150,27 +149,27 @@ def test_neurons_that_read_the_concept_and_that_nothing_reads_have_no_part():
     ((path, decoys),) = truth.decoy_neurons.items()
     sites = graph.sites.at([path])
     welch = score(record(graph, truth.concept, sites, "all", quiet=True), Welch())
-    method = NeuronGradient(layers=truth.decoy, roles="value", steps=1, fidelity=0)
-    found = localize(graph, truth.concept, method, LatentShare(), [0], pairs=2, quiet=True, **truth.generation)
+    method = NeuronGradient(roles="value", steps=1, fidelity=0)
+    found = rank(graph, truth.concept, method, layers=truth.decoy, pairs=2, quiet=True, **truth.generation)
     assert set(welch.top(len(decoys))[path]) == set(decoys)
     assert found.scores[path][list(decoys)].abs().max() < 1e-9
 
 
 def test_pictures_are_averaged(graph):
     prompts = concept_of(STIPPLE[:2])
-    method = NeuronGradient(layers=9, roles="value", steps=2, samples=2, fidelity=0)
-    both = run(graph, method, prompts, seeds=(3, 4))
-    alone = [run(graph, method, concept_of([pair]), seeds=(seed,)) for pair in STIPPLE[:2] for seed in (3, 4)]
+    method = NeuronGradient(roles="value", steps=2, samples=2, fidelity=0)
+    both = run(graph, method, 9, prompts, seeds=(3, 4))
+    alone = [run(graph, method, 9, concept_of([pair]), seeds=(seed,)) for pair in STIPPLE[:2] for seed in (3, 4)]
     for path, scores in both.scores.items():
         torch.testing.assert_close(scores, torch.stack([each.scores[path] for each in alone]).mean(dim=0), rtol=1e-3, atol=1e-6)
 
 
 def test_fidelity_is_the_rank_correlation_with_exact_effects(graph):
     """With every neuron of the sites sampled, exact ablation gives the other side."""
-    method = NeuronGradient(layers=9, roles="value", steps=2, samples=2, fidelity=32)
-    found = run(graph, method, concept_of(STIPPLE[:2]))
-    first = run(graph, replace(method, fidelity=0))
-    exact = run(graph, NeuronAblation(layers=9, roles="value"))
+    method = NeuronGradient(roles="value", steps=2, samples=2, fidelity=32)
+    found = run(graph, method, 9, concept_of(STIPPLE[:2]))
+    first = run(graph, replace(method, fidelity=0), 9)
+    exact = run(graph, NeuronAblation(roles="value"), 9)
     ((path, scores),) = first.scores.items()
     assert found.fidelity.count == 32
     assert found.fidelity.correlation == pytest.approx(scipy.stats.spearmanr(scores, exact.scores[path]).statistic, abs=0.02)
@@ -185,7 +184,7 @@ def test_fidelity_is_the_rank_correlation_with_exact_effects(graph):
 def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
     """The run's own two steps; on each of two frames the goal, both ends, the samples, and theirs backwards."""
     with tiny.counted(graph.denoiser) as calls:
-        found = run(graph, NeuronGradient(kind=kind, layers=9, roles="value", samples=3, fidelity=0))
+        found = run(graph, NeuronGradient(kind=kind, roles="value", samples=3, fidelity=0), 9)
     assert found.cost.nfe == rows
     assert sum(calls) < rows
 
@@ -194,7 +193,7 @@ def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
 def test_parameters_need_no_gradients_and_get_none(frozen):
     graph = HookGraph(tiny.sd1())
     graph.pipe.unet.requires_grad_(not frozen)
-    found = run(graph, NeuronGradient(layers=9, roles="value", steps=1, samples=2, fidelity=0))
+    found = run(graph, NeuronGradient(roles="value", steps=1, samples=2, fidelity=0), 9)
     assert all(each.grad is None for each in graph.pipe.unet.parameters())
     assert max(float(each.abs().max()) for each in found.scores.values()) > 1e-5
 
@@ -213,7 +212,7 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
     with pytest.warns(
         UserWarning, match="the other prompt changes no prediction, so no neuron can be found by gradients; give other prompts"
     ):
-        found = run(graph, NeuronGradient(layers=9, fidelity=0), same)
+        found = run(graph, NeuronGradient(fidelity=0), 9, same)
     assert all(not each.any() for each in found.scores.values())
 
 
@@ -224,7 +223,6 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
         ({"samples": 0}, "samples=0 takes no gradient; give 1 or more"),
         ({"fidelity": 2}, "fidelity=2 neurons make no rank correlation; give at least 3, or 0 to leave it out"),
-        ({"layers": ()}, "layers is empty, so no neuron is left; give layers, or None for all"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
     ],
 )

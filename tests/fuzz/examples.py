@@ -54,7 +54,7 @@ def examples() -> list[Artifact]:
     factors = {path: double(2, 5).float() for path in ("unet.0.key", "unet.0.value")}
     return [
         NEURONS,
-        NeuronScores(SITES, scores, scores, 0.5, True, FROM, Fidelity(math.nan, -1.0, 1.0, 3), COST),
+        NeuronScores(SITES, scores, scores, 0.5, True, FROM, Fidelity(math.nan, -1.0, 1.0, 3), COST, scores),
         NeuronScores(SITES, scores, provenance=FROM),
         layer_scores(),
         LayerScores((4, 7), (0.25, -1.0), FROM),

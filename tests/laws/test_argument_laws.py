@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import neuroscope as ns
+from neuroscope.attribution import CausalAttribution
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Sweep
 from neuroscope.localization import Localization
@@ -21,7 +22,7 @@ from tests.families import tiny
 from tests.laws.members import members
 
 WRONG_NUMBERS = (math.nan, math.inf, -math.inf, "1", True, None, [1], 1j)
-OPTIONED = [*members(Localization), ns.LocoEdit, ns.Flipped]
+OPTIONED = [*members(Localization), *members(CausalAttribution), ns.LocoEdit, ns.Flipped]
 NUMBERS, FLAGS = [
     [
         (kind, each.name)
@@ -62,13 +63,6 @@ def test_every_choice_of_roles_refuses_other_kinds(kind, roles, untyped):
         kind(roles=roles)
 
 
-@pytest.mark.parametrize("kind", [ns.NeuronGradient, ns.NeuronAblation])
-@pytest.mark.parametrize("layers", ["8", 8.0, True, [True], ["8"], ()])
-def test_layers_of_neuron_methods_are_whole_numbers(kind, layers, untyped):
-    with pytest.raises(ns.InvalidInput, match="layers"):
-        kind(layers=layers)
-
-
 def test_whole_numbers_of_numpy_are_kept_as_plain_ones():
     assert repr(ns.LocoGen(parts=np.int64(3))) == "LocoGen(parts=3)"
     assert repr(ns.CausalTracing(noise=np.float32(2))) == "CausalTracing(noise=2.0)"
@@ -103,6 +97,7 @@ SEEDS = (None, 1, "1", 1.5, [1.5], ["1"], [True], [2**64], [], range)
 PATH = (3, "", "a\0b", [], object())
 AXES = (3, "ax", [])
 TEXT = (None, 3, "", "  ", ["a"])
+OTHERS = (3, [3], [], ["a", "a"], "x", "fine X", "", [""])
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +165,21 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "seeds": (*SEEDS, [0, 0]),
                 "pairs": (*NUMBER, 0, -1),
                 "keep_images": (*NUMBER, -1),
+            },
+            options=True,
+        ),
+        "rank": Verb(
+            ns.rank,
+            run | {"concept": concept, "num_inference_steps": 1},
+            ledger
+            | {
+                "graph": GRAPH,
+                "concept": CONCEPT,
+                "method": (None, "Welch", ns.NeuronGradient, ns.LocoGen(), [ns.Welch()]),
+                "layers": ("8", [], layers, scores, 1.5, True, [True], ["8"], [99], ns.LayerScores),
+                "metric": ("stipple", ns.LatentShare, [ns.LatentShare()], len),
+                "seeds": (*(each for each in SEEDS if each is not None), [0, 0]),
+                "pairs": (*NUMBER, 0, -1),
             },
             options=True,
         ),
@@ -282,15 +292,20 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "present": (*PROMPTS, [], [""], ["a"], ["a x", "b x"], {"a x"}, {"a x": 1}),
                 "absent": (*PROMPTS, [], [" "], ["a x"], {"a"}),
                 "test": (None, "abc", 3, [1], [""], ["a"], {"b"}),
+                "against": (None, "abc", 3, [1]),
             },
         ),
-        "Concept.style": Verb(ns.Concept.style, {"name": "x"}, {"name": TEXT, "prompts": (None, 3, "genral", ["general"])}),
+        "Concept.style": Verb(
+            ns.Concept.style, {"name": "x"}, {"name": TEXT, "prompts": (None, 3, "genral", ["general"]), "against": OTHERS}
+        ),
         "Concept.object": Verb(ns.Concept.object, {"name": "x"}, {"name": TEXT, "prompts": (None, 3, "genral")}),
         "Concept.fact": Verb(
             ns.Concept.fact, {"subject": "x"}, {"subject": TEXT, "answer": (3, ["a"], "  ", "x"), "prompts": (None, 3, "genral")}
         ),
         "Concept.attribute": Verb(
-            ns.Concept.attribute, {"name": "x"}, {"name": TEXT, "kind": (None, 3, "stlye"), "prompts": (None, 3, "genral")}
+            ns.Concept.attribute,
+            {"name": "x"},
+            {"name": TEXT, "kind": (None, 3, "stlye"), "prompts": (None, 3, "genral"), "against": OTHERS},
         ),
         "Concept.from_file": Verb(ns.Concept.from_file, {"path": "x.toml"}, {"path": (*PATH, None, "none.toml")}),
         "sites.where": Verb(
@@ -326,6 +341,7 @@ NAMES = [
     "evaluate",
     "generate",
     "localize",
+    "rank",
     "record",
     "score",
     "null_test",
@@ -396,7 +412,7 @@ def test_every_verb_is_in_the_table():
     assert public | {name for name in plots if not name.startswith("plots._")} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "generate", "localize", "record"])
+@pytest.mark.parametrize("name", ["evaluate", "generate", "localize", "rank", "record"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -35,7 +35,7 @@ class _Restored(Row):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CausalTracing(Localization[LayerScores]):
+class CausalTracing(Localization):
     """Localisation by restoring one component in a corrupted run (Basu et al. 2023, after Meng et al. 2022).
 
     The clean run has the prompt as it is. The corrupted run has Gaussian noise on the token embeddings of the concept's name. In a

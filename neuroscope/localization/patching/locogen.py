@@ -24,7 +24,7 @@ _MOST_PARTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class LocoGen(Localization[LayerScores]):
+class LocoGen(Localization):
     """Localisation by giving windows of adjacent layers another prompt (Basu et al. 2024, LOCOGEN).
 
     In the run of a window, its layers' keys and values read the prompt without the concept, and all other layers the prompt with it,

@@ -19,7 +19,7 @@ from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, Pa
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Racing(Localization[LayerScores]):
+class Racing(Localization):
     """Hoeffding races (Maron and Moore 1994) over layers, with Student's t for the bounds.
 
     All layers start, on images in a random order. After 2, 4, 8, … images, a layer drops out once its chance of being stronger than the

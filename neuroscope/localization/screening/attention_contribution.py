@@ -25,7 +25,7 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AttentionContribution(Localization[LayerScores]):
+class AttentionContribution(Localization):
     """A screen: the norm of attention × values × output projection that comes from the concept's tokens (Zarei et al. 2025, LocK).
 
     A score is a layer's share of all layers' norms, averaged over the image's positions, steps, prompts and seeds. It measures how much a

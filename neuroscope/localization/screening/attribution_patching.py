@@ -28,7 +28,7 @@ _BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AttributionPatching(Localization[LayerScores]):
+class AttributionPatching(Localization):
     """A screen: gradients of a prediction, times the change that the other prompt makes (Nanda 2023; Kramár et al. 2024, AtP*).
 
     What is attributed is the total effect on the prediction; see `PatchingMetric`. The cost counts a row's backward pass as two NFE more.

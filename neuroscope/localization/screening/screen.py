@@ -35,9 +35,7 @@ def check_screen(steps: int, fidelity: int) -> None:
         raise InvalidInput(f"fidelity={fidelity} layers make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
 
-def run_screen(
-    experiment: Experiment, method: Localization[LayerScores], spec: PatchSpec, scorer: StepScorer, steps: int, fidelity: int
-) -> LayerScores:
+def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, scorer: StepScorer, steps: int, fidelity: int) -> LayerScores:
     """Scores all layers on all images of an experiment by one screen.
 
     Args:

@@ -21,7 +21,7 @@ from neuroscope.localization.screening.screen import check_screen, run_screen, s
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class TeacherForced(Localization[LayerScores]):
+class TeacherForced(Localization):
     """A screen: at a few steps of the unchanged run, each layer is patched alone for one prediction.
 
     A layer's score is the projection of its effect on the total effect, that of all layers and the pooled text: from 0 to 1.

@@ -1,32 +1,33 @@
-"""What every method that localises neurons must satisfy. A new method needs one line in EXAMPLES."""
+"""What every causal method that ranks neurons must satisfy. A new method needs one line in EXAMPLES."""
 
 import ast
+import re
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
 
 from neuroscope import (
+    CausalAttribution,
     HookGraph,
     InvalidInput,
     LatentShare,
-    Localization,
     NeuronAblation,
     NeuronGradient,
     NeuronScores,
     load,
     localize,
+    rank,
     save,
 )
-from neuroscope.attribution._neuron_localization import NeuronLocalization
 from neuroscope.testbed import Planted, build
 from neuroscope.testbed import planted as truth_of
 from tests.families import tiny
 from tests.laws.members import members
 
 LAYER = 7  # of the plant, whose seed draws it
-SHORT = {"layers": LAYER, "roles": "value"}
-EXAMPLES: dict[type[Localization], list[NeuronLocalization]] = {
+SHORT = {"roles": "value"}
+EXAMPLES: dict[type[CausalAttribution], list[CausalAttribution]] = {
     NeuronAblation: [NeuronAblation(**SHORT), NeuronAblation(**SHORT, steps=(0.0, 0.5))],
     NeuronGradient: [
         NeuronGradient(**SHORT, steps=1, samples=2, fidelity=3),
@@ -37,7 +38,7 @@ METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values(
 
 
 def test_every_method_has_an_example():
-    assert members(NeuronLocalization) == sorted(EXAMPLES, key=lambda each: each.__name__)
+    assert members(CausalAttribution) == sorted(EXAMPLES, key=lambda each: each.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,10 @@ def found(graph) -> dict[str, NeuronScores]:
     return {repr(method): run(graph, method) for methods in EXAMPLES.values() for method in methods}
 
 
-def run(graph: HookGraph, method: NeuronLocalization, metric=LatentShare(), **options) -> NeuronScores:
+def run(graph: HookGraph, method: CausalAttribution, metric=LatentShare(), **options) -> NeuronScores:
     truth = truth_of(graph.pipe)
-    return localize(graph, truth.concept, method, metric, **({"seeds": [3], "pairs": 2, "quiet": True} | truth.generation | options))
+    asked = {"metric": metric, "layers": LAYER, "seeds": [3], "pairs": 2, "quiet": True} | truth.generation | options
+    return rank(graph, truth.concept, method, **asked)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,12 +123,16 @@ class TestEveryMethod:
             with pytest.raises(InvalidInput, match="role 'none' is unknown; choose one of key, value"):
                 run(graph, replace(method, roles="none"))
             with pytest.raises(InvalidInput, match="layer 16 is unknown; these sites have layers 0 to 15"):
-                run(graph, replace(method, layers=16))
-            with pytest.raises(InvalidInput, match="there are no seeds to localize with"):
+                run(graph, method, layers=16)
+            with pytest.raises(InvalidInput, match="there are no seeds to rank with"):
                 run(graph, method, seeds=[])
             with pytest.raises(InvalidInput, match="output_type is set for each image here"):
                 run(graph, method, output_type="pil")
         assert calls == []
+
+    def test_localize_names_rank_instead(self, method, graph, truth, untyped):
+        with pytest.raises(InvalidInput, match=rf"{re.escape(repr(method))} scores neurons, .*; write ns.rank\(graph, concept, ns.Neuron"):
+            localize(graph, truth.concept, method, LatentShare())
 
     def test_no_hook_is_left_by_it_nor_by_a_run_that_fails(self, method, graph):
         def fail(*_args):

@@ -1,0 +1,126 @@
+"""`rank`, which scores the neurons of a model by a method: by what they do, or by how they respond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from neuroscope.attribution._attribution import Attribution, score
+from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution.neuron_gradient import NeuronGradient
+from neuroscope.attribution.recording import BATCH_SIZE, record
+from neuroscope.core import checks
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.scores import NeuronScores
+from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.experiment import PAIRS, Localization, choose_layers, open_experiment, run_method
+from neuroscope.metrics.metric import Metric
+from neuroscope.metrics.shares import LatentShare, Share
+from neuroscope.pipeline.graph import HookGraph
+
+#: What a recording of keys and values follows of the pipeline's options.
+_FOLLOWED = ("clip_skip",)
+
+
+class _Default(IntEnum):
+    """Defaults that can be told from the same numbers given."""
+
+    PAIRS = PAIRS
+
+
+def rank(
+    graph: HookGraph,
+    concept: Concept,
+    method: CausalAttribution | Attribution = NeuronGradient(),
+    *,
+    layers: Iterable[int] | int | None = None,
+    metric: Metric | Share | None = None,
+    seeds: Iterable[int] | None = None,
+    pairs: int | None = _Default.PAIRS,
+    batch_size: int | None = None,
+    output: str | Path | None = None,
+    quiet: bool = False,
+    **generation: Any,
+) -> NeuronScores:
+    """Scores each key and value neuron by how much it controls a concept.
+
+    A causal method (`NeuronGradient`, `NeuronAblation`) changes the running model. A response method (`Welch`, `MeanDifference`, `Auroc`,
+    `WeightedNorm`) records activations of all pairs at the last token, makes no image, and cannot see what the model does with an
+    activation; it is `score(record(...), method)` in one call.
+
+    Args:
+        graph: the model.
+        concept: pairs of prompts with the concept and without it. Only neurons on which the two differ are found.
+        method: `NeuronGradient()` by default.
+        layers: score the neurons of these layers; None for all.
+        metric: what a causal method measures in images; `LatentShare()` by default.
+        seeds: seeds of the initial noise, the same for every prompt; `(0,)` by default.
+        pairs: how many of the concept's pairs a causal method uses, evenly spaced, by default 8; all where there are fewer, or for None.
+            A response method uses all.
+        batch_size: prompts or images at a time; by default 16 prompts, or as many images as fit half of the free memory, at most 64.
+        output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
+        quiet: show no progress bar.
+        **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` alone.
+
+    Returns:
+        The scores, higher for more control, with their cost; `.top(k)` are the neurons to mask.
+
+    Raises:
+        InvalidInput: a method of `localize`, no pair or seed, a layer that the model lacks, a value of another kind, an option that the
+            pipeline does not have, a method's option that does not fit the model, or an argument that a response method would ignore.
+        InvalidFile: `output` cannot be written.
+        NonFiniteActivation: an activation, a prediction or a gradient is NaN or infinite.
+    """
+    if isinstance(method, Localization):
+        raise InvalidInput(
+            f"{method!r} scores layers, and rank scores neurons; write ns.localize(graph, concept, ns.{method!r}, metric, ...)"
+        )
+    checks.instance("method", method, (CausalAttribution, Attribution), "ns.NeuronGradient()")
+    if isinstance(method, Attribution):
+        of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is _Default.PAIRS else pairs}
+        _refuse_unused(method, [name for name, value in of_images.items() if value is not None])
+        return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
+    with open_experiment(
+        rank,
+        graph,
+        concept,
+        LatentShare() if metric is None else metric,
+        (0,) if seeds is None else seeds,
+        generation,
+        layers=layers,
+        pairs=pairs,
+        batch_size=batch_size,
+        output=output,
+        quiet=quiet,
+    ) as experiment:
+        return run_method(experiment, method)
+
+
+def _by_response(
+    graph: HookGraph,
+    concept: Concept,
+    method: Attribution,
+    layers: Iterable[int] | int | None,
+    batch_size: int | None,
+    quiet: bool,
+    generation: dict[str, Any],
+) -> NeuronScores:
+    """The scores of a recording of key and value sites that is made here."""
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    check_generation(graph.pipe, generation, rank)
+    _refuse_unused(method, [name for name in generation if name not in _FOLLOWED])
+    sites = graph.sites.where(layer=choose_layers(graph, layers), role=("key", "value"), text_only=True)
+    size = BATCH_SIZE if batch_size is None else batch_size
+    return score(record(graph, concept, sites, keep_samples=method.needs_samples, batch_size=size, quiet=quiet, **generation), method)
+
+
+def _refuse_unused(method: Attribution, names: list[str]) -> None:
+    """Raises InvalidInput for arguments that a response method would ignore."""
+    if names:
+        raise InvalidInput(
+            f"{' and '.join(names)} would be ignored: {method!r} scores recorded responses and makes no image; "
+            f"leave {'it' if len(names) == 1 else 'them'} out, or give a causal method such as ns.NeuronGradient()"
+        )
