@@ -1,26 +1,20 @@
-"""Shared fixtures: one tiny pipeline with its graph, a concept and a recording, all made once."""
+"""Which tests are slow, and where fixtures are. Imports nothing that takes time."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import jaxtyping
-import pytest
-import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
-
-from neuroscope import Concept, HookGraph, Recording, record
-from tests.families import tiny
-
-if threads := os.environ.get("OMP_NUM_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else ""):
-    torch.set_num_threads(int(threads))
-
 #: Tests, or cases of them, that take longer than the fast suite has time for; see `tests/slowest.py`.
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
-OBJECTS = ("circle", "square", "triangle", "star", "cross", "ring")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Loads the fixtures; the process that only hands tests to workers has no use for them, and workers wait for its imports."""
+    if hasattr(config, "workerinput") or config.option.dist == "no":
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,55 +22,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW & {item.nodeid, item.nodeid.partition("[")[0]}:
             item.add_marker(pytest.mark.slow)
-
-
-@pytest.fixture(scope="session")
-def pipe() -> StableDiffusionPipeline:
-    return tiny.sd1()
-
-
-@pytest.fixture(scope="session")
-def graph(pipe) -> HookGraph:
-    return HookGraph(pipe)
-
-
-@pytest.fixture
-def fresh() -> StableDiffusionPipeline:
-    """A pipeline that a test may spoil."""
-    return tiny.sd1()
-
-
-@pytest.fixture(scope="session")
-def concept() -> Concept:
-    return Concept(
-        "stipple",
-        present=[f"a red {shape} in the style of stipple" for shape in OBJECTS],
-        absent=[f"a red {shape} in the style of plain" for shape in OBJECTS],
-        test=["stipple style, a blue star", "a green ring drawn in a stipple manner"],
-    )
-
-
-@pytest.fixture(scope="session")
-def recording(graph, concept) -> Recording:
-    return record(graph, concept, keep_samples=True, quiet=True)
-
-
-@pytest.fixture(scope="session")
-def untouched(pipe) -> Tensor:
-    """The final latents of the pipeline as it is."""
-    return tiny.draw(pipe)
-
-
-@pytest.fixture
-def untyped() -> Iterator[None]:
-    """Users run without type checks at run time: the package's own messages must catch their mistakes."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(autouse=True)
-def shared_pipeline_stays_as_it_was(request) -> Iterator[None]:
-    yield
-    if "pipe" in request.fixturenames:
-        assert tiny.hooks(request.getfixturevalue("pipe")) == []

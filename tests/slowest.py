@@ -15,7 +15,7 @@ from pathlib import Path
 
 #: Seconds of one quiet core, with the setup of what a test is the first to use: a case that takes more is slow, and so is the
 #: only (or the cheapest) case of a test from the second number on.
-LONGEST, LONGEST_ALONE = 1.5, 3.0
+LONGEST, LONGEST_ALONE = 0.7, 3.0
 _LINE = re.compile(r"([\d.]+)s (?:call|setup|teardown)\s+(\S+?::.+)")
 
 

@@ -10,9 +10,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from neuroscope.core import checks
-from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import BatchLayout
-from neuroscope.core.errors import InvalidInput, SiteNeverRan, UnknownSite, UnsupportedModel, closest
+from neuroscope.core.errors import SiteNeverRan, UnknownSite, UnsupportedModel, closest
 from neuroscope.core.intervention import Call, Intervention, ModelSpec
 from neuroscope.core.sites import Component, Site, Sites
 from neuroscope.pipeline.activation_cache import ActivationCache
@@ -20,7 +19,15 @@ from neuroscope.pipeline.block import block
 from neuroscope.pipeline.discovery import find_components, find_sites, readers_beside, spec_of
 from neuroscope.pipeline.families import Family, family_of, uncompiled
 from neuroscope.pipeline.hooked_block import HookedBlock, LiveModel
-from neuroscope.pipeline.hooks import BoundIntervention, Images, apply_changes, change_masks
+from neuroscope.pipeline.hooks import (
+    BoundIntervention,
+    Images,
+    apply_changes,
+    change_masks,
+    changes_by_side,
+    check_intervention,
+    images_by_intervention,
+)
 from neuroscope.pipeline.steps import StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.weights import head_counts
@@ -116,26 +123,19 @@ class HookGraph:
             InvalidInput: the pipeline is called for another number of images.
             UnknownSite, SiteNeverRan: as in `apply`.
         """
-        images: dict[tuple[int, int], tuple[Intervention, list[int]]] = {}
-        for image, change in enumerate(changes):
-            for number, each in enumerate(change):
-                images.setdefault((number, id(each)), (each, []))[1].append(image)
-        ordered = [images[key] for key in sorted(images, key=lambda key: key[0])]  # every image's own order
-        with self._changed([(each, tuple(mine)) for each, mine in ordered], None if growing else len(changes)):
+        with self._changed(images_by_intervention(changes), None if growing else len(changes)):
             yield self
 
     @contextmanager
     def _changed(self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None) -> Iterator[None]:
         for each, _ in changes:
-            _check_intervention(each)
+            check_intervention(each)
             each.check(self.spec)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
         with HookedBlock(self._live, self.sites.paths) as hooks:
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
-                here = [each for each in bound if site.path in each.intervention.paths]
-                sides = {before: [each for each in here if each.acts_before(site) == before] for before in (True, False)}
-                for number, (before, acting) in enumerate((side, acts) for side, acts in sides.items() if acts):
+                for number, (before, acting) in enumerate(changes_by_side(bound, site).items()):
                     hooks.hook(site, partial(apply_changes, acting), before=before, counted=not number)
             masks = [(each, frozenset(each.intervention.masked(self.sites))) for each in bound]
             for site in self.sites.at({path for _, keys in masks for path in keys}):
@@ -203,12 +203,3 @@ class HookGraph:
         """The model's own sites that are meant, in execution order."""
         given = checks.several("sites", sites, Site, "graph.sites.where(layer=8)")
         return self.sites.at(site.path for site in given)
-
-
-def _check_intervention(change: Any) -> None:
-    """Raises InvalidInput for what is no intervention, such as a list of them or neurons."""
-    if isinstance(change, list | tuple):
-        raise InvalidInput("interventions are given one by one; write graph.apply(*interventions)")
-    checks.instance("an intervention", change, Artifact, 'ns.NeuronMask(scores.top(50)), or ns.load("mask.safetensors")')
-    if not isinstance(change, Intervention):
-        raise InvalidInput(f"{change!r} is no intervention; make one of it, such as ns.NeuronMask(scores.top(50))")

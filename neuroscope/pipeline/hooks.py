@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neuroscope.core import checks
+from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Call, Intervention
@@ -81,6 +83,36 @@ def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
     """Rows as a tensor, kept, so that a device is sent each choice once; a later run may need gradients."""
     with torch.inference_mode(False):
         return torch.tensor(rows, device=device)
+
+
+def check_intervention(change: Any) -> None:
+    """Raises InvalidInput for what is no intervention, such as a list of them or neurons."""
+    if isinstance(change, list | tuple):
+        raise InvalidInput("interventions are given one by one; write graph.apply(*interventions)")
+    checks.instance("an intervention", change, Artifact, 'ns.NeuronMask(scores.top(50)), or ns.load("mask.safetensors")')
+    if not isinstance(change, Intervention):
+        raise InvalidInput(f"{change!r} is no intervention; make one of it, such as ns.NeuronMask(scores.top(50))")
+
+
+def images_by_intervention(changes: Sequence[Sequence[Intervention]]) -> list[tuple[Intervention, tuple[int, ...]]]:
+    """Each intervention with the images of the batch that it changes, in an order that keeps every image's own.
+
+    Args:
+        changes: for each image its interventions; one that stands in several images' lists at the same place acts on them at once.
+    """
+    images: dict[tuple[int, int], tuple[Intervention, list[int]]] = {}
+    for image, change in enumerate(changes):
+        for number, each in enumerate(change):
+            images.setdefault((number, id(each)), (each, []))[1].append(image)
+    ordered = [images[key] for key in sorted(images, key=lambda key: key[0])]
+    return [(each, tuple(mine)) for each, mine in ordered]
+
+
+def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool, list[BoundIntervention]]:
+    """The changes of a site that act before its module (True) and after it (False), in order; a side without any is left out."""
+    here = [each for each in bound if site.path in each.intervention.paths]
+    sides = {before: [each for each in here if each.acts_before(site) == before] for before in (True, False)}
+    return {before: acting for before, acting in sides.items() if acting}
 
 
 def apply_changes(changes: Sequence[BoundIntervention], tensor: Tensor, call: Call) -> Tensor:

@@ -12,9 +12,14 @@ from tests.families import tiny
 from tests.localization.planted import EMBLEM, SMALL, STIPPLE, Corner, concept_of, planted
 
 SHARE = LatentShare()
-LAYERS = 16
+LAYERS, DEEP = 7, 16  # of the shared pipeline, and of planted ones
 PRESENT, ABSENT = STIPPLE[0]
 FAST = {"seeds": [0], "batch_size": 64, "keep_images": 0, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def graph() -> HookGraph:
+    return HookGraph(tiny.shallow())
 
 
 def run(graph: HookGraph, method: LocoGen, pairs=STIPPLE[:1], metric=SHARE, **options) -> LayerScores:
@@ -71,7 +76,7 @@ def windows(width: int) -> np.ndarray:
 
 
 class TestWindows:
-    @pytest.mark.parametrize("width", [1, 3, 15, 16])
+    @pytest.mark.parametrize("width", [1, 3, 6, 7])
     def test_each_has_its_width_and_together_they_reach_both_ends(self, graph, width):
         """One image a batch: the unchanged run, the total effect, and the windows in their order."""
         with watched(graph, ABSENT) as readers:
@@ -91,14 +96,14 @@ class TestWindows:
     @pytest.mark.parametrize(("rows", "changed"), [("conditional", [False, True]), ("all", [True, True])])
     def test_with_guidance_only_the_rows_that_are_meant_read_it(self, graph, rows, changed):
         with watched(graph, ABSENT) as readers:
-            run(graph, LocoGen(window=15, rows=rows), batch_size=1, num_inference_steps=1, guidance_scale=7.5)
+            run(graph, LocoGen(window=6, rows=rows), batch_size=1, num_inference_steps=1, guidance_scale=7.5)
         found = readers.of("value")[2:]
         for row, expected in enumerate(changed):
-            assert np.array_equal(found[:, :, row], windows(15) * expected)
+            assert np.array_equal(found[:, :, row], windows(6) * expected)
 
     def test_only_the_steps_that_are_meant_read_it(self, graph):
         with watched(graph, ABSENT) as readers:
-            run(graph, LocoGen(window=16, steps=(0.25, 0.75)), batch_size=1, num_inference_steps=4)
+            run(graph, LocoGen(window=7, steps=(0.25, 0.75)), batch_size=1, num_inference_steps=4)
         assert readers.of("value")[-4:, :, 0].all(dim=1).tolist() == [False, True, True, False]
         assert readers.of("value")[-4:, :, 0].any(dim=1).tolist() == [False, True, True, False]
 
@@ -141,7 +146,7 @@ class TestGrowing:
         found = run(spread, LocoGen(window="grow", enough=0.98), metric=metric, guidance_scale=7.5, keep_images=1)
         widths = range(1, len(found.best.layers) + 1)
         assert len(widths) > 1
-        assert found.cost.nfe == (2 + sum(LAYERS - width + 1 for width in widths)) * 2 * 2
+        assert found.cost.nfe == (2 + sum(DEEP - width + 1 for width in widths)) * 2 * 2
         assert found.columns == ("source", *map(str, found.effects.patches), "target")
 
     def test_it_says_how_wide_it_has_become(self, spread, by_width):
@@ -152,7 +157,7 @@ class TestGrowing:
     def test_without_any_full_change_it_does_not_grow(self, blocked):
         with pytest.warns(UserWarning, match=r"the total effect hardly moves LatentShare\(\) \(0.000 on average\)"):
             found = run(blocked, LocoGen(window="grow"))
-        assert len(found.effects.patches) == LAYERS
+        assert len(found.effects.patches) == DEEP
 
 
 class TestPlants:
@@ -182,7 +187,7 @@ class TestPlants:
         assert scores.by_prompt()["layer"].tolist() == [1, 1, 1, 13, 13, 13]
         np.testing.assert_allclose(scores.by_prompt()[["effect", "next_best"]], [[1, 0]] * 6, atol=1e-3)
         assert scores.verdict == "the 6 prompts disagree: layer 1 (3), layer 13 (3); the place depends on the prompt"
-        np.testing.assert_allclose(scores.scores, [0.5 if layer in (1, 13) else 0 for layer in range(LAYERS)], atol=1e-3)
+        np.testing.assert_allclose(scores.scores, [0.5 if layer in (1, 13) else 0 for layer in range(DEEP)], atol=1e-3)
 
     @pytest.mark.parametrize("metric", [LatentShare(), ImageShare(), Corner()], ids=repr)
     def test_where_nothing_passes_no_layer_is_found(self, blocked, metric):
@@ -192,7 +197,7 @@ class TestPlants:
             scores = run(blocked, LocoGen(), STIPPLE[:2], metric)
         high = scipy.stats.binomtest(0, 2).proportion_ci().high if isinstance(metric, Corner) else 0.0
         assert scores.verdict == f"no layer stands out; the best, layer 0, has 0.00 [0.00, {high:.2f}]"
-        assert scores.scores == (0.0,) * LAYERS
+        assert scores.scores == (0.0,) * DEEP
 
 
 class TestDirection:
@@ -222,15 +227,15 @@ class TestDirection:
 class TestParts:
     def test_each_part_reads_the_other_prompt_in_its_own_steps(self, graph):
         with watched(graph, ABSENT) as readers:
-            scores = run(graph, LocoGen(window=16, parts=2), batch_size=1, num_inference_steps=4)
-        assert scores.effects.patches == (Patch((*range(16),), "0-50 %"), Patch((*range(16),), "50-100 %"))
+            scores = run(graph, LocoGen(window=7, parts=2), batch_size=1, num_inference_steps=4)
+        assert scores.effects.patches == (Patch((*range(LAYERS),), "0-50 %"), Patch((*range(LAYERS),), "50-100 %"))
         by_step = readers.of("value")[8:, :, 0].reshape(2, 4, LAYERS)
         assert by_step.all(dim=2).tolist() == by_step.any(dim=2).tolist() == [[True, True, False, False], [False, False, True, True]]
 
     @pytest.mark.parametrize("parts", [2, 3])
     def test_each_is_a_swap_in_that_part_of_the_schedule_and_together_they_are_the_whole(self, graph, parts):
         options = SMALL | {"num_inference_steps": parts}
-        scores = run(graph, LocoGen(window=16, parts=parts), num_inference_steps=parts)
+        scores = run(graph, LocoGen(window=7, parts=parts), num_inference_steps=parts)
         sites = graph.sites.where(text_only=True)
         swaps = [ContextSwap.of(graph, sites, ABSENT, steps=(part / parts, (part + 1) / parts)) for part in range(parts)]
         source, target = (tiny.draw(graph.pipe, text, **options) for text in (PRESENT, ABSENT))
@@ -245,27 +250,27 @@ class TestParts:
 
     def test_more_parts_than_steps_are_an_error(self, graph):
         with pytest.raises(SiteNeverRan, match="no denoising step lies in the part of the schedule of .*; widen its steps or take more"):
-            run(graph, LocoGen(window=16, parts=3), num_inference_steps=2)
+            run(graph, LocoGen(window=7, parts=3), num_inference_steps=2)
 
     def test_they_divide_the_steps_that_are_meant(self, graph):
         with watched(graph, ABSENT) as readers:
-            scores = run(graph, LocoGen(window=16, steps=(0.2, 0.8), parts=3), batch_size=1, num_inference_steps=5)
+            scores = run(graph, LocoGen(window=7, steps=(0.2, 0.8), parts=3), batch_size=1, num_inference_steps=5)
         assert [patch.part for patch in scores.effects.patches] == ["20-40 %", "40-60 %", "60-80 %"]
         assert readers.of("value")[10:, 0, 0].reshape(3, 5).int().argmax(dim=1).tolist() == [1, 2, 3]
         assert readers.of("value")[10:, 0, 0].sum() == 3
 
     def test_the_grid_has_a_column_a_part(self, graph):
-        scores = run(graph, LocoGen(window=15, parts=2), num_inference_steps=2)
+        scores = run(graph, LocoGen(window=6, parts=2), num_inference_steps=2)
         grid = scores.grid()
         assert list(grid.columns) == ["0-50 %", "50-100 %"]
         means = scores.effects.means().reshape(2, 2)
-        np.testing.assert_allclose(grid.loc[[0, 15]], means)
-        np.testing.assert_allclose(grid.loc[7], means.mean(axis=0))
+        np.testing.assert_allclose(grid.loc[[0, 6]], means)
+        np.testing.assert_allclose(grid.loc[3], means.mean(axis=0))
 
 
 class TestCost:
     @pytest.mark.parametrize(("scale", "halves"), [(7.5, 2), (1.0, 1)])
-    @pytest.mark.parametrize("width", [1, 14])
+    @pytest.mark.parametrize("width", [1, 5])
     def test_rows_are_two_more_than_windows_for_each_picture(self, graph, scale, halves, width):
         """The published algorithm makes the windows one after the other; only the run and its goal come on top."""
         found = run(graph, LocoGen(window=width), STIPPLE[:2], seeds=[0, 1, 2], num_inference_steps=2, guidance_scale=scale)
@@ -274,24 +279,24 @@ class TestCost:
 
     @pytest.mark.parametrize("batch_size", [1, 5, None])
     def test_the_batch_size_costs_nothing(self, graph, batch_size):
-        assert run(graph, LocoGen(window=14), batch_size=batch_size, num_inference_steps=1).cost.nfe == 3 + 2
+        assert run(graph, LocoGen(window=5), batch_size=batch_size, num_inference_steps=1).cost.nfe == 3 + 2
 
-    def test_pndm_takes_a_call_more_than_steps(self, pipe):
-        scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
-        graph = HookGraph(tiny.with_parts(pipe, scheduler=scheduler))
-        found = run(graph, LocoGen(window=15), num_inference_steps=50, height=16, width=16)
+    def test_pndm_takes_a_call_more_than_steps(self, graph):
+        scheduler = PNDMScheduler.from_config(graph.pipe.scheduler.config, skip_prk_steps=True)
+        graph = HookGraph(tiny.with_parts(graph.pipe, scheduler=scheduler))
+        found = run(graph, LocoGen(window=6), num_inference_steps=50, height=16, width=16)
         assert found.cost.nfe == (2 + 2) * 51
 
 
 class TestContactSheet:
     @pytest.mark.parametrize("metric", [LatentShare(), Corner()], ids=repr)
     def test_it_shows_the_pipelines_own_pictures_of_the_first_seed(self, graph, metric):
-        scores = run(graph, LocoGen(window=14), STIPPLE[:3], metric, keep_images=2, seeds=[7, 8], guidance_scale=7.5)
-        assert scores.columns == ("source", "0-13", "1-14", "2-15", "target")
+        scores = run(graph, LocoGen(window=5), STIPPLE[:3], metric, keep_images=2, seeds=[7, 8], guidance_scale=7.5)
+        assert scores.columns == ("source", "0-4", "1-5", "2-6", "target")
         assert list(scores.images) == [present for present, _ in STIPPLE[:2]]
         for (present, absent), row in zip(STIPPLE, scores.images.values(), strict=False):
             for number, found in enumerate(row):
-                sites = graph.sites.where(layer=range(number - 1, number + 13)) if 0 < number < 4 else graph.sites[:0]
+                sites = graph.sites.where(layer=range(number - 1, number + 4)) if 0 < number < 4 else graph.sites[:0]
                 swaps = [ContextSwap.of(graph, sites.where(text_only=True), absent)] if sites else []
                 with graph.apply(*swaps):
                     image = picture_of(graph, absent if number == 4 else present, seed=7, guidance_scale=7.5)
@@ -300,13 +305,13 @@ class TestContactSheet:
             assert len({each.tobytes() for each in row}) == 5
 
     def test_it_can_be_left_out(self, graph):
-        scores = run(graph, LocoGen(window=15), keep_images=0, num_inference_steps=1)
+        scores = run(graph, LocoGen(window=6), keep_images=0, num_inference_steps=1)
         assert (scores.images, scores.columns, scores.sheet) == ({}, (), None)
 
 
 def test_keys_and_values_alone_do_less_than_both(graph):
     whole, keys, values = (
-        float(run(graph, LocoGen(window=16, roles=roles)).effects.values) for roles in (("key", "value"), ("key",), ("value",))
+        float(run(graph, LocoGen(window=7, roles=roles)).effects.values) for roles in (("key", "value"), ("key",), ("value",))
     )
     assert whole == pytest.approx(1, abs=1e-4)
     assert keys < 0.9 > values
@@ -333,10 +338,10 @@ def test_an_impossible_option_is_refused(untyped, options, message):
         LocoGen(**options)
 
 
-def test_a_window_wider_than_the_model_is_refused_before_any_picture(graph, pipe):
+def test_a_window_wider_than_the_model_is_refused_before_any_picture(graph):
     with (
-        tiny.counted(pipe.unet) as calls,
-        pytest.raises(InvalidInput, match="window=17 is wider than the model's 16 layers; give 1 to 16"),
+        tiny.counted(graph.denoiser) as calls,
+        pytest.raises(InvalidInput, match="window=17 is wider than the model's 7 layers; give 1 to 7"),
     ):
         run(graph, LocoGen(window=17))
     assert calls == []
