@@ -68,6 +68,36 @@ IF_II_L = IF_I_XL | {
     "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2,
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3,
 }
+#: PixArt of 1024 pixels, as diffusers' scripts/convert_pixart_alpha_to_diffusers.py and convert_pixart_sigma_to_diffusers.py make it; the
+#: class had another name then. PixArt-Σ is not told the image's size.
+PIXART: dict[str, Any] = {
+    "_class_name": "Transformer2DModel",
+    "norm_type": "ada_norm_single",
+    "sample_size": 128,
+    "num_layers": 28,
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "patch_size": 2,
+    "attention_bias": True,
+    "cross_attention_dim": 1152,
+    "caption_channels": 4096,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
+PIXART_SIGMA = PIXART | {"use_additional_conditions": False, "interpolation_scale": 2}
 
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
-PUBLISHED = {"SD v1": SD_V1, "SD v2": SD_V2, "OpenJourney": SD_V1, "SDXL": SDXL, "DeepFloyd IF-I-XL": IF_I_XL, "DeepFloyd IF-II-L": IF_II_L}
+PUBLISHED = {
+    "SD v1": SD_V1,
+    "SD v2": SD_V2,
+    "OpenJourney": SD_V1,
+    "SDXL": SDXL,
+    "DeepFloyd IF-I-XL": IF_I_XL,
+    "DeepFloyd IF-II-L": IF_II_L,
+    "PixArt-α": PIXART,
+    "PixArt-Σ": PIXART_SIGMA,
+}

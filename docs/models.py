@@ -28,7 +28,15 @@ OPERATIONS = {
     "test_save_and_load": "save, load",
     "test_command_line": "command line",
 }
-NAMES = {"sd1": "SD v1", "openjourney": "OpenJourney", "sd2": "SD v2", "sdxl": "SDXL", "if-1": "IF stage I", "if-2": "IF stage II"}
+NAMES = {
+    "sd1": "SD v1",
+    "openjourney": "OpenJourney",
+    "sd2": "SD v2",
+    "sdxl": "SDXL",
+    "if-1": "IF stage I",
+    "if-2": "IF stage II",
+    "pixart": "PixArt",
+}
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 
 

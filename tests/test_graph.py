@@ -239,7 +239,7 @@ class TestApply:
 
 def test_decoded_latents_are_the_pipelines_pictures(graph, pipe):
     prompts = ["a red circle", "a blue star", "a cyan ring"]
-    found, expected = graph.family.decode(graph.pipe, tiny.draw(pipe, prompts)), tiny.draw(pipe, prompts, output_type="pil")
+    found, expected = graph.family.decode(graph.pipe, tiny.draw(pipe, prompts), {}), tiny.draw(pipe, prompts, output_type="pil")
     for mine, theirs in zip(found, expected, strict=True):
         assert np.abs(np.asarray(mine, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
     assert len({each.tobytes() for each in found}) == 3
@@ -360,7 +360,7 @@ class TestModels:
         assert tops[0] != tops[1]
 
     def test_a_pipeline_without_a_known_denoiser_is_refused(self):
-        with pytest.raises(UnsupportedModel, match="object has no unet; give a pipeline of diffusers whose denoiser is a UNet2DCond"):
+        with pytest.raises(UnsupportedModel, match="no unet or transformer; give a pipeline of diffusers whose denoiser is a UNet2DCond"):
             HookGraph(object())
 
     @pytest.mark.parametrize(

@@ -45,9 +45,10 @@ class Run:
     def layout(self, context: Tensor) -> BatchLayout:
         """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
         if self._seen is None or self._seen[0] is not context:
-            expected = self._family.expected_parts(self._pipe, len(context) // max(1, len(self.conditional)))
-            other = None if self.unconditional is None else self.unconditional.context
-            self._seen = context, observe_layout(context, self.conditional.context, other, expected)
+            negative = None if self.unconditional is None else self.unconditional.context
+            parts = len(context) // max(1, len(self.conditional))
+            expected = self._family.expected_parts(self._pipe, parts, negative is not None)
+            self._seen = context, observe_layout(context, self.conditional.context, negative, expected)
         return self._seen[1]
 
     def step(self, timestep: float) -> tuple[int | None, int | None]:

@@ -8,6 +8,8 @@ import torch
 import neuroscope as ns
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.intervention import Call
+from neuroscope.generation.teacher_forcing import TeacherForcing, record_steps
+from neuroscope.localization.screening.local_attention import for_each_attention
 from tests.families import tiny
 
 SHORT, LONG = "a star", "a red circle and a white square in the style of plain"
@@ -104,6 +106,20 @@ def test_between_the_prompts_a_token_counts_in_part(graph):
 def test_the_effect_of_a_layer_grows_steadily_with_the_strength(graph):
     own, near, full = (drawn(graph, SHORT, swap(graph, LONG, layer=LAYER, strength=each)) for each in (0.0, 0.999, 1.0))
     assert (full - near).norm() < 0.05 * (full - own).norm()
+
+
+def test_an_attention_computed_again_reads_the_other_prompts_mask(graph):
+    """The output of the first layer, whose image is the same in both runs, as screens compute it and as the swapped run has it."""
+    target = graph.text.conditions([LONG])
+    with record_steps(graph, 1, stop_after=True) as found:
+        tiny.draw(graph.pipe, SHORT, guidance_scale=1.0)
+    (step,) = found[0]
+    again = for_each_attention(TeacherForcing(graph), step, lambda attention: attention.of(target))
+    (output,) = graph.sites.where(layer=0, role="output")
+    change = ns.ContextSwap.reading(target, graph.sites.where(layer=0, role=BOTH).paths, rows="all")
+    with graph.apply(change), graph.capture([output]) as captured, torch.no_grad():
+        graph.denoiser(**step.inputs)
+    torch.testing.assert_close(again[0], captured[output.path][0])
 
 
 def test_every_image_of_a_batch_has_its_own_mask(graph):

@@ -2,11 +2,11 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
-from benchmarks.topologies import IF_I_XL, IF_II_L, PUBLISHED, SD_V1, SD_V2, SDXL
+from benchmarks.topologies import IF_I_XL, IF_II_L, PIXART, PUBLISHED, SD_V1, SD_V2, SDXL
 from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
 from neuroscope.cli import main
 
@@ -18,7 +18,10 @@ COUNTS = {
     "SDXL": (70, 2048, 83_200, 332_800),
     "DeepFloyd IF-I-XL": (22, 2816, 3 * 1408 + 3 * 2112 + 3 * 2816 + 2816 + 4 * 2816 + 4 * 2112 + 4 * 1408, 0),
     "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
+    "PixArt-α": (28, 1152, 28 * 1152, 28 * 4 * 1152),  # behind the projection of the text's 4096 channels
+    "PixArt-Σ": (28, 1152, 28 * 1152, 28 * 4 * 1152),
 }
+_BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
 #: The layers' places in execution order: from which number on, below which block.
 PLACES = {
@@ -28,6 +31,8 @@ PLACES = {
     "SDXL": {0: "down.1", 4: "down.2", 24: "mid", 34: "up.0", 64: "up.1"},
     "DeepFloyd IF-I-XL": {0: "down.1", 3: "down.2", 6: "down.3", 9: "mid", 10: "up.0", 14: "up.1", 18: "up.2"},
     "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},
+    "PixArt-α": _BLOCKS,
+    "PixArt-Σ": _BLOCKS,
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {
@@ -36,6 +41,7 @@ NAMED = {
     ("SDXL", 45): "unet.up_blocks.0.attentions.1.transformer_blocks.1.attn2.to_v",
     ("SDXL", 55): "unet.up_blocks.0.attentions.2.transformer_blocks.1.attn2.to_v",
     ("DeepFloyd IF-I-XL", 17): "unet.up_blocks.1.attentions.3.add_v_proj",
+    ("PixArt-α", 10): "transformer.transformer_blocks.10.attn2.to_v",
 }
 
 
@@ -53,7 +59,7 @@ def test_layers_and_neurons_are_as_many_as_published(sites, name):
     assert keys.neuron_count == found.where(role="value").neuron_count == key_neurons
     assert feed_forward.neuron_count == feed_forward_neurons
     with torch.device("meta"):
-        denoiser = UNet2DConditionModel.from_config(PUBLISHED[name])
+        denoiser = getattr(diffusers, PUBLISHED[name].get("_class_name", "UNet2DConditionModel")).from_config(PUBLISHED[name])
     assert {denoiser.get_submodule(site.module).in_features for site in found.where(role=("key", "value"))} == {channels}
 
 
@@ -77,6 +83,7 @@ def test_layers_have_the_names_that_the_literature_gives_them(sites, name, layer
         (SDXL, ("unet.add_embedding.linear_1",)),
         (IF_I_XL, ("unet.add_embedding.proj",)),
         (IF_II_L, ("unet.add_embedding.proj",)),
+        (PIXART, ()),
     ],
 )
 def test_the_pooled_text_is_a_site_of_no_layer(config, pooled):
@@ -99,6 +106,15 @@ def test_the_command_reads_a_config_file(tmp_path, capsys, untyped):
         "text_only": True,
     }
     assert [each["layer"] for each in listed if each["role"] == "key"] == list(range(22))
+
+
+def test_the_command_reads_a_transformers_config(tmp_path, capsys, untyped):
+    (tmp_path / "config.json").write_text(json.dumps(PIXART))
+    with pytest.raises(SystemExit, match="0"):
+        main(["sites", "--config", str(tmp_path / "config.json"), "--role", "value", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert [each["path"] for each in listed] == [f"transformer.transformer_blocks.{layer}.attn2.to_v" for layer in range(28)]
+    assert {each["width"] for each in listed} == {1152}
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class TestScores:
     def test_a_score_is_what_comes_back_over_what_was_lost(self, graph, contexts, sign):
         pairs, seeds = STIPPLE[:2], [0, 1]
         scores = run(graph, CausalTracing(component="resnet"), Corner(sign), pairs, seeds=seeds, guidance_scale=7.5)
-        images = [graph.family.decode(graph.pipe, draw(graph, [each], guidance_scale=7.5))[0] for each in contexts]
+        images = [graph.family.decode(graph.pipe, draw(graph, [each], guidance_scale=7.5), {})[0] for each in contexts]
         clean, corrupted = Corner()(images, [PROMPT] * 2)
         assert abs(float(scores.effects.total[0, 0])) == pytest.approx(abs(clean - corrupted), abs=0.02)
         np.testing.assert_allclose(scores.scores, scores.effects.values.mean(dim=(1, 2)) / scores.effects.total.mean())
@@ -120,7 +120,7 @@ class TestScores:
     def test_the_contact_sheet_goes_from_corrupted_to_clean(self, graph, contexts):
         scores = run(graph, CausalTracing(), keep_images=1)
         assert scores.columns == ("source", *map(str, range(16)), "target")
-        clean, corrupted = graph.family.decode(graph.pipe, draw(graph, contexts))
+        clean, corrupted = graph.family.decode(graph.pipe, draw(graph, contexts), {})
         (row,) = scores.images.values()
         for found, expected in ((row[0], corrupted), (row[-1], clean)):
             assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1

@@ -189,9 +189,9 @@ def pixart(kind: Any, *, sized: bool = False, **parts: Any) -> Any:
     transformer = PixArtTransformer2DModel(
         sample_size=128 if sized else LATENTS,
         num_layers=4,
-        num_attention_heads=4,
-        attention_head_dim=8,
-        cross_attention_dim=WIDTH,
+        num_attention_heads=3,
+        attention_head_dim=16,
+        cross_attention_dim=48,
         caption_channels=WIDTH,
     )
     return kind(**_t5(), vae=autoencoder(), transformer=transformer, scheduler=ddim(), **parts)

@@ -127,7 +127,7 @@ class Family:
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     decode: Callable[[Any, Tensor, Mapping[str, Any]], list[Image]] = decode
     split: Callable[[Sequence[Encoded], Any, Any, Sequence[Any], Mapping[str, Any]], tuple[Conditions, Conditions | None]] = split_encoded
-    expected_parts: Callable[[Any, int], tuple[Part, ...]] = expected_parts
+    expected_parts: Callable[[Any, int, bool], tuple[Part, ...]] = expected_parts
     words: Callable[[Any, Any], Any] = lambda _pipe, tokenizer: tokenizer
     noise: Callable[[Any, Tensor], Tensor] = lambda _denoiser, predicted: predicted
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))

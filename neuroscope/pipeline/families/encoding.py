@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from diffusers.utils import is_bs4_available, is_ftfy_available
+
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import InvalidInput
 
@@ -123,15 +125,23 @@ def encode(
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
     given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
     given |= {"prompt": prompts, "device": pipe._execution_device, "num_images_per_prompt": 1}
+    if given.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
+        given["clean_caption"] = False  # as pipelines do without these packages, with a warning at each prompt
     given |= {"do_classifier_free_guidance": unconditional} | ({} if negative is None else {"negative_prompt": negative})
     return method(**given), given
 
 
-def expected_parts(pipe: Any, count: int) -> tuple[Part, ...]:
-    """The order of a batch of so many parts, where the contexts do not tell them apart."""
+def expected_parts(pipe: Any, count: int, guided: bool) -> tuple[Part, ...]:
+    """The order of a batch of so many parts, where the contexts do not tell them apart.
+
+    Args:
+        pipe: the pipeline, which may say itself whether it is guided.
+        count: of parts.
+        guided: whether it has encoded negative prompts.
+    """
     if count == 3 and _is_instruct(pipe):
         return ("conditional", "unconditional", "unconditional")
-    if hasattr(type(pipe), "do_perturbed_attention_guidance") and (count == 3 or not pipe.do_classifier_free_guidance):
+    if hasattr(type(pipe), "do_perturbed_attention_guidance") and (count == 3 or not getattr(pipe, "do_classifier_free_guidance", guided)):
         return ("unconditional", "conditional", "conditional") if count == 3 else ("conditional", "conditional")
     return ("unconditional", "conditional") if count > 1 else ("conditional",)
 
