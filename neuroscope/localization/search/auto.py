@@ -52,6 +52,7 @@ class AutoSearch:
         self._budget = Budget(budget, len(self._layers), len(runner.beside), len(screened.order))
         self._blank: list[ImageKey] = []
         self._count = 0
+        self._made = 0
         self.singles: list[Patch] = []
         self.groups: list[Patch] = []
 
@@ -124,23 +125,30 @@ class AutoSearch:
         return self._screened.order[: self._count]
 
     def _screen(self) -> None:
-        """Screens as many images as fit the screen's part of the budget, at least one."""
-        kept = self._budget.allowed >= 1 or self._budget.is_kept()
-        self._screened.begin()
-        screening = self._screened.nfe_of_screening() / self._screened.run_nfe
+        """Screens as many images as fit the screen's part of the budget, at least one.
+
+        The first images' unchanged runs and targets are made first: however the search goes on, it needs them.
+        """
+        kept, screened = self._budget.allowed >= 1 or self._budget.is_kept(), self._screened
+        most = min(SETTINGS.trusted_images, len(screened.order))
+        self._made = most if self._exhaustive else min(SETTINGS.fewest_images, len(screened.order))
+        screened.begin(self._made)
+        screening, before = screened.nfe_of_screening() / screened.run_nfe, screened.nfe
         late = kept and self._budget.is_kept(screening) and self._budget.least(2 * screening) <= self._budget.allowed
-        for seen in range(1, min(SETTINGS.trusted_images, len(self._screened.order)) + 1):
-            self._screened.screen_full_run(late=late)
-            if self.nfe * (1 + 1 / seen) > SETTINGS.screen_budget * self._budget.allowed * self._screened.run_nfe:
-                break
+        screened.screen_full_runs(1, late=late)
+        step = (screened.nfe - before) / screened.run_nfe / screened.steps_screened(0, late)
+        first, *further = (1 + step * screened.steps_screened(image, late) for image in range(most))
+        if more := self._budget.screened_images(first, further) - 1:
+            screened.screen_full_runs(more, late=late)
 
     def _first_count(self) -> int:
         """On how many images to begin."""
         images = len(self._screened.order)
         if self._exhaustive:
             return min(SETTINGS.trusted_images, images)
-        finalists, left = len(self._strongest()), self._nfe_left / self._screened.run_nfe
-        return min(self._budget.first_images(finalists, self._screened.images, left), images)
+        sources = max(self._made, self._screened.images)
+        left = self._nfe_left / self._screened.run_nfe
+        return min(self._budget.first_images(len(self._strongest()), sources, self._made, left), images)
 
     def _strongest(self) -> list[int]:
         """The layers that the screen names."""
@@ -200,7 +208,7 @@ class AutoSearch:
         self._blank = [image_key for image_key in screened.order[:count] if image_key not in shown]
         screened.reorder([*shown, *screened.order[count:]])
         if not screened.images:
-            screened.screen_full_run(late=self._exhaustive)
+            screened.screen_full_runs(1, late=self._exhaustive)
         self._count = min(self._count, len(screened.order)) if self._exhaustive else min(SETTINGS.fewest_images, len(shown))
         return True
 
