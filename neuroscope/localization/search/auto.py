@@ -65,9 +65,8 @@ class AutoSearch:
         """Searches until it is confident of the best layer or the budget is spent."""
         self._screen()
         self._count = self._first_count()
-        if not self._has_total_effect(self._count) and not self._find_total_effect():
+        if not self._begin():
             return self._without_total_effect()
-        self._measure_finalists()
         while (probability := confidence(state := self._state())) < SETTINGS.target_confidence and (action := next_action(state)):
             self._take(action)
         return self._confidence(probability)
@@ -146,9 +145,29 @@ class AutoSearch:
         images = len(self._screened.order)
         if self._exhaustive:
             return min(SETTINGS.trusted_images, images)
-        sources = max(self._made, self._screened.images)
         left = self._nfe_left / self._screened.run_nfe
-        return min(self._budget.first_images(len(self._strongest()), sources, self._made, left), images)
+        return min(self._budget.first_images(len(self._strongest()), self._sources, self._made, left), images)
+
+    @property
+    def _sources(self) -> int:
+        """Of how many images the unchanged run was made."""
+        return max(self._made, self._screened.images)
+
+    def _begin(self) -> bool:
+        """Measures the screen's strongest layers on the first images that have a total effect; False where none is found.
+
+        Where the images whose targets were made have one, those of the other first images are made in the same batches as their
+        patches.
+        """
+        if self._has_total_effect(self._made):
+            self._measure_finalists()
+        if not self._has_total_effect(self._count):
+            self.singles, self.groups = [], []
+            if not self._find_total_effect():
+                return False
+        if not self.singles:
+            self._measure_finalists()
+        return True
 
     def _strongest(self) -> list[int]:
         """The layers that the screen names."""
@@ -156,9 +175,9 @@ class AutoSearch:
 
     def _measure_finalists(self) -> None:
         """Measures the screen's strongest layers, as many as the budget allows, and all others together."""
-        finalists = self._strongest()
+        finalists, missing = self._strongest(), Budget.missing_ends(self._count, self._sources, self._made)
         if not self._exhaustive:
-            while len(finalists) > 1 and (1 + len(finalists)) * self._count * self._screened.run_nfe > self._nfe_left:
+            while len(finalists) > 1 and ((1 + len(finalists)) * self._count + missing) * self._screened.run_nfe > self._nfe_left:
                 finalists.pop()
         self.singles = [Patch((layer,)) for layer in finalists]
         rest = tuple(layer for layer in self._layers if layer not in finalists)

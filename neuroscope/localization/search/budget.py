@@ -46,7 +46,12 @@ class Budget:
             targets: of how many the target was.
         """
         others = finalists < self.layers
-        return images * (finalists + others + self.beside) + max(0, images - sources) + max(0, images - targets)
+        return images * (finalists + others + self.beside) + self.missing_ends(images, sources, targets)
+
+    @staticmethod
+    def missing_ends(images: int, sources: int, targets: int) -> int:
+        """How many sources and targets of images are still to be made, where some were made before."""
+        return max(0, images - sources) + max(0, images - targets)
 
     def first_images(self, finalists: int, sources: int, targets: int, left: float) -> int:
         """With how many images a search can begin for what is left of the budget; the fewest allowed where it is too little."""
