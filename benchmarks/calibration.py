@@ -119,11 +119,14 @@ class Table:
         prompts, seeds = full.shape
         return Effects(tuple(patches), tuple(map(str, range(prompts))), tuple(range(seeds)), table, torch.from_numpy(full))
 
-    def record_steps(self, image_keys: Sequence[ImageKey], steps: Sequence[float], *, stop_after: bool = False) -> Mapping[ImageKey, Any]:
+    def record_steps(
+        self, image_keys: Sequence[ImageKey], steps: Sequence[float], *, stop_after: bool = False, targets: bool = False
+    ) -> Mapping[ImageKey, Any]:
         """As `PatchRunner.record_steps`; the frames say nothing but where they are."""
-        self.nfe += len(image_keys) * (2 if stop_after else STEPS)
-        if not stop_after:
-            self._make("source", image_keys)
+        ends = ["source", "target"] if targets else ["source"]
+        self.nfe += len(image_keys) * (2 if stop_after else STEPS * len(ends))
+        for end in ends if not stop_after else []:
+            self._make(end, image_keys)
         return {image_key: tuple(SimpleNamespace(step=int(each * STEPS), steps=STEPS) for each in steps) for image_key in image_keys}
 
     def _make(self, patch: Any, image_keys: Sequence[ImageKey]) -> int:

@@ -75,6 +75,24 @@ class TestEveryFamily:
             own, other = ([each[row].output for each in frames] for row in (0, 1))
             assert not torch.allclose(own[0], other[0], atol=1e-4)
 
+    def test_steps_of_several_images_share_a_call_and_give_what_they_give_alone(self, graph):
+        """At one step of two images one call; at another step of the run, or with fewer rows allowed, calls of their own."""
+        with record_steps(graph) as frames:
+            tiny.draw(graph.pipe, [tiny.PROMPT, tiny.OTHER])
+        steps = [frames[0][0], frames[1][0], frames[0][1]]
+        last = graph.sites.layers[-1]
+        changes = [[[swap(graph, layer=last, text_only=True)], []], [[swap(graph, role=TEXT)]], [[swap(graph, role=TEXT)], []]]
+        alone = TeacherForcing(graph)
+        expected = [alone.predict(step, each) for step, each in zip(steps, changes, strict=True)]
+        for batch_size, count in ((6, 2), (5, 3)):
+            forcing = TeacherForcing(graph, batch_size)
+            with tiny.counted(graph.denoiser) as calls:
+                found = forcing.predict_each(steps, changes)
+            assert len(calls) == count
+            assert forcing.nfe == pytest.approx(alone.nfe)
+            for mine, theirs in zip(found, expected, strict=True):
+                close(mine, theirs)
+
     def test_a_midway_row_counts_the_share_of_operations_that_follow(self, graph, frame):
         """Counted here for real, with torch's own counter, around the stages of the live denoiser."""
         last = graph.sites.layers[-1]

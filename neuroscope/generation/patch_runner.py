@@ -112,7 +112,7 @@ class PatchRunner:
         return self.measured.effects(patches)
 
     def record_steps(
-        self, image_keys: Sequence[ImageKey], steps: Steps, *, stop_after: bool = False
+        self, image_keys: Sequence[ImageKey], steps: Steps, *, stop_after: bool = False, targets: bool = False
     ) -> Mapping[ImageKey, tuple[StepInput, ...]]:
         """Makes the unchanged runs of these images and keeps some of their steps.
 
@@ -120,9 +120,11 @@ class PatchRunner:
             image_keys: the images.
             steps: which steps; see `teacher_forcing.record_steps`.
             stop_after: end each run after the last of them. Such a run makes no image and is not scored.
+            targets: measure the images' targets as well, in the same batches.
         """
         kept: list[tuple[StepInput, ...]] = []
-        rows = {run: self._row(run, {}) for run in self.experiment.run_keys(["source"], image_keys)}
+        ends = ["source", "target"] if targets else ["source"]
+        rows = {run: self._row(run, {}) for run in self.experiment.run_keys(ends, image_keys)}
         context = partial(collect_steps, self.experiment.graph, steps, kept, stop_after=stop_after)
         if stop_after:
             with tqdm(total=len(rows), desc=f"following {self.experiment.name}", unit="image", disable=self.experiment.quiet) as bar:
@@ -130,7 +132,7 @@ class PatchRunner:
                     bar.update(len(batch))
         else:
             self.measured.run([RunBatch(rows, context=context, force=True)])
-        return {(run.pair, run.seed): each for run, each in zip(rows, kept, strict=True)}
+        return {(run.pair, run.seed): each for run, each in zip(rows, kept, strict=True) if run.patch == "source"}
 
     def _swap(self, patch: Patch, pair: int) -> ContextSwap:
         """The intervention of a patch in the runs of a pair.

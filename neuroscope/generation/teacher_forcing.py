@@ -7,6 +7,7 @@ its own. Changes of late layers share the early part of the network: their rows 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from neuroscope.core.conditions import PLAIN
 from neuroscope.core.intervention import Intervention
@@ -113,17 +114,18 @@ class TeacherForcing:
 
     Args:
         graph: the model.
+        batch_size: how many rows a call may have. The changes of one step share a call whatever their number.
 
     Attributes:
         nfe: the cost, in NFE, of the rows that began midway: each costs the share of a whole row's floating-point operations that it
             ran. Whole rows are counted by `metered`.
     """
 
-    def __init__(self, graph: HookGraph) -> None:
+    def __init__(self, graph: HookGraph, batch_size: int = 1) -> None:
         self.graph = graph
+        self.batch_size = batch_size
         self.nfe = 0.0
 
-    @torch.no_grad()
     def predict(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
         """The noise that the denoiser predicts from a recorded step's inputs under each of several changes.
 
@@ -131,20 +133,57 @@ class TeacherForcing:
             step: the recorded step.
             changes: the interventions of each row. They must act on all rows and all steps.
         """
+        (predicted,) = self.predict_each([step], [changes])
+        return predicted
+
+    def predict_each(
+        self, steps: Sequence[StepInput], changes: Sequence[Sequence[Sequence[Intervention]]]
+    ) -> list[Float[Tensor, "change channel height width"]]:
+        """As `predict`, for several recorded steps, each with changes of its own. Steps of several images share calls.
+
+        Steps share a call where nothing but the rows' own inputs differs between them, such as the same step of runs of several images.
+        """
+        found: dict[int, Tensor] = {}
+        for numbers in self._calls(steps, [1 + len(each) for each in changes]):
+            predicted = self._predict([steps[number] for number in numbers], [changes[number] for number in numbers])
+            found.update(zip(numbers, predicted, strict=True))
+        return [found[number] for number in range(len(steps))]
+
+    def _calls(self, steps: Sequence[StepInput], rows: Sequence[int]) -> list[list[int]]:
+        """The numbers of the steps that share each call."""
+        calls: list[list[int]] = []
+        for number, step in enumerate(steps):
+            for call in calls:
+                fits = sum(rows[each] for each in call) + rows[number] <= self.batch_size
+                if fits and _may_share_a_call(steps[call[0]].inputs, step.inputs):
+                    call.append(number)
+                    break
+            else:
+                calls.append([number])
+        return calls
+
+    @torch.no_grad()
+    def _predict(self, steps: Sequence[StepInput], changes: Sequence[Sequence[Sequence[Intervention]]]) -> list[Tensor]:
+        """The predictions of one call."""
         denoiser = uncompiled(self.graph.denoiser)
-        shares = {_FIRST_CALL: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, step.inputs)}
-        begins = [self._begin(change, list(shares)) for change in changes]
-        order = sorted(range(len(changes)), key=begins.__getitem__)
-        growth = _Growth(1 + begins.count(0))
+        shares = {_FIRST_CALL: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, steps[0].inputs)}
+        owners = [image for image, each in enumerate(changes) for _ in each]
+        every = list(itertools.chain(*changes))
+        begins = [self._begin(change, list(shares)) for change in every]
+        order = sorted(range(len(every)), key=begins.__getitem__)
+        growth = _Growth([*range(len(steps)), *(owners[number] for number in order)], len(steps) + begins.count(0))
+        inputs = _joined([step.inputs for step in steps], growth.owners[: growth.rows])
         with ExitStack() as stack:
             for number, (path, share) in enumerate(shares.items()):
                 if path != _FIRST_CALL:
                     self.nfe += begins.count(number) * share
                     hook = Hook(partial(growth.expand, begins.count(number)))
                     stack.callback(denoiser.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
-            stack.enter_context(self.graph.apply_each([[], *(changes[number] for number in order)], growing=True))
-            predicted = self.graph.denoiser(**_chosen(step.inputs, 1, [0] * growth.rows))[0][1:]
-        return self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
+            unchanged: list[Sequence[Intervention]] = [[] for _ in steps]
+            stack.enter_context(self.graph.apply_each([*unchanged, *(every[number] for number in order)], growing=True))
+            predicted = self.graph.denoiser(**inputs)[0][len(steps) :]
+        given = self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
+        return list(given.split([len(each) for each in changes]))
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""
@@ -156,12 +195,17 @@ class TeacherForcing:
 
 
 class _Growth:
-    """A batch that begins with the unchanged row, and to which copies of that row are added on its way through the network.
+    """A batch that begins with each image's unchanged row, and to which copies of those are added on its way through the network.
 
-    A row that differs from a later stage on shares all that was computed before with the unchanged row.
+    A row that differs from a later stage on shares all that was computed before with its image's unchanged row.
+
+    Args:
+        owners: for each row that the batch has in the end, the number of its image; first the unchanged rows, one an image.
+        rows: with how many of them the batch begins.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, owners: Sequence[int], rows: int) -> None:
+        self.owners = owners
         self.rows = rows
 
     def expand(
@@ -175,7 +219,7 @@ class _Growth:
     def _fill(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) == self.rows:
             return value
-        return torch.cat([value, value[:1].expand(self.rows - len(value), *value.shape[1:])])
+        return torch.cat([value, value[torch.tensor(self.owners[len(value) : self.rows], device=value.device)]])
 
 
 _FIRST_CALL = "the first call"
@@ -191,3 +235,34 @@ def _chosen(inputs: Mapping[str, Any], rows: int, chosen: Sequence[int]) -> dict
 
     chosen_inputs: dict[str, Any] = tree_map(choose, dict(inputs))
     return chosen_inputs
+
+
+def _is_a_row(value: Any) -> bool:
+    """Whether an input of a recorded step is one row's own."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == 1
+
+
+def _may_share_a_call(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the inputs of two recorded steps differ in nothing but what belongs to rows."""
+    (mine, structure), (theirs, other_structure) = tree_flatten(dict(one)), tree_flatten(dict(other))
+    return structure == other_structure and all(_is_alike(*each) for each in zip(mine, theirs, strict=True))
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if _is_a_row(one) and _is_a_row(other):
+        return bool(one.shape == other.shape and one.dtype == other.dtype)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _joined(inputs: Sequence[Mapping[str, Any]], images: Sequence[int]) -> dict[str, Any]:
+    """The inputs of recorded steps that share a call, with one row for each of these images."""
+
+    def join(*values: Any) -> Any:
+        if not _is_a_row(values[0]):
+            return values[0]
+        return torch.cat(values)[torch.tensor(images, device=values[0].device)]
+
+    joined: dict[str, Any] = tree_map(join, *map(dict, inputs))
+    return joined

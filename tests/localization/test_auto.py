@@ -56,7 +56,7 @@ def test_where_nothing_is_planted_it_names_nothing():
 def seen(shares: np.ndarray):
     """A screen that always sees these shares."""
 
-    return lambda *_, layers: shares[list(layers)]
+    return lambda _roles, _forcing, steps, layers: [shares[list(layers)] for _ in steps]
 
 
 class Noise:
@@ -171,7 +171,11 @@ class TestCloseLayers:
         rng = np.random.default_rng(0)
         graph = model("sd1", "apart")
         causal = planted(graph.pipe).layers
-        monkeypatch.setattr(screened_effects, "forced_shares", lambda *_, layers: np.isin(layers, causal) * rng.random(len(layers)))
+
+        def misleading(_roles, _forcing, steps, layers):
+            return [np.isin(layers, causal) * rng.random(len(layers)) for _ in steps]
+
+        monkeypatch.setattr(screened_effects, "forced_shares", misleading)
         assert search(graph, 1 / 10).confidence.screened_images == 0
 
 

@@ -43,3 +43,15 @@ def test_the_budget_that_is_advised_is_kept():
     with pytest.warns(UserWarning, match="give 0.093 or more"):
         Budget(0.05, layers=16, beside=0, images=6).is_kept(2.0)
     assert Budget(0.093, layers=16, beside=0, images=6).is_kept(2.0)
+
+
+def test_ends_that_were_made_before_cost_nothing_again():
+    budget = Budget(0.05, layers=16, beside=0, images=6)
+    assert budget.final(3, 2, sources=0) - budget.final(3, 2, sources=4, targets=2) == 3 + 2
+    assert Budget.missing_ends(3, sources=2, targets=2) == 2
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.1, 2), (1.0, 4)])
+def test_the_screen_takes_its_part_of_the_budget(share, expected):
+    """Images of two runs each, while one more at the mean cost so far fits 40 % of 108 · share runs: up to 0.4, 4.3 and 43."""
+    assert Budget(share, layers=16, beside=0, images=6).screened_images(2.0, [2.0, 2.0, 2.0]) == expected

@@ -16,9 +16,9 @@ from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
-from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
+from neuroscope.generation.teacher_forcing import TeacherForcing
 from neuroscope.localization.screening.local_attention import LocalAttention, for_each_attention
-from neuroscope.localization.screening.screen import check_screen, run_screen
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, run_screen
 
 KINDS = ("start", "before", "subject", "last subject", "after", "eos", "padding")
 _ROUNDING = 1e-5
@@ -68,17 +68,15 @@ class AttentionContribution(Localization):
         if self.against == "nothing":
             for pair in experiment.pairs:
                 self._chosen(experiment, spec.texts(pair)[0])
-        return run_screen(experiment, self, spec, partial(self._score_step, experiment), self.steps, self.fidelity)
+        return run_screen(experiment, self, spec, partial(one_by_one, partial(self._score_step, experiment)), self.steps, self.fidelity)
 
-    def _score_step(
-        self, experiment: Experiment, forcing: TeacherForcing, step: StepInput, target: Conditions, texts: tuple[str, str]
-    ) -> Float[np.ndarray, "layer"]:
-        """A `StepScorer`, given the experiment; NaN where all norms are 0."""
+    def _score_step(self, experiment: Experiment, forcing: TeacherForcing, step: TargetedStep) -> Float[np.ndarray, "layer"]:
+        """The layers' shares of all norms at one step; NaN where all norms are 0."""
         if self.against == "nothing":
-            chosen = torch.from_numpy(self._chosen(experiment, texts[0]))
-            norms = for_each_attention(forcing, step, lambda attention: _norm(attention.from_tokens(chosen)))
+            chosen = torch.from_numpy(self._chosen(experiment, step.texts[0]))
+            norms = for_each_attention(forcing, step.step, lambda attention: _norm(attention.from_tokens(chosen)))
         else:
-            norms = for_each_attention(forcing, step, lambda attention: _change(attention, target))
+            norms = for_each_attention(forcing, step.step, lambda attention: _change(attention, step.target))
         return np.array(norms) / (sum(norms) or np.nan)
 
     def _chosen(self, experiment: Experiment, prompt: str) -> Bool[np.ndarray, "token"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization.screening.local_attention import for_each_attention
-from neuroscope.localization.screening.screen import check_screen, run_screen
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, run_screen
 
 #: How many rows without gradients a batch may have.
 _BATCH_SIZE = 64
@@ -63,13 +64,12 @@ class AttributionPatching(Localization):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each layer by gradients of single predictions; see `Localization.__call__`."""
-        return run_screen(experiment, self, PatchSpec(direction=self.direction), self._score_step, self.steps, self.fidelity)
+        scorer = partial(one_by_one, self._score_step)
+        return run_screen(experiment, self, PatchSpec(direction=self.direction), scorer, self.steps, self.fidelity)
 
-    def _score_step(
-        self, forcing: TeacherForcing, step: StepInput, target: Conditions, _texts: tuple[str, str]
-    ) -> Float[np.ndarray, "layer"]:
-        """A `StepScorer`."""
-        graph = forcing.graph
+    def _score_step(self, forcing: TeacherForcing, targeted: TargetedStep) -> Float[np.ndarray, "layer"]:
+        """The layers' gradients at one step, times the change; NaN where there is no total effect."""
+        graph, step, target = forcing.graph, targeted.step, targeted.target
         sites = graph.sites.where(role=ROLES)
         metric = PatchingMetric(graph, step, target, sites.paths)
         if not metric.length:

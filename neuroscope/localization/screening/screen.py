@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,23 @@ from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import PatchRunner, PatchSpec, random_order
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 
-#: Scores all layers at one recorded step, given the target's conditions and the prompts of source and target.
-StepScorer = Callable[[TeacherForcing, StepInput, Conditions, tuple[str, str]], Float[np.ndarray, "layer"]]
+
+class TargetedStep(NamedTuple):
+    """A recorded step of an unchanged run, with what its patched layers read.
+
+    Attributes:
+        step: the recorded step.
+        target: the target's conditions.
+        texts: the prompts of source and target.
+    """
+
+    step: StepInput
+    target: Conditions
+    texts: tuple[str, str]
+
+
+#: Scores all layers at each of some recorded steps.
+StepScorer = Callable[[TeacherForcing, Sequence[TargetedStep]], Sequence[Float[np.ndarray, "layer"]]]
 #: A rank correlation needs this many layers.
 _FEWEST = 3
 _ROUNDING = 1e-6
@@ -42,7 +58,7 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
         experiment: the prompts, seeds and metric.
         method: the screen, for the provenance and for the check of its options.
         spec: what is patched.
-        scorer: scores the layers at one step.
+        scorer: scores the layers at recorded steps.
         steps: at how many steps of each unchanged run.
         fidelity: how many layers are measured exactly too, on one image; 0 for none.
 
@@ -51,7 +67,8 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
     """
     check_fits(experiment, method, len(experiment.graph.sites.layers), "layers")
     with metered(experiment.graph.denoiser) as meter:
-        runner, forcing = PatchRunner(replace(experiment, keep_images=0), spec), TeacherForcing(experiment.graph)
+        runner = PatchRunner(replace(experiment, keep_images=0), spec)
+        forcing = TeacherForcing(experiment.graph, runner.sweep.batch_size)
         exact = random_order(experiment, 0)[: 1 if fidelity else 0]
         others = [image_key for image_key in experiment.image_keys if image_key not in exact]
         recorded = dict(runner.record_steps(exact, steps)) if exact else {}
@@ -70,22 +87,35 @@ def effects_of_steps(
     Args:
         runner: holds the prompts.
         forcing: makes the forced calls.
-        scorer: scores the layers at one step.
+        scorer: scores the layers at the steps.
         recorded: the recorded steps of each image. Images that are missing have NaN.
     """
     experiment = runner.experiment
     layers = experiment.graph.sites.layers
     found: dict[str, np.ndarray] = {}
-    for (pair, seed), steps in recorded.items():
-        texts = runner.spec.texts(experiment.pairs[pair])
-        for step in steps:
-            part = f"step {step.step + 1} of {step.steps}"
-            table = found.setdefault(part, np.full((len(layers), len(experiment.pairs), len(experiment.seeds)), np.nan))
-            table[:, pair, experiment.seeds.index(seed)] = scorer(forcing, step, runner.target(pair), texts)
+    places = [(image_key, step) for image_key, steps in recorded.items() for step in steps]
+    scores = scorer(forcing, targeted_steps(runner, places))
+    for ((pair, seed), step), score in zip(places, scores, strict=True):
+        part = f"step {step.step + 1} of {step.steps}"
+        table = found.setdefault(part, np.full((len(layers), len(experiment.pairs), len(experiment.seeds)), np.nan))
+        table[:, pair, experiment.seeds.index(seed)] = score
     patches = tuple(Patch((layer,), part) for part in found for layer in layers)
     prompts = tuple(pair.present for pair in experiment.pairs)
     total = torch.ones(len(experiment.pairs), len(experiment.seeds), dtype=torch.float64)
     return Effects(patches, prompts, experiment.seeds, torch.from_numpy(np.concatenate(list(found.values()))), total, relative=True)
+
+
+def targeted_steps(runner: PatchRunner, places: Iterable[tuple[ImageKey, StepInput]]) -> list[TargetedStep]:
+    """Recorded steps of images, with what their patched layers read."""
+    experiment, spec = runner.experiment, runner.spec
+    return [TargetedStep(step, runner.target(pair), spec.texts(experiment.pairs[pair])) for (pair, _), step in places]
+
+
+def one_by_one(
+    score: Callable[[TeacherForcing, TargetedStep], Float[np.ndarray, "layer"]], forcing: TeacherForcing, steps: Sequence[TargetedStep]
+) -> list[Float[np.ndarray, "layer"]]:
+    """A `StepScorer` that scores one step after the other."""
+    return [score(forcing, each) for each in steps]
 
 
 def share(predicted: Float[Tensor, "change channel height width"], source: Tensor, target: Tensor) -> Float[np.ndarray, "change"]:

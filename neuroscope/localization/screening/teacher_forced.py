@@ -15,9 +15,10 @@ from neuroscope.core.effects import Patch
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
-from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
+from neuroscope.generation.teacher_forcing import TeacherForcing
 from neuroscope.interventions import ContextSwap
-from neuroscope.localization.screening.screen import check_screen, run_screen, share
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, run_screen, share
+from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -55,32 +56,31 @@ class TeacherForced(Localization):
 
 
 def forced_shares(
-    roles: str | tuple[str, ...],
-    forcing: TeacherForcing,
-    step: StepInput,
-    target: Conditions,
-    _texts: tuple[str, str],
-    layers: Sequence[int] | None = None,
-) -> Float[np.ndarray, "layer"]:
-    """Each layer's share of the total effect on one prediction.
+    roles: str | tuple[str, ...], forcing: TeacherForcing, steps: Sequence[TargetedStep], layers: Sequence[int] | None = None
+) -> list[Float[np.ndarray, "layer"]]:
+    """Each layer's share of the total effect on single predictions; a `StepScorer`. Steps of several images share calls.
 
     With the recorded prediction s, the prediction p of a patched layer, and t of the total patch: <p - s, t - s> / ‖t - s‖².
     Shares of all layers add up to 1 only where the layers' effects are additive.
 
     Args:
         roles: swap "key" and "value", or one of them.
-        forcing: makes the forced call.
-        step: the recorded step.
-        target: what patched layers read.
+        forcing: makes the forced calls.
+        steps: the recorded steps, and what patched layers read.
         layers: the layers to score; None for all.
 
     Returns:
-        float64; NaN where there is no total effect.
+        For each step, float64; NaN where there is no total effect.
     """
-    sites = forcing.graph.sites
+    scored = forcing.graph.sites.layers if layers is None else layers
+    changes = [_changes(roles, forcing.graph, each.target, scored) for each in steps]
+    predicted = forcing.predict_each([each.step for each in steps], changes)
+    return [share(every[1:], each.step.output, every[:1]) for each, every in zip(steps, predicted, strict=True)]
+
+
+def _changes(roles: str | tuple[str, ...], graph: HookGraph, target: Conditions, layers: Sequence[int]) -> list[list[ContextSwap]]:
+    """The total effect's change, then each layer's own."""
     spec = PatchSpec(roles=roles, rows="all", pooled="own")
-    every = sites.where(role=(*ROLES, "pooled")).paths
+    every = graph.sites.where(role=(*ROLES, "pooled")).paths
     total = ContextSwap.reading(target, every, rows="all")
-    patches = [Patch((layer,)) for layer in (sites.layers if layers is None else layers)]
-    predicted = forcing.predict(step, [[total], *([spec.swap(forcing.graph, patch, target)] for patch in patches)])
-    return share(predicted[1:], step.output, predicted[:1])
+    return [[total], *([spec.swap(graph, Patch((layer,)), target)] for layer in layers)]

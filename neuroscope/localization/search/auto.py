@@ -52,6 +52,7 @@ class AutoSearch:
         self._budget = Budget(budget, len(self._layers), len(runner.beside), len(screened.order))
         self._blank: list[ImageKey] = []
         self._count = 0
+        self._made = 0
         self.singles: list[Patch] = []
         self.groups: list[Patch] = []
 
@@ -64,9 +65,8 @@ class AutoSearch:
         """Searches until it is confident of the best layer or the budget is spent."""
         self._screen()
         self._count = self._first_count()
-        if not self._has_total_effect(self._count) and not self._find_total_effect():
+        if not self._begin():
             return self._without_total_effect()
-        self._measure_finalists()
         while (probability := confidence(state := self._state())) < SETTINGS.target_confidence and (action := next_action(state)):
             self._take(action)
         return self._confidence(probability)
@@ -124,23 +124,50 @@ class AutoSearch:
         return self._screened.order[: self._count]
 
     def _screen(self) -> None:
-        """Screens as many images as fit the screen's part of the budget, at least one."""
-        kept = self._budget.allowed >= 1 or self._budget.is_kept()
-        self._screened.begin()
-        screening = self._screened.nfe_of_screening() / self._screened.run_nfe
+        """Screens as many images as fit the screen's part of the budget, at least one.
+
+        The first images' unchanged runs and targets are made first: however the search goes on, it needs them.
+        """
+        kept, screened = self._budget.allowed >= 1 or self._budget.is_kept(), self._screened
+        most = min(SETTINGS.trusted_images, len(screened.order))
+        self._made = most if self._exhaustive else min(SETTINGS.fewest_images, len(screened.order))
+        screened.begin(self._made)
+        screening, before = screened.nfe_of_screening() / screened.run_nfe, screened.nfe
         late = kept and self._budget.is_kept(screening) and self._budget.least(2 * screening) <= self._budget.allowed
-        for seen in range(1, min(SETTINGS.trusted_images, len(self._screened.order)) + 1):
-            self._screened.screen_full_run(late=late)
-            if self.nfe * (1 + 1 / seen) > SETTINGS.screen_budget * self._budget.allowed * self._screened.run_nfe:
-                break
+        screened.screen_full_runs(1, late=late)
+        step = (screened.nfe - before) / screened.run_nfe / screened.steps_screened(0, late)
+        first, *further = (1 + step * screened.steps_screened(image, late) for image in range(most))
+        if more := self._budget.screened_images(first, further) - 1:
+            screened.screen_full_runs(more, late=late)
 
     def _first_count(self) -> int:
         """On how many images to begin."""
         images = len(self._screened.order)
         if self._exhaustive:
             return min(SETTINGS.trusted_images, images)
-        finalists, left = len(self._strongest()), self._nfe_left / self._screened.run_nfe
-        return min(self._budget.first_images(finalists, self._screened.images, left), images)
+        left = self._nfe_left / self._screened.run_nfe
+        return min(self._budget.first_images(len(self._strongest()), self._sources, self._made, left), images)
+
+    @property
+    def _sources(self) -> int:
+        """Of how many images the unchanged run was made."""
+        return max(self._made, self._screened.images)
+
+    def _begin(self) -> bool:
+        """Measures the screen's strongest layers on the first images that have a total effect; False where none is found.
+
+        Where the images whose targets were made have one, those of the other first images are made in the same batches as their
+        patches.
+        """
+        if self._has_total_effect(self._made):
+            self._measure_finalists()
+        if not self._has_total_effect(self._count):
+            self.singles, self.groups = [], []
+            if not self._find_total_effect():
+                return False
+        if not self.singles:
+            self._measure_finalists()
+        return True
 
     def _strongest(self) -> list[int]:
         """The layers that the screen names."""
@@ -148,9 +175,9 @@ class AutoSearch:
 
     def _measure_finalists(self) -> None:
         """Measures the screen's strongest layers, as many as the budget allows, and all others together."""
-        finalists = self._strongest()
+        finalists, missing = self._strongest(), Budget.missing_ends(self._count, self._sources, self._made)
         if not self._exhaustive:
-            while len(finalists) > 1 and (1 + len(finalists)) * self._count * self._screened.run_nfe > self._nfe_left:
+            while len(finalists) > 1 and ((1 + len(finalists)) * self._count + missing) * self._screened.run_nfe > self._nfe_left:
                 finalists.pop()
         self.singles = [Patch((layer,)) for layer in finalists]
         rest = tuple(layer for layer in self._layers if layer not in finalists)
@@ -200,7 +227,7 @@ class AutoSearch:
         self._blank = [image_key for image_key in screened.order[:count] if image_key not in shown]
         screened.reorder([*shown, *screened.order[count:]])
         if not screened.images:
-            screened.screen_full_run(late=self._exhaustive)
+            screened.screen_full_runs(1, late=self._exhaustive)
         self._count = min(self._count, len(screened.order)) if self._exhaustive else min(SETTINGS.fewest_images, len(shown))
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuroscope.localization.search.settings import SETTINGS
@@ -35,21 +36,41 @@ class Budget:
         """The cost that is allowed."""
         return self.share * self.sweep
 
-    def final(self, images: int, finalists: int, screened: int) -> float:
+    def final(self, images: int, finalists: int, sources: int, targets: int = 0) -> float:
         """The cost of measuring images: each finalist alone, all other layers together, the source and the target.
 
         Args:
             images: how many.
             finalists: how many layers are measured alone.
-            screened: on how many images the source was made before, by the screen.
+            sources: of how many images the source was made before.
+            targets: of how many the target was.
         """
         others = finalists < self.layers
-        return images * (1 + finalists + others + self.beside) + max(0, images - screened)
+        return images * (finalists + others + self.beside) + self.missing_ends(images, sources, targets)
 
-    def first_images(self, finalists: int, screened: int, left: float) -> int:
+    @staticmethod
+    def missing_ends(images: int, sources: int, targets: int) -> int:
+        """How many sources and targets of images are still to be made, where some were made before."""
+        return max(0, images - sources) + max(0, images - targets)
+
+    def first_images(self, finalists: int, sources: int, targets: int, left: float) -> int:
         """With how many images a search can begin for what is left of the budget; the fewest allowed where it is too little."""
         numbers = range(SETTINGS.fewest_images, SETTINGS.first_images + 1)
-        return max((each for each in numbers if self.final(each, finalists, screened) <= left), default=SETTINGS.fewest_images)
+        return max((each for each in numbers if self.final(each, finalists, sources, targets) <= left), default=SETTINGS.fewest_images)
+
+    def screened_images(self, first: float, further: Sequence[float]) -> int:
+        """How many images can be screened for the screen's part of the budget, at least one.
+
+        Args:
+            first: the cost of screening the first image, its unchanged run included.
+            further: of each image after it.
+        """
+        spent, seen = first, 1
+        for cost in further:
+            if spent * (1 + 1 / seen) > SETTINGS.screen_budget * self.allowed:
+                break
+            spent, seen = spent + cost, seen + 1
+        return seen
 
     def least(self, look: float = 0.0) -> float:
         """The cost of the smallest search: a screen of one image at the cost `look`, and one layer against all others."""

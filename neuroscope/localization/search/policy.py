@@ -128,10 +128,22 @@ def _more_images(state: SearchState) -> Action | None:
         screened = _more_screened(state, alive)
         if screened:
             return screened
-    more = min(len(state.order) - state.count, 1 if few else state.count, state.affordable(2 + len(alive)))
+    more = min(len(state.order) - state.count, _next_round(state), state.affordable(2 + len(alive)))
     if more < 1:
         return Sweep() if state.exhaustive else None
     return MeasureImages(alive, more)
+
+
+def _next_round(state: SearchState) -> int:
+    """How many more images are seen before the next decision, at most as many as were measured.
+
+    While these are few, a round takes as many as the search needs for its target, as fewer cannot end it; one if it needs more rounds.
+    """
+    rounds = range(1, state.count + 1)
+    if state.count >= SETTINGS.trusted_images:
+        return rounds[-1]
+    enough = (more for more in rounds if state.max_confidence_on(state.count + more) >= SETTINGS.target_confidence)
+    return next(enough, 1)
 
 
 def _more_screened(state: SearchState, alive: Sequence[Patch]) -> ScreenImages | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -13,10 +12,14 @@ from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.metering import Meter
 from neuroscope.generation.patch_runner import PatchRunner
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
+from neuroscope.localization.screening.screen import targeted_steps
 from neuroscope.localization.screening.teacher_forced import forced_shares
 from neuroscope.localization.search.control_variates import ControlVariates
 from neuroscope.localization.search.settings import SETTINGS
 from neuroscope.localization.search.state import parts_of
+
+#: Where in the schedule full runs are screened: all of them at the first place, the first ones at the second too.
+_PLACES = (SETTINGS.early, SETTINGS.late)
 
 
 class ScreenedEffects:
@@ -40,7 +43,7 @@ class ScreenedEffects:
         self._layers = np.array(runner.experiment.graph.sites.layers)
         self._full_runs: dict[ImageKey, np.ndarray] = {}
         self._early: dict[ImageKey, np.ndarray] = {}
-        self._begun: Mapping[ImageKey, Sequence[StepInput]] = {}
+        self._begun: dict[ImageKey, Sequence[StepInput]] = {}
         self._beginning = 1.0
         self.order = list(order)
         self.run_nfe = 0.0
@@ -61,28 +64,42 @@ class ScreenedEffects:
         """The shares on images with full runs, each the mean over its recorded steps."""
         return np.stack(list(self._full_runs.values()))
 
-    def begin(self) -> None:
-        """Makes the next image's unchanged run, so that the cost of a run is known. `screen_full_run` goes on with it."""
-        (image_key, *_), before, scored = self._unseen, self.nfe, len(self._runner.measured.scores)
-        self._begun = self._runner.record_steps([image_key], self._places)
-        self.run_nfe, early = self.nfe - before, self._begun[image_key][0]
-        self.own_nfe += self.run_nfe if len(self._runner.measured.scores) == scored else 0  # it was made before
+    def begin(self, images: int) -> None:
+        """Makes the unchanged runs of the next images, and their targets, so that the cost of a run is known.
+
+        `screen_full_runs` goes on with them.
+        """
+        before, scored = self.nfe, len(self._runner.measured.scores)
+        self._begun = dict(self._runner.record_steps(self._unseen[:images], _PLACES, targets=True))
+        self.run_nfe = (self.nfe - before) / (2 * len(self._begun))
+        self._count_again(2 * len(self._begun), scored)
+        early = next(iter(self._begun.values()))[0]
         self._beginning = (early.step + 1) / early.steps
 
-    @property
-    def _places(self) -> tuple[float, ...]:
-        """Where in the schedule the next full run is recorded."""
-        return (SETTINGS.early, SETTINGS.late) if len(self._full_runs) < SETTINGS.late_images else (SETTINGS.early,)
+    def screen_full_runs(self, images: int, *, late: bool = True) -> None:
+        """Screens all layers on the next images' unchanged runs, at one step or, with `late`, the first ones at two."""
+        image_keys, scored = self._unseen[:images], len(self._runner.measured.scores)
+        if further := [image_key for image_key in image_keys if image_key not in self._begun]:
+            self._begun |= self._runner.record_steps(further, _PLACES)
+            self._count_again(len(further), scored)
+        done = len(self._full_runs)
+        steps = {key: self._begun.pop(key)[: self.steps_screened(done + number, late)] for number, key in enumerate(image_keys)}
+        for image_key, shares in zip(image_keys, self._score(steps, self._layers.tolist()), strict=True):
+            self._full_runs[image_key] = shares.mean(axis=0)
+            self._early[image_key] = shares[0]
 
-    def screen_full_run(self, *, late: bool = True) -> None:
-        """Screens all layers on the next image's unchanged run, at one step or, with `late`, at two where they were recorded."""
-        if not self._begun:
-            self.begin()
-        ((image_key, steps),) = self._begun.items()
-        (shares,) = self._score({image_key: steps if late else steps[:1]}, self._layers.tolist())
-        self._full_runs[image_key] = shares.mean(axis=0)
-        self._early[image_key] = shares[0]
-        self._begun = {}
+    def steps_screened(self, image: int, late: bool) -> int:
+        """At how many steps of its full run an image is screened, by its number in the order of screening."""
+        return len(_PLACES) if late and image < SETTINGS.late_images else 1
+
+    def _count_again(self, runs: int, scored: int) -> None:
+        """Counts those of some runs that were made although their scores were known.
+
+        Args:
+            runs: how many were made.
+            scored: how many scores were known before.
+        """
+        self.own_nfe += self.run_nfe * (runs - (len(self._runner.measured.scores) - scored))
 
     def screen_truncated_runs(self, images: int, layers: Sequence[int]) -> None:
         """Screens some layers on further images, whose runs end after one recorded step."""
@@ -139,11 +156,10 @@ class ScreenedEffects:
     def _score(self, recorded: Mapping[ImageKey, Sequence[StepInput]], layers: Sequence[int]) -> list[np.ndarray]:
         """The shares of each image, as [step, layer]; 0 where there is no total effect."""
         runner, before = self._runner, self.nfe
-        score = partial(forced_shares, runner.spec.roles, self._forcing, layers=layers)
-        found = [
-            np.nan_to_num([score(step, runner.target(pair), runner.spec.texts(runner.experiment.pairs[pair])) for step in steps])
-            for (pair, _), steps in recorded.items()
-        ]
+        self._forcing.batch_size = runner.sweep.batch_size
+        places = [(image_key, step) for image_key, steps in recorded.items() for step in steps]
+        shares = iter(forced_shares(runner.spec.roles, self._forcing, targeted_steps(runner, places), layers=layers))
+        found = [np.nan_to_num([next(shares) for _ in steps]) for steps in recorded.values()]
         self.own_nfe += self.nfe - before
         return found
 

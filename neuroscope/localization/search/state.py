@@ -85,12 +85,17 @@ class SearchState:
 
     @cached_property
     def max_confidence(self) -> float:
-        """The confidence that images which all agree allow.
+        """The confidence that images which all agree allow; see `max_confidence_on`."""
+        return self.max_confidence_on(self.count)
+
+    def max_confidence_on(self, count: int) -> float:
+        """The confidence that so many images would allow if all agree, and if those not measured yet have a total effect.
 
         They may all be of a smaller half. With no more than half of the prompts, it is capped as a screen's is.
         """
-        known = with_total_effect(self.effects, self.image_keys)
-        every = [*known, *self.order[self.count :]]
+        shown = with_total_effect(self.effects, self.image_keys)
+        known = [*shown, *self.order[self.count : count]]
+        every = [*shown, *self.order[self.count :]]
         prompts, of = (len({pair for pair, _ in keys}) for keys in (known, every))
         most = 1 - max(p_minority(len(known), len(every)), p_tie(prompts, of))
         return most if 2 * prompts > of else min(MAX_SCREEN_CONFIDENCE, most)
