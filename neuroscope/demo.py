@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from neuroscope import testbed
-from neuroscope.attribution import NeuronGradient, Welch, rank, score
+from neuroscope.attribution import NeuronGradient, Welch, rank
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
@@ -46,11 +46,12 @@ class _Found:
 
     concept: Concept
     layers: LayerScores
+    plain: Concept
     recording: Recording
     scores: NeuronScores
 
     def mask(self, count: int) -> NeuronMask:
-        """The neurons that control the concept most, driven to their mean without it."""
+        """The neurons that control the concept most, driven to their mean in one other style."""
         return NeuronMask(self.scores.top(count), fill=self.recording.mean("absent"))
 
 
@@ -63,7 +64,8 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     choose("style", style, DEMO_STYLES)
     graph = HookGraph(testbed.load("sd1"))
     found = _rank(graph, Concept.style(style, prompts="testbed"), say, quiet)
-    hits, responding = (planted_hits(graph, each) for each in (found.scores, score(found.recording, Welch())))
+    by_response = rank(graph, found.concept, Welch(), layers=found.layers.top(1), quiet=quiet)
+    hits, responding = (planted_hits(graph, each) for each in (found.scores, by_response))
     interval = share_interval(hits, PLANT.neuron_count)
     count = f"{hits} ({interval[0]:.0%} to {interval[1]:.0%}) of the {PLANT.neuron_count} strongest"
     say(f"   {count} are among the {PLANT.neuron_count} planted neurons.")
@@ -72,7 +74,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
     mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
-    made = _through_file(edit(graph, found.concept, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
+    made = _through_file(edit(graph, found.plain, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
     say(f"3. What to change? A mask of {mask.neurons.count} neurons; and an edit of what the layer reads (LOCOEDIT):")
     say(f"   {made.report}\n")
 
@@ -117,10 +119,11 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
     say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
-    scores = rank(graph, concept, NeuronGradient(), layers=layer, quiet=quiet, **testbed.GENERATION)
-    recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
+    scores = rank(graph, concept, NeuronGradient(fidelity=0), layers=layer, quiet=quiet, **testbed.GENERATION)
+    plain = Concept.style(concept.name, prompts="testbed", against="plain")  # what a mask fills in, and an edit puts in its place
+    recording = record(graph, plain, scores.sites, quiet=quiet)
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
-    return _Found(concept, layers, recording, scores)
+    return _Found(concept, layers, plain, recording, scores)
 
 
 def _readers(style: str) -> list[Metric]:

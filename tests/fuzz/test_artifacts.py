@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from neuroscope import LayerScores, NeuronScores, NeuroscopeError, load, read_header, save
-from neuroscope.core.artifacts import FLOATS, Artifact
+from neuroscope.core.artifacts import ADDED_FIELDS, FLOATS, Artifact
 from tests.forging import Parts, parts_of, write_parts
 from tests.fuzz.examples import examples
 from tests.laws.members import members
@@ -135,7 +135,7 @@ def in_header(path: Path, whole: bytes, parts: Parts, rng: random.Random, case: 
         del parent[key]
     else:
         (former if isinstance(former, dict) else header)["strenght"] = rng.choice(VALUES)
-    free = place.startswith("packages") or (isinstance(parent, list) and damage == "missing")
+    free = place.startswith("packages") or (damage == "missing" and (isinstance(parent, list) or place in ADDED_FIELDS))
     loaded = used(write_parts(path, parts[0], header), case)
     wrong = damage == "new" or (damage == "missing") or kind_of(former) != kind_of(parent[key])
     if loaded and damage == "value" and parent[key] is None:
