@@ -1,0 +1,162 @@
+"""Gradients of neurons on noised images: how far each moves single predictions towards those without the concept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
+
+from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution.target_distance import TargetDistance
+from neuroscope.core import checks
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.quality import Cost
+from neuroscope.core.scores import NeuronScores
+from neuroscope.core.sites import Sites
+from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.experiment import Experiment, ImageKey
+from neuroscope.generation.metering import metered
+from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
+from neuroscope.generation.teacher_forcing import StepInput
+from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.noising import NoisedRun
+
+#: A row with gradients takes about this many times the memory of a row without.
+_GRADIENT_MEMORY = 16
+#: Distances below this are rounding.
+_ROUNDING = 1e-6
+
+
+class _Draw(NamedTuple):
+    """One gradient to take: of which image, at which place of its schedule, at which share of the way to the target's prompt."""
+
+    image: ImageKey
+    place: float
+    share: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NeuronGradient(CausalAttribution):
+    """Expected gradients on noised images: how far each neuron moves predictions towards those for the prompt without the concept.
+
+    The first call of a run tells what image it leads to. This estimate is noised again to a random step of the schedule, the chosen sites
+    read a random share of the other prompt (one share for all of them), and the gradient of the distance to the prediction for the
+    other prompt is taken there. A neuron's score is the mean, over such samples, of its gradient times its change from the one
+    prompt to the other, summed over tokens: the drop of the distance that it accounts for, as a share of the whole distance (expected
+    gradients: Erion et al. 2021, here over images, noise and the straight way of integrated gradients: Sundararajan et al. 2017).
+    Scores have standard errors, and p-values by a one-sided t-test over samples.
+
+    The cost does not depend on the number of steps, and hardly on the number of prompts: one guided call for each prompt and seed, and four
+    NFE a sample (the prediction for the other prompt, the prediction, and its backward pass, which counts as two).
+
+    Attributes:
+        roles: score the neurons of "key" and "value" sites, or of one of them.
+        samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
+
+    Raises:
+        InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known.
+        NonFiniteActivation: when it runs, a prediction or a gradient is NaN or infinite.
+    """
+
+    default_pairs: ClassVar[int | None] = None
+
+    roles: str | tuple[str, ...] = ROLES
+    samples: int = 32
+
+    def __post_init__(self) -> None:
+        checks.fit_defaults(self)
+        object.__setattr__(self, "roles", check_roles(self.roles))
+        checks.whole("samples", self.samples)
+
+    def __call__(self, experiment: Experiment) -> NeuronScores:
+        """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
+        sites = self.sites(experiment)
+        draws = self._draws(experiment)
+        texts = [text for pair in experiment.pairs for text in pair]
+        sweep = Sweep(experiment.graph, texts, experiment.generation, batch_size=experiment.batch_size, space="latent")
+        with metered(experiment.graph.denoiser) as meter:
+            runs = self._first_calls(experiment, sweep, list(dict.fromkeys(draw.image for draw in draws)))
+            batches = list(self._in_batches(experiment, sweep, sites, draws, runs))
+            cost = meter.cost + Cost(nfe=2 * len(draws))
+        by_sample, distances = (torch.cat(part) for part in zip(*batches, strict=True))
+        if distances.max() < _ROUNDING:
+            warnings.warn(
+                "the other prompt changes no prediction, so no neuron can be found; give other prompts", UserWarning, stacklevel=3
+            )
+        # half of the way is the mean share, and so half of the distance is left on average
+        whole = 2 * distances.mean().clamp(min=_ROUNDING)
+        return replace(self.mean_scores(experiment, sites, by_sample / whole), cost=cost)
+
+    def _draws(self, experiment: Experiment) -> list[_Draw]:
+        """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""
+        rng = np.random.default_rng(experiment.seeds[0] % 2**32)
+        keys = experiment.image_keys
+        count = min(self.samples, len(keys))
+        chosen = [keys[number * len(keys) // count] for number in range(count)]
+        places, shares = ((rng.permutation(self.samples) + rng.random(self.samples)) / self.samples for _ in range(2))
+        return [
+            _Draw(chosen[number % count], float(places[number]), float(shares[number]), int(rng.integers(2**31)))
+            for number in range(self.samples)
+        ]
+
+    def _first_calls(self, experiment: Experiment, sweep: Sweep, images: Sequence[ImageKey]) -> dict[ImageKey, NoisedRun]:
+        """The run of each image, of which only the first call is made."""
+        graph = experiment.graph
+        recorded: list[tuple[StepInput, ...]] = []
+        record = partial(collect_steps, graph, [0], recorded, stop_after=True)
+        for _ in sweep.run([Row(experiment.pairs[pair].present, seed) for pair, seed in images], record):
+            pass
+        return {
+            image: NoisedRun(graph.pipe.scheduler, step.inputs, step.output, graph.family.arguments)
+            for image, (step,) in zip(images, recorded, strict=True)
+        }
+
+    def _in_batches(
+        self, experiment: Experiment, sweep: Sweep, sites: Sites, draws: Sequence[_Draw], runs: dict[ImageKey, NoisedRun]
+    ) -> Iterator[tuple[Float[Tensor, "sample neuron"], Float[Tensor, "sample"]]]:
+        """Each neuron's drop of the distance, and the distance itself, at the samples."""
+        size = max(1, sweep.batch_size // _GRADIENT_MEMORY)
+        with tqdm(total=len(draws), desc=f"ranking {experiment.name}", unit="sample", disable=experiment.quiet) as bar:
+            for first in range(0, len(draws), size):
+                batch = draws[first : first + size]
+                pairs = [experiment.pairs[draw.image[0]] for draw in batch]
+                source, target = (Conditions.of([sweep.conditions(pair[arm]) for pair in pairs]) for arm in (0, 1))
+                inputs = _together([runs[draw.image].at(draw.place, draw.seed) for draw in batch])
+                distance = TargetDistance(experiment.graph, inputs, target)
+                slopes, distances = distance.gradients(sites, [draw.share for draw in batch])
+                changes = _changes(experiment.graph, sites, source, target)
+                parts = [(slopes[path] * changes[path]).sum(dim=1) for path in sites.paths]
+                yield torch.cat(parts, dim=1).cpu(), distances.cpu()
+                bar.update(len(batch))
+
+
+def _together(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The arguments of several calls of one row, as those of one call."""
+
+    def join(*values: Any) -> Any:
+        rows = isinstance(values[0], Tensor) and values[0].ndim and len(values[0]) == 1
+        return torch.cat(values) if rows else values[0]
+
+    joined: dict[str, Any] = tree_map(join, calls[0], *calls[1:])
+    return joined
+
+
+@torch.no_grad()
+def _changes(graph: HookGraph, sites: Sites, source: Conditions, target: Conditions) -> dict[str, Float[Tensor, "row token neuron"]]:
+    """What sites give of the target's prompts minus what they give of the source's."""
+
+    def given(conditions: Conditions) -> dict[str, Tensor]:
+        return {site.path: graph.module(site)(read).double() for site, read in graph.text.read_each(sites, conditions)}
+
+    before, after = given(source), given(target)
+    return {path: after[path] - before[path] for path in sites.paths}
