@@ -49,6 +49,11 @@ class _Found:
     recording: Recording
     scores: NeuronScores
 
+    @property
+    def replaced(self) -> Concept:
+        """The concept against one other style, as an edit has one target."""
+        return Concept.style(self.concept.name, prompts="testbed", against="plain")
+
     def mask(self, count: int) -> NeuronMask:
         """The neurons that control the concept most, driven to their mean without it."""
         return NeuronMask(self.scores.top(count), fill=self.recording.mean("absent"))
@@ -72,7 +77,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
     mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
-    made = _through_file(edit(graph, found.concept, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
+    made = _through_file(edit(graph, found.replaced, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
     say(f"3. What to change? A mask of {mask.neurons.count} neurons; and an edit of what the layer reads (LOCOEDIT):")
     say(f"   {made.report}\n")
 
@@ -117,7 +122,7 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
     say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
-    scores = rank(graph, concept, NeuronGradient(), layers=layer, quiet=quiet, **testbed.GENERATION)
+    scores = rank(graph, concept, NeuronGradient(fidelity=0), layers=layer, quiet=quiet, **testbed.GENERATION)
     recording = record(graph, concept, graph.sites.where(layer=layer, text_only=True), quiet=quiet)
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
     return _Found(concept, layers, recording, scores)

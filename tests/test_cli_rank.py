@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 
 import neuroscope as ns
 from neuroscope.cli import main
@@ -125,3 +126,16 @@ def test_mistakes_get_one_line(run, arguments, words):
     assert (code, error.count("\n")) == (2, 1)
     assert error.startswith("neuroscope: ")
     assert re.search(words, error)
+
+
+def test_a_mask_of_scores_drops_out_or_takes_its_fill_from_a_recording(run, recording):
+    found = ns.load(recording)
+    ns.save(ns.score(found, ns.Welch()), "s.safetensors")
+    assert run("mask", "s.safetensors", "--top", 3, "-o", "m.safetensors")[0] == 0
+    assert ns.load("m.safetensors").fill == 0.0
+    assert run("mask", "s.safetensors", "--top", 3, "--fill", "absent", "--recording", recording, "-o", "m.safetensors")[0] == 0
+    expected = ns.NeuronMask(ns.load("s.safetensors").top(3), fill=found.mean("absent"))
+    for path, level in expected.to_parts()[0].items():
+        assert torch.equal(ns.load("m.safetensors").to_parts()[0][path], level)
+    assert "needs means, and scores hold none; give a number" in run("mask", "s.safetensors", "--fill", "absent", "-o", "x")[2]
+    assert "--recording would be ignored: " in run("mask", recording, "--recording", "s.safetensors", "-o", "x")[2]

@@ -87,7 +87,7 @@ class RankingOptions:
         str | None,
         typer.Option(
             help="The method, as in Python. Of a concept NeuronGradient() unless given: which neurons control it. Of a recording Welch(): "
-            "which respond. docs/neurons.md has a table of all, and what they cost."
+            "which respond. docs/neurons.md has one table of what each answers, at which cost."
         ),
     ] = None
     layer: Annotated[
@@ -165,40 +165,46 @@ def mask(
     top: Annotated[int, typer.Option(callback=values.whole(), help="How many neurons.")] = 50,
     per: Annotated[str, typer.Option(help="So many overall (all), in each layer, or in each site.")] = "all",
     method: options.Method = "Welch",
-    fill: Annotated[str, typer.Option(help="absent (the mean without the concept), present, or a number; 0 is dropout.")] = "absent",
+    fill: Annotated[
+        str | None,
+        typer.Option(help="absent (the mean without the concept), present, or a number; 0 is dropout. Without a recording 0, else absent."),
+    ] = None,
+    recording: Annotated[Path | None, typer.Option(help="Of scores: take the fill's means from this recording.")] = None,
     strength: Annotated[float, typer.Option(callback=values.finite(), help="0 changes nothing, 1 puts the fill in.")] = 1.0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a mask of a recording's (or, with a number as fill, of scores') strongest neurons."""
+    """Make a mask of the strongest neurons of scores, or of a recording."""
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
     from neuroscope.core.scores import NeuronScores
     from neuroscope.interventions import NeuronMask
 
-    opening.check_output(output, file)
+    opening.check_output(output, file, recording)
     asked = attribution(method)
     found: Artifact = artifacts.load(file)
     if not isinstance(found, Recording | NeuronScores):
         raise InvalidFile(f"{file} holds a {found.kind}, but a mask is made from a recording or from neuron-scores")
     if isinstance(found, NeuronScores):
         values.refuse_unused(ctx, {"method": f"{file} holds scores, by {found.provenance.method}"})
-    level = _fill(found, fill)
+    else:
+        values.refuse_unused(ctx, {"recording": f"{file} is a recording itself"})
+    level = _fill(found if recording is None else artifacts.load(recording, Recording), fill)
     scores = score(found, asked) if isinstance(found, Recording) else found
     made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength)
     artifacts.save(made, output)
     options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 
 
-def _fill(found: Recording | NeuronScores, fill: str) -> float | Mapping[str, Tensor]:
+def _fill(found: Recording | NeuronScores, fill: str | None) -> float | Mapping[str, Tensor]:
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import checks
 
+    if fill is None:
+        return found.mean("absent") if isinstance(found, Recording) else 0.0
     if fill in ("absent", "present"):
         if not isinstance(found, Recording):
-            raise InvalidInput(
-                f"--fill {fill} needs a recording, and scores hold no means; give a number, such as --fill 0, or the recording"
-            )
+            raise InvalidInput(f"--fill {fill} needs means, and scores hold none; give a number, such as --fill 0, or --recording FILE")
         return found.mean(fill)
     try:
         return checks.finite("--fill", float(fill))

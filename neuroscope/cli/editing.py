@@ -34,13 +34,13 @@ def edit(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make layers read a concept as its absence, or a fact as its new answer (LOCOEDIT)."""
+    """Make layers read a concept as its absence, or a fact as its new answer (LOCOEDIT). A style becomes one other: see --against."""
     from neuroscope.core import artifacts
     from neuroscope.editing import LocoEdit
     from neuroscope.editing import edit as run
 
     opening.check_output(output, concept.concept)
-    chosen = concept.open(model)
+    chosen = concept.open_with_one_counterpart(model)
     method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()))
     made = run(model.open(), chosen, method, layer)
     artifacts.save(made, output)

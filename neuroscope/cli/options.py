@@ -135,6 +135,15 @@ class ConceptOptions(NamedConcept):
             raise InvalidInput(f"--against would be ignored: it is for a style, an object or an attribute; {instead}")
         return super().open(model)
 
+    def open_with_one_counterpart(self, model: ModelOptions) -> Concept:
+        """See `open`; without --against a style is against the first of the prompt set's others alone, as an edit has one target."""
+        from neuroscope.core.concepts import Concept
+
+        found = self.open(model)
+        if self.style is None or self.against:
+            return found
+        return Concept.style(self.style, "testbed" if model.bundled else "general", against=found.against[0])
+
     def _new_answer(self) -> str:
         return self.answer or ""
 

@@ -23,7 +23,7 @@ def shares(graph, changes, prompts, seeds, metrics):
 
 @pytest.mark.parametrize("tokens", ["subject", "eos", "all"])
 def test_an_edited_style_is_gone_and_the_rest_stays(planted, tokens):
-    concept = Concept.style("stipple", prompts="testbed")
+    concept = Concept.style("stipple", prompts="testbed", against="plain")
     method = LocoEdit(tokens=tokens)
     changes = {"none": None, "edit": edit(planted, concept, method, PLANT.style), "wrong": edit(planted, concept, method, WRONG)}
     found = shares(planted, changes, concept.test[:8], [100], [Reader("style", "stipple"), *READERS])
