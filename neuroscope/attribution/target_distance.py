@@ -22,9 +22,9 @@ from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 
 _HALF = (torch.float16, torch.bfloat16)
-#: In half precision the distance is multiplied by this before gradients are taken, since its gradient has a length of 1 over all numbers
-#: of a prediction, and float16 ends at 6e-8.
-_SCALE = 2.0**10
+#: In half precision the distance is multiplied by the first of these with which no gradient overflows, so that small ones do not vanish:
+#: float16 reaches from 6e-8 to 65,504.
+_SCALES = (2.0**10, 2.0**4, 2.0**-2)
 
 
 class TargetDistance:
@@ -68,13 +68,18 @@ class TargetDistance:
             kept.setdefault(call.site.path, activation.requires_grad_())
 
         moved = [[replace(swap, paths=sites.paths, strength=share)] for swap, share in zip(self._swaps, shares, strict=True)]
-        scale = _SCALE if self._target.dtype in _HALF else 1.0
+        scales = _SCALES if self._target.dtype in _HALF else (1.0,)
         with torch.enable_grad(), _frozen(self._graph.denoiser), self._graph.apply_each(moved), self._graph.observe(sites, keep):
             difference = (self._predict() - self._target).flatten(1)
             distances = difference.double().norm(dim=1) / math.sqrt(difference.shape[1])
-            found = torch.autograd.grad(-scale * distances.sum(), [kept[path] for path in sites.paths])
-        if not all(torch.isfinite(each).all() for each in found):
-            raise NonFiniteActivation(f"a gradient is NaN or infinite in {self._target.dtype}; {WIDER}")
+            for scale in scales:
+                found = torch.autograd.grad(
+                    -scale * distances.sum(), [kept[path] for path in sites.paths], retain_graph=scale != scales[-1]
+                )
+                if all(torch.isfinite(each).all() for each in found):
+                    break
+            else:
+                raise NonFiniteActivation(f"a gradient is NaN or infinite in {self._target.dtype}; {WIDER}")
         return {path: each.double() / scale for path, each in zip(sites.paths, found, strict=True)}, distances.detach()
 
     def _predict(self) -> Tensor:
