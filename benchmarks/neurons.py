@@ -80,7 +80,7 @@ def recorded(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[
 def attributed(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[tuple[str, ns.NeuronScores]]:
     """Rankings by gradients."""
     for kind in ("gradient", "integrated"):
-        yield f"NeuronGradient({kind})", _ranked(graph, question, ns.NeuronGradient(kind=kind), layer)
+        yield f"IntegratedGradients({kind})", _ranked(graph, question, ns.IntegratedGradients(kind=kind), layer)
 
 
 def exact(graph: ns.HookGraph, question: str, layer: int, folder: Path) -> ns.NeuronScores:

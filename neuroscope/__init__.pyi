@@ -58,6 +58,7 @@ from neuroscope.attribution import (
     Attribution as Attribution,
     Auroc as Auroc,
     CausalAttribution as CausalAttribution,
+    IntegratedGradients as IntegratedGradients,
     MeanDifference as MeanDifference,
     NeuronAblation as NeuronAblation,
     NeuronGradient as NeuronGradient,

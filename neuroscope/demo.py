@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from neuroscope import testbed
-from neuroscope.attribution import NeuronGradient, Welch, rank
+from neuroscope.attribution import Welch, rank
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
@@ -119,7 +119,7 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     layers = localize(graph, concept, LocoGen(), Reader("style", concept.name), seeds=[0], quiet=quiet, **testbed.GENERATION)
     (layer,) = layers.top(1)
     say(f"1. Which layer? LOCOGEN: {concept.name!r} is lost when a layer alone reads a prompt without it; {layers.verdict}.\n")
-    scores = rank(graph, concept, NeuronGradient(fidelity=0), layers=layer, quiet=quiet, **testbed.GENERATION)
+    scores = rank(graph, concept, layers=layer, quiet=quiet, **testbed.GENERATION)
     plain = Concept.style(concept.name, prompts="testbed", against="plain")  # what a mask fills in, and an edit puts in its place
     recording = record(graph, plain, scores.sites, quiet=quiet)
     say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
@@ -142,7 +142,7 @@ def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, made: ContextMap, f
     rows = {name: generate(graph, change, prompts, seeds, **testbed.GENERATION) for name, change in changes.items()}
     plots.write(plots.images(rows, prompts), folder / "images.png")
     plots.write(plots.neurons(found.scores, marked=mask.neurons), folder / "neurons.png")
-    every = rank(graph, found.concept, NeuronGradient(steps=1, samples=2, fidelity=0), quiet=quiet, **testbed.GENERATION)
+    every = rank(graph, found.concept, quiet=quiet, **testbed.GENERATION)
     drawn = {"LOCOGEN": found.layers, "gradients, mean of neurons": every.by_layer()}
     plots.write(plots.layers(drawn, marked=PLANT.style), folder / "layers.png")
     plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")

@@ -4,6 +4,7 @@ from neuroscope.attribution._attribution import Attribution, Evidence, Scored, s
 from neuroscope.attribution._causal_attribution import CausalAttribution
 from neuroscope.attribution._rank import rank
 from neuroscope.attribution.auroc import Auroc
+from neuroscope.attribution.integrated_gradients import IntegratedGradients
 from neuroscope.attribution.mean_difference import MeanDifference
 from neuroscope.attribution.neuron_ablation import NeuronAblation
 from neuroscope.attribution.neuron_gradient import NeuronGradient
@@ -15,6 +16,7 @@ __all__ = [
     "Auroc",
     "CausalAttribution",
     "Evidence",
+    "IntegratedGradients",
     "MeanDifference",
     "NeuronAblation",
     "NeuronGradient",

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.core.statistics import mean_test
-from neuroscope.generation.experiment import Experiment, ExperimentMethod
+from neuroscope.generation.experiment import PAIRS, Experiment, ExperimentMethod
 
 #: A standard error of fewer says nothing.
 _FEWEST_IMAGES = 3
@@ -27,9 +27,11 @@ class CausalAttribution(ExperimentMethod[NeuronScores]):
     Attributes:
         roles: score the neurons of "key" and "value" sites, or of one of them.
         two_sided: whether scores below 0 count like those above.
+        default_pairs: how many of a concept's pairs `rank` uses unless told otherwise; None for all.
     """
 
     two_sided: ClassVar[bool] = False
+    default_pairs: ClassVar[int | None] = PAIRS
 
     roles: str | tuple[str, ...]
 

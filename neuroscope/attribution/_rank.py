@@ -47,7 +47,7 @@ def rank(
 ) -> NeuronScores:
     """Scores each key and value neuron by how much it controls a concept.
 
-    A causal method (`NeuronGradient`, `NeuronAblation`) changes the running model. A response method (`Welch`, `MeanDifference`, `Auroc`,
+    A causal method (`NeuronGradient`, `IntegratedGradients`, `NeuronAblation`) changes the running model. A response method (`Welch`, `MeanDifference`, `Auroc`,
     `WeightedNorm`) records activations of all pairs at the last token, makes no image, and cannot see what the model does with an
     activation; it is `score(record(...), method)` in one call.
 
@@ -58,8 +58,8 @@ def rank(
         layers: score the neurons of these layers; None for all.
         metric: what a causal method measures in images; `LatentShare()` by default.
         seeds: seeds of the initial noise, the same for every prompt; `(0,)` by default.
-        pairs: how many of the concept's pairs a causal method uses, evenly spaced, by default 8; all where there are fewer, or for None.
-            A response method uses all.
+        pairs: how many of the concept's pairs a causal method uses, evenly spaced; all where there are fewer, or for None. By default 8,
+            and all for `NeuronGradient`, whose cost hardly depends on them. A response method uses all.
         batch_size: prompts or images at a time; by default 16 prompts, or as many images as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
@@ -91,7 +91,7 @@ def rank(
         (0,) if seeds is None else seeds,
         generation,
         layers=layers,
-        pairs=pairs,
+        pairs=method.default_pairs if pairs is _Default.PAIRS else pairs,
         batch_size=batch_size,
         output=output,
         quiet=quiet,

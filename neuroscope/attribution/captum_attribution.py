@@ -28,7 +28,7 @@ def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, 
     Args:
         metric: of one recorded step.
         modules: the key and value projections whose outputs move. They must not depend on each other.
-        kind: see `NeuronGradient`.
+        kind: see `IntegratedGradients`.
         samples: the number of points at which "integrated" takes gradients.
         batch_size: how many rows without gradients fit the memory.
 

@@ -1,162 +1,162 @@
-"""Gradients of neurons: what each does to single predictions, for all neurons at once."""
+"""Gradients of neurons on noised images: how far each moves single predictions towards those without the concept."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
-from neuroscope.attribution._causal_attribution import CausalAttribution, first_image, single
-from neuroscope.attribution.captum_attribution import KINDS, Kind, attribute
-from neuroscope.attribution.neuron_ablation import NeuronAblation
-from neuroscope.attribution.patching_metric import PatchingMetric
+from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.quality import Cost, Fidelity
+from neuroscope.core.quality import Cost
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.generation.experiment import Experiment, check_fits
+from neuroscope.generation.experiment import Experiment, ImageKey
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput
+from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.noising import NoisedRun
 
-#: A rank correlation needs this many neurons.
-_FEWEST = 3
-#: A gap up to this share of the total effect counts as converged.
-_CONVERGED = 0.1
+#: A row with gradients takes about this many times the memory of a row without.
+_GRADIENT_MEMORY = 16
+#: Distances below this are rounding.
+_ROUNDING = 1e-6
+
+
+class _Draw(NamedTuple):
+    """One gradient to take: of which image, at which place of its schedule, at which share of the way to the target's prompt."""
+
+    image: ImageKey
+    place: float
+    share: float
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class NeuronGradient(CausalAttribution):
-    """Attribution of single predictions to all key and value neurons, by gradients (with captum).
+    """Expected gradients on noised images: how far each neuron moves predictions towards those for the prompt without the concept.
 
-    The unchanged run of each prompt and seed is recorded at a few of its steps. There, the effect of the prompt without the concept
-    on the prediction (see `PatchingMetric`) is attributed to the neurons. A score is a share of that total effect, summed over tokens and
-    averaged over steps, and then over images, a prompt and a seed each. From three images on, scores have standard errors, and p-values
-    by a one-sided t-test over images. With "integrated", all scores add up to the effect of swapping all chosen sites
-    (completeness). A neuron's effect on one prediction may differ from its effect on the image: see `NeuronScores.fidelity`.
+    The first call of a run tells what image it leads to. This estimate is noised again to a random step of the schedule, the chosen sites
+    read a random share of the other prompt (one share for all of them), and the gradient of the distance to the prediction for the
+    other prompt is taken there. A neuron's score is the mean, over such samples, of its gradient times its change from the one
+    prompt to the other, summed over tokens: the drop of the distance that it accounts for, as a share of the whole distance (expected
+    gradients: Erion et al. 2021, here over images, noise and the straight way of integrated gradients: Sundararajan et al. 2017).
+    Scores have standard errors, and p-values by a one-sided t-test over samples.
 
-    The cost counts a row's backward pass as two NFE more.
+    The cost does not depend on the number of steps, and hardly on the number of prompts: one guided call for each prompt and seed, and four
+    NFE a sample (the prediction for the other prompt, the prediction, and its backward pass, which counts as two).
 
     Attributes:
-        kind: "gradient" is the gradient at the source times the change of the activation (attribution patching: Nanda 2023; Kramár et al.
-            2024). It is the cheapest, and misses what a saturated model hides. "integrated" averages the gradient along the straight line
-            from the source's activations to the target's (integrated gradients: Sundararajan et al. 2017, equation 1).
         roles: score the neurons of "key" and "value" sites, or of one of them.
-        steps: at how many steps: the middles of as many equal parts of the schedule.
-        samples: at how many points of the line "integrated" takes gradients.
-        fidelity: for how many neurons the exact effect on the first image is measured too, by the experiment's metric, as `NeuronAblation`
-            does. Half of them come from the ranking's top quarter, half from the rest, at random. 0 for none.
+        samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
 
     Raises:
-        InvalidInput: a value that is not allowed; when it runs, more steps or neurons than there are.
+        InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known.
+        NonFiniteActivation: when it runs, a prediction or a gradient is NaN or infinite.
     """
 
-    kind: Kind = "integrated"
+    default_pairs: ClassVar[int | None] = None
+
     roles: str | tuple[str, ...] = ROLES
-    steps: int = 2
-    samples: int = 4
-    fidelity: int = 8
+    samples: int = 32
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_roles(self.roles))
-        choose("kind", self.kind, tuple(KINDS))
-        if self.steps < 1:
-            raise InvalidInput(f"steps={self.steps} looks at no step of the schedule; give 1 or more")
-        if self.samples < 1:
-            raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
-        if self.fidelity and self.fidelity < _FEWEST:
-            raise InvalidInput(f"fidelity={self.fidelity} neurons make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
+        checks.whole("samples", self.samples)
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)
-        check_fits(experiment, self, sites.neuron_count, "neurons")
+        draws = self._draws(experiment)
+        texts = [text for pair in experiment.pairs for text in pair]
+        sweep = Sweep(experiment.graph, texts, experiment.generation, batch_size=experiment.batch_size, space="latent")
         with metered(experiment.graph.denoiser) as meter:
-            images = list(self._by_image(experiment, sites))
-            known = [image.scores for image in images if not image.scores.isnan().any()]
-            by_image = torch.stack(known) if known else torch.zeros(1, sites.neuron_count, dtype=torch.float64)
-            fidelity = self._fidelity_of(experiment, sites, by_image.mean(dim=0), images[0].scores) if self.fidelity else None
-            cost = meter.cost + Cost(nfe=2 * sum(image.rows_with_gradients for image in images))
-        self._warn(images)
-        return replace(self.mean_scores(experiment, sites, by_image), fidelity=fidelity, cost=cost)
+            runs = self._first_calls(experiment, sweep, list(dict.fromkeys(draw.image for draw in draws)))
+            batches = list(self._in_batches(experiment, sweep, sites, draws, runs))
+            cost = meter.cost + Cost(nfe=2 * len(draws))
+        by_sample, distances = (torch.cat(part) for part in zip(*batches, strict=True))
+        if distances.max() < _ROUNDING:
+            warnings.warn(
+                "the other prompt changes no prediction, so no neuron can be found; give other prompts", UserWarning, stacklevel=3
+            )
+        # half of the way is the mean share, and so half of the distance is left on average
+        whole = 2 * distances.mean().clamp(min=_ROUNDING)
+        return replace(self.mean_scores(experiment, sites, by_sample / whole), cost=cost)
 
-    def _by_image(self, experiment: Experiment, sites: Sites) -> Iterator[_Image]:
-        """The attributions of each image, in order. The unchanged runs share batches."""
-        sweep = Sweep(
-            experiment.graph,
-            [text for pair in experiment.pairs for text in pair],
-            experiment.generation,
-            batch_size=experiment.batch_size,
-            space="latent",
-        )
+    def _draws(self, experiment: Experiment) -> list[_Draw]:
+        """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""
+        rng = np.random.default_rng(experiment.seeds[0] % 2**32)
+        keys = experiment.image_keys
+        count = min(self.samples, len(keys))
+        chosen = [keys[number * len(keys) // count] for number in range(count)]
+        places, shares = ((rng.permutation(self.samples) + rng.random(self.samples)) / self.samples for _ in range(2))
+        return [
+            _Draw(chosen[number % count], float(places[number]), float(shares[number]), int(rng.integers(2**31)))
+            for number in range(self.samples)
+        ]
+
+    def _first_calls(self, experiment: Experiment, sweep: Sweep, images: Sequence[ImageKey]) -> dict[ImageKey, NoisedRun]:
+        """The run of each image, of which only the first call is made."""
+        graph = experiment.graph
         recorded: list[tuple[StepInput, ...]] = []
-        pairs = [pair for pair in experiment.pairs for _ in experiment.seeds]
-        rows = [Row(pair.present, seed) for pair in experiment.pairs for seed in experiment.seeds]
-        record = partial(collect_steps, experiment.graph, self.steps, recorded, stop_after=True)
-        with tqdm(total=len(rows), desc=f"attributing {experiment.name}", unit="image", disable=experiment.quiet) as bar:
-            for batch, _ in sweep.run(rows, record):
-                images, recorded[:] = list(recorded), []
-                for steps in images:
-                    yield self._of_image(experiment, sites, steps, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)
+        record = partial(collect_steps, graph, [0], recorded, stop_after=True)
+        for _ in sweep.run([Row(experiment.pairs[pair].present, seed) for pair, seed in images], record):
+            pass
+        return {
+            image: NoisedRun(graph.pipe.scheduler, step.inputs, step.output, graph.family.arguments)
+            for image, (step,) in zip(images, recorded, strict=True)
+        }
+
+    def _in_batches(
+        self, experiment: Experiment, sweep: Sweep, sites: Sites, draws: Sequence[_Draw], runs: dict[ImageKey, NoisedRun]
+    ) -> Iterator[tuple[Float[Tensor, "sample neuron"], Float[Tensor, "sample"]]]:
+        """Each neuron's drop of the distance, and the distance itself, at the samples."""
+        size = max(1, sweep.batch_size // _GRADIENT_MEMORY)
+        with tqdm(total=len(draws), desc=f"ranking {experiment.name}", unit="sample", disable=experiment.quiet) as bar:
+            for first in range(0, len(draws), size):
+                batch = draws[first : first + size]
+                pairs = [experiment.pairs[draw.image[0]] for draw in batch]
+                source, target = (Conditions.of([sweep.conditions(pair[arm]) for pair in pairs]) for arm in (0, 1))
+                inputs = _together([runs[draw.image].at(draw.place, draw.seed) for draw in batch])
+                distance = TargetDistance(experiment.graph, inputs, target)
+                slopes, distances = distance.gradients(sites, [draw.share for draw in batch])
+                changes = _changes(experiment.graph, sites, source, target)
+                parts = [(slopes[path] * changes[path]).sum(dim=1) for path in sites.paths]
+                yield torch.cat(parts, dim=1).cpu(), distances.cpu()
                 bar.update(len(batch))
 
-    def _of_image(self, experiment: Experiment, sites: Sites, steps: Sequence[StepInput], target: Conditions, batch_size: int) -> _Image:
-        """The attributions at the steps of one image, where the target's prompt changes anything."""
-        graph = experiment.graph
-        modules = [graph.module(site) for site in sites]
-        metrics = [metric for step in steps if (metric := PatchingMetric(graph, step, target, sites.paths)).length]
-        parts = [attribute(metric, modules, self.kind, self.samples, batch_size) for metric in metrics]
-        if not parts:
-            return _Image(torch.full((sites.neuron_count,), math.nan, dtype=torch.float64), 0.0, 0)
-        gap = float(np.mean([part.sum().item() - metric.end for part, metric in zip(parts, metrics, strict=True)]))
-        return _Image(torch.stack(parts).mean(dim=0), gap, sum(metric.rows_with_gradients for metric in metrics))
 
-    def _fidelity_of(
-        self, experiment: Experiment, sites: Sites, scores: Float[Tensor, "neuron"], first: Float[Tensor, "neuron"]
-    ) -> Fidelity:
-        """The rank correlation of the first image's scores with exact effects, on a sample of the ranking's neurons."""
-        order, rng = scores.argsort(descending=True, stable=True).numpy(), np.random.default_rng(0)
-        count = min(self.fidelity, len(order))
-        top, rest = np.split(order, [max(1, len(order) // 4)])
-        strong = rng.choice(top, min(-(-count // 2), len(top)), replace=False)
-        chosen = np.sort(np.concatenate([strong, rng.choice(rest, min(count - len(strong), len(rest)), replace=False)]))
-        exact = NeuronAblation().measure(first_image(experiment), [single(sites, int(number)) for number in chosen]).means()
-        return Fidelity.between(first[chosen].nan_to_num().numpy(), exact, "random neurons, half of them from the top quarter")
+def _together(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The arguments of several calls of one row, as those of one call."""
 
-    def _warn(self, images: Sequence[_Image]) -> None:
-        """Warns where there is nothing to attribute, and where scores miss what they should add up to."""
-        gap = float(np.mean([image.gap for image in images]))
-        if all(image.scores.isnan().any() for image in images):
-            said = "the other prompt changes no prediction, so no neuron can be found by gradients; give other prompts, or more steps"
-        elif self.kind != "gradient" and abs(gap) > _CONVERGED:
-            said = f"the neurons' parts miss what their sites do together by {gap:+.0%} of the way with samples={self.samples}; give more"
-        else:
-            return
-        warnings.warn(said, UserWarning, stacklevel=4)
+    def join(*values: Any) -> Any:
+        rows = isinstance(values[0], Tensor) and values[0].ndim and len(values[0]) == 1
+        return torch.cat(values) if rows else values[0]
+
+    joined: dict[str, Any] = tree_map(join, calls[0], *calls[1:])
+    return joined
 
 
-class _Image(NamedTuple):
-    """The attributions of one image.
+@torch.no_grad()
+def _changes(graph: HookGraph, sites: Sites, source: Conditions, target: Conditions) -> dict[str, Float[Tensor, "row token neuron"]]:
+    """What sites give of the target's prompts minus what they give of the source's."""
 
-    Attributes:
-        scores: NaN where the target's prompt changes no prediction.
-        gap: by how much their sum misses the effect of swapping all sites, as a share of the total effect.
-        rows_with_gradients: how many rows of the denoiser were computed with gradients.
-    """
+    def given(conditions: Conditions) -> dict[str, Tensor]:
+        return {site.path: graph.module(site)(read).double() for site, read in graph.text.read_each(sites, conditions)}
 
-    scores: Float[Tensor, "neuron"]
-    gap: float
-    rows_with_gradients: int
+    before, after = given(source), given(target)
+    return {path: after[path] - before[path] for path in sites.paths}

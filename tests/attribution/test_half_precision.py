@@ -15,7 +15,7 @@ from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of
 
 HALF = (torch.bfloat16, torch.float16)
-METHOD = ns.NeuronGradient(steps=1, samples=3, fidelity=0)
+METHOD = ns.IntegratedGradients(steps=1, samples=3, fidelity=0)
 
 
 def cast(pipe, dtype):
@@ -49,7 +49,7 @@ def test_the_strongest_neurons_of_the_plant_are_those_of_float32(dtype):
     for each in (torch.float32, dtype):
         graph = ns.HookGraph(cast(ns.testbed.load("sd1"), each))
         options = {"layers": PLANT.style, "pairs": 4, "quiet": True, **ns.testbed.GENERATION}
-        tops.append(ns.rank(graph, concept, ns.NeuronGradient(fidelity=0), **options).top(PLANT.neuron_count))
+        tops.append(ns.rank(graph, concept, ns.IntegratedGradients(fidelity=0), **options).top(PLANT.neuron_count))
     assert (tops[0] & tops[1]).count / PLANT.neuron_count >= 0.95
 
 

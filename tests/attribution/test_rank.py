@@ -10,7 +10,7 @@ from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, concept_of
 
 CONCEPT = concept_of(STIPPLE)
-SHORT = ns.NeuronGradient(steps=1, samples=1, fidelity=0)
+SHORT = ns.IntegratedGradients(steps=1, samples=1, fidelity=0)
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,22 @@ def test_a_response_method_records_keys_and_values_of_the_layers_itself(graph, k
     assert all(torch.equal(found.scores[path], each) for path, each in expected.scores.items())
 
 
-def test_the_defaults_are_gradients_of_one_seed_and_eight_pairs_by_the_latents_share(graph, monkeypatch):
+def test_the_defaults_are_gradients_of_one_seed_and_all_pairs_by_the_latents_share(graph, monkeypatch):
     seen = []
 
     def look(_self, experiment):
         seen.append(experiment)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ns.NeuronGradient, "__call__", look)
+    for method in (ns.NeuronGradient, ns.NeuronAblation):
+        monkeypatch.setattr(method, "__call__", look)
     every = concept_of([(f"{present} {number}", f"{absent} {number}") for number in range(4) for present, absent in STIPPLE])
     with pytest.raises(KeyboardInterrupt):
         ns.rank(graph, every, **SMALL)
-    (experiment,) = seen
-    assert (len(experiment.pairs), experiment.seeds, experiment.layers) == (8, (0,), None)
-    assert experiment.metric == ns.LatentShare()
+    with pytest.raises(KeyboardInterrupt):
+        ns.rank(graph, every, ns.NeuronAblation(), **SMALL)
+    assert [len(experiment.pairs) for experiment in seen] == [len(every.present), 8]
+    assert {(experiment.seeds, experiment.layers, experiment.metric) for experiment in seen} == {((0,), None, ns.LatentShare())}
 
 
 def test_layers_choose_the_sites(graph):

@@ -10,6 +10,7 @@ import torch
 from neuroscope import (
     CausalAttribution,
     HookGraph,
+    IntegratedGradients,
     InvalidInput,
     LatentShare,
     NeuronAblation,
@@ -29,10 +30,11 @@ LAYER = 7  # of the plant, whose seed draws it
 SHORT = {"roles": "value"}
 EXAMPLES: dict[type[CausalAttribution], list[CausalAttribution]] = {
     NeuronAblation: [NeuronAblation(**SHORT), NeuronAblation(**SHORT, steps=(0.0, 0.5))],
-    NeuronGradient: [
-        NeuronGradient(**SHORT, steps=1, samples=2, fidelity=3),
-        NeuronGradient(**SHORT, steps=1, kind="gradient", fidelity=0),
+    IntegratedGradients: [
+        IntegratedGradients(**SHORT, steps=1, samples=2, fidelity=3),
+        IntegratedGradients(**SHORT, steps=1, kind="gradient", fidelity=0),
     ],
+    NeuronGradient: [NeuronGradient(**SHORT, samples=8)],
 }
 METHODS = [pytest.param(method, id=repr(method)) for methods in EXAMPLES.values() for method in methods]
 
@@ -131,7 +133,9 @@ class TestEveryMethod:
         assert calls == []
 
     def test_localize_names_rank_instead(self, method, graph, truth, untyped):
-        with pytest.raises(InvalidInput, match=rf"{re.escape(repr(method))} scores neurons, .*; write ns.rank\(graph, concept, ns.Neuron"):
+        with pytest.raises(
+            InvalidInput, match=rf"{re.escape(repr(method))} scores neurons, .*; write ns.rank\(graph, concept, ns.{type(method).__name__}"
+        ):
             localize(graph, truth.concept, method, LatentShare())
 
     def test_no_hook_is_left_by_it_nor_by_a_run_that_fails(self, method, graph):

@@ -11,9 +11,9 @@ from neuroscope import (
     Concept,
     ContextSwap,
     HookGraph,
+    IntegratedGradients,
     InvalidInput,
     NeuronAblation,
-    NeuronGradient,
     Welch,
     rank,
     record,
@@ -94,7 +94,7 @@ def rule(kind: str, samples: int) -> tuple[Sequence[float], Sequence[float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_those_of_plain_autograd(graph, kind):
-    found = run(graph, NeuronGradient(kind=kind, steps=1, samples=3, fidelity=0), (3, 9))
+    found = run(graph, IntegratedGradients(kind=kind, steps=1, samples=3, fidelity=0), (3, 9))
     expected = ByHand(graph, PAIR[0], found.sites.paths).parts(*rule(kind, 3))
     for path, parts in zip(found.sites.paths, expected, strict=True):
         assert found.scores[path].abs().max() > 1e-5
@@ -103,7 +103,7 @@ def test_parts_are_those_of_plain_autograd(graph, kind):
 
 def test_a_gradient_is_a_finite_difference(graph):
     """One neuron's, at the run's own prompt, by moving it a little of its way."""
-    found = run(graph, NeuronGradient(kind="gradient", roles="value", steps=1, fidelity=0), 9)
+    found = run(graph, IntegratedGradients(kind="gradient", roles="value", steps=1, fidelity=0), 9)
     ((path, scores),) = found.scores.items()
     hand = ByHand(graph, PAIR[0], [path])
     for index in scores.abs().topk(3).indices.tolist():
@@ -118,12 +118,12 @@ def test_a_gradient_is_a_finite_difference(graph):
 
 
 def test_all_parts_add_up_to_the_whole_way(graph):
-    found = run(graph, NeuronGradient(steps=1, samples=6, fidelity=0))
+    found = run(graph, IntegratedGradients(steps=1, samples=6, fidelity=0))
     assert sum(float(each.sum()) for each in found.scores.values()) == pytest.approx(1, abs=0.02)
 
 
 def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph):
-    found = run(graph, NeuronGradient(kind="integrated", steps=1, samples=6, fidelity=0), 14)
+    found = run(graph, IntegratedGradients(kind="integrated", steps=1, samples=6, fidelity=0), 14)
     hand = ByHand(graph, PAIR[0], found.sites.paths)
     with torch.no_grad(), graph.apply(ContextSwap(found.sites.paths, hand.other, rows="all")):
         moved = noise(hand.unet, hand.unet(*hand.args, **hand.kwargs)[0].double()) - hand.source
@@ -136,7 +136,7 @@ def test_the_parts_of_some_sites_add_up_to_what_their_swap_does(graph):
 def test_planted_neurons_come_first_and_others_have_no_part(family):
     graph = HookGraph(tiny.exact(build(family, "neurons", 0)))
     truth = truth_of(graph.pipe)
-    method = NeuronGradient(steps=1, samples=2, fidelity=0)
+    method = IntegratedGradients(steps=1, samples=2, fidelity=0)
     found = rank(graph, truth.concept, method, layers=truth.layers, pairs=2, quiet=True, **truth.generation)
     assert dict(replace(found, two_sided=True).top(6)) == truth.neurons
     weakest = replace(found, two_sided=True).to_frame()["score"].abs()
@@ -149,7 +149,7 @@ def test_neurons_that_read_the_concept_and_that_nothing_reads_have_no_part():
     ((path, decoys),) = truth.decoy_neurons.items()
     sites = graph.sites.at([path])
     welch = score(record(graph, truth.concept, sites, "all", quiet=True), Welch())
-    method = NeuronGradient(roles="value", steps=1, fidelity=0)
+    method = IntegratedGradients(roles="value", steps=1, fidelity=0)
     found = rank(graph, truth.concept, method, layers=truth.decoy, pairs=2, quiet=True, **truth.generation)
     assert set(welch.top(len(decoys))[path]) == set(decoys)
     assert found.scores[path][list(decoys)].abs().max() < 1e-9
@@ -157,7 +157,7 @@ def test_neurons_that_read_the_concept_and_that_nothing_reads_have_no_part():
 
 def test_pictures_are_averaged(graph):
     prompts = concept_of(STIPPLE[:2])
-    method = NeuronGradient(roles="value", steps=2, samples=2, fidelity=0)
+    method = IntegratedGradients(roles="value", steps=2, samples=2, fidelity=0)
     both = run(graph, method, 9, prompts, seeds=(3, 4))
     alone = [run(graph, method, 9, concept_of([pair]), seeds=(seed,)) for pair in STIPPLE[:2] for seed in (3, 4)]
     for path, scores in both.scores.items():
@@ -166,7 +166,7 @@ def test_pictures_are_averaged(graph):
 
 def test_fidelity_is_the_rank_correlation_with_exact_effects(graph):
     """With every neuron of the sites sampled, exact ablation gives the other side."""
-    method = NeuronGradient(roles="value", steps=2, samples=2, fidelity=32)
+    method = IntegratedGradients(roles="value", steps=2, samples=2, fidelity=32)
     found = run(graph, method, 9, concept_of(STIPPLE[:2]))
     first = run(graph, replace(method, fidelity=0), 9)
     exact = run(graph, NeuronAblation(roles="value"), 9)
@@ -184,7 +184,7 @@ def test_fidelity_is_the_rank_correlation_with_exact_effects(graph):
 def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
     """The run's own two steps; on each of two frames the goal, both ends, the samples, and theirs backwards."""
     with tiny.counted(graph.denoiser) as calls:
-        found = run(graph, NeuronGradient(kind=kind, roles="value", samples=3, fidelity=0), 9)
+        found = run(graph, IntegratedGradients(kind=kind, roles="value", samples=3, fidelity=0), 9)
     assert found.cost.nfe == rows
     assert sum(calls) < rows
 
@@ -193,7 +193,7 @@ def test_a_backward_pass_counts_as_two_rows_more(graph, kind, rows):
 def test_parameters_need_no_gradients_and_get_none(frozen):
     graph = HookGraph(tiny.sd1())
     graph.pipe.unet.requires_grad_(not frozen)
-    found = run(graph, NeuronGradient(roles="value", steps=1, samples=2, fidelity=0), 9)
+    found = run(graph, IntegratedGradients(roles="value", steps=1, samples=2, fidelity=0), 9)
     assert all(each.grad is None for each in graph.pipe.unet.parameters())
     assert max(float(each.abs().max()) for each in found.scores.values()) > 1e-5
 
@@ -204,7 +204,7 @@ def test_a_coarse_integral_is_warned_of():
     for site in graph.sites.where(role="key"):
         graph.module(site).weight.data *= 30
     with pytest.warns(UserWarning, match=r"miss what their sites do together by \+\d+% of the way with samples=1; give more"):
-        run(graph, NeuronGradient(steps=1, samples=1, fidelity=0))
+        run(graph, IntegratedGradients(steps=1, samples=1, fidelity=0))
 
 
 def test_prompts_that_say_the_same_are_warned_of(graph):
@@ -212,7 +212,7 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
     with pytest.warns(
         UserWarning, match="the other prompt changes no prediction, so no neuron can be found by gradients; give other prompts"
     ):
-        found = run(graph, NeuronGradient(fidelity=0), 9, same)
+        found = run(graph, IntegratedGradients(fidelity=0), 9, same)
     assert all(not each.any() for each in found.scores.values())
 
 
@@ -228,4 +228,4 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
 )
 def test_an_impossible_option_is_refused(untyped, options, message):
     with pytest.raises(InvalidInput, match=message):
-        NeuronGradient(**options)
+        IntegratedGradients(**options)
