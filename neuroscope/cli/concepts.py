@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from neuroscope.attribution import Attribution
     from neuroscope.attribution.recording import Recording
     from neuroscope.core.artifacts import Artifact
+    from neuroscope.core.conditions import Rows
     from neuroscope.core.scores import NeuronScores, Per
     from neuroscope.core.tokens import Token
 
@@ -101,6 +102,7 @@ def mask(
     method: options.Method = "Welch",
     fill: Annotated[str, typer.Option(help="absent (the mean without the concept), present, or a number; 0 is dropout.")] = "absent",
     strength: Annotated[float, typer.Option(callback=values.finite(), help="0 changes nothing, 1 puts the fill in.")] = 1.0,
+    rows: Annotated[str, typer.Option(help="conditional (the rows that carry the prompt), or all, as export needs.")] = "conditional",
     as_json: options.AsJson = False,
 ) -> None:
     """Make a mask of a recording's (or, with a number as fill, of scores') strongest neurons."""
@@ -119,7 +121,7 @@ def mask(
         values.refuse_unused(ctx, {"method": f"{file} holds scores, by {found.provenance.method}"})
     level = _fill(found, fill)
     scores = score(found, asked) if isinstance(found, Recording) else found
-    made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength)
+    made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength, rows=cast("Rows", rows))
     artifacts.save(made, output)
     options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 

@@ -17,7 +17,7 @@ from neuroscope.core.sites import Site
 from neuroscope.interventions import ContextMap, ContextSwap, NeuronMask
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.weights import is_plain, read_parameter, reader_of
+from neuroscope.pipeline.weights import has_bias, is_plain, read_parameter, reader_of
 
 #: The current values of a parameter by its name inside the denoiser, such as "….to_v.weight" [out, in], in float64.
 Weights = Callable[[str], Tensor]
@@ -123,14 +123,15 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
         UnsupportedModel: weights that cannot be read or written, or that the denoiser does not use now.
     """
     reader = _composed(graph, changes)
+    root = uncompiled(graph.denoiser)
     readers = {site.module: reader_of(graph.family, site) for site in graph.sites.where(role="value")}
     for path, update in list(reader.updates.items()):
-        if update.bias is None or reader.has_bias(path):
+        if update.bias is None or has_bias(root, path):
             continue
         reader.updates[path] = replace(update, bias=None)
         if update.bias.any():
             following = readers.get(path)
-            if following is None or not reader.has_bias(following):
+            if following is None or not has_bias(root, following):
                 raise UnsupportedModel(f"{following or path} has no bias, which the change needs; apply the change instead")
             weight = reader(f"{following}.weight")
             reader.add(LinearUpdate(following, weight[:, :0], weight[:0], weight @ update.bias))
@@ -186,10 +187,6 @@ class _Reader:
         delta = (update.delta if kind == "weight" else update.bias) if update else None
         return self._first[name] if delta is None else self._first[name] + delta
 
-    def has_bias(self, path: str) -> bool:
-        """Whether a module has a bias of its own."""
-        return getattr(self._root.get_submodule(path), "bias", None) is not None
-
     def add(self, update: LinearUpdate) -> None:
         """Puts an update behind those of the same module."""
         before = self.updates.get(update.module)
@@ -208,6 +205,6 @@ class _Reader:
         if not is_plain(module) or module.weight.dtype not in _FORMATS:
             what = f"{type(module).__name__} of {getattr(module.weight, 'dtype', 'unknown format')}"
             raise UnsupportedModel(f"{path} is a {what}, which cannot be changed exactly; load the model in a floating-point format")
-        if kind == "bias" and not self.has_bias(path):
+        if kind == "bias" and not has_bias(self._root, path):
             return torch.zeros(len(module.weight), dtype=torch.float64)
         return read_parameter(self._root, f"{path}.{kind}").double()

@@ -1,6 +1,6 @@
 """Families: how each denoiser architecture exposes its sites. One constant a file, found by itself; nothing else names architectures."""
 
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern, is_compiled, uncompiled
+from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusal, SitePattern, is_compiled, uncompiled
 from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_of_denoiser
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
 from neuroscope.pipeline.families.encoding import END, begin_of, missing_methods
@@ -10,6 +10,7 @@ __all__ = [
     "END",
     "FAMILIES",
     "REFUSED_PIPELINES",
+    "CheckpointNames",
     "Family",
     "Refusal",
     "SitePattern",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusal, SitePattern
 
 _TOKENS = 7  # images have powers of four
 
@@ -84,6 +84,14 @@ REFUSALS = (
     ),
 )
 
+
+def _base(config: Any, velocity: bool) -> tuple[str, str]:
+    """Version 2 projects linearly around its transformers."""
+    if config.use_linear_projection:
+        return ("sd_v2_v", "stable-diffusion-v2-768-v") if velocity else ("sd_v2", "stable-diffusion-v2-512")
+    return ("sd_v1_v" if velocity else "sd_v1"), "stable-diffusion-v1"
+
+
 STAGES = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 
 UNET = Family(
@@ -111,4 +119,5 @@ UNET = Family(
     stages=STAGES,
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     read=_read,
+    checkpoint=CheckpointNames(_base),
 )
