@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from neuroscope import (
     Concept,
+    ContextMap,
     ContextSwap,
     Intervention,
     InvalidFile,

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import neuroscope as ns
 from neuroscope import HookGraph, InvalidInput, NeuronMask, Neurons, export_lora, fold
 from neuroscope.editing.constants import MAX_ERROR, constant_at, constant_of
 from tests.editing import checkpoints
@@ -137,3 +138,23 @@ def test_layers_that_read_something_else_are_refused():
     graph.pipe.text_encoder.final_layer_norm.register_forward_hook(lambda _module, _args, output: output + 0.5)
     with pytest.raises(InvalidInput, match="only where layers read what the text encoder's last norm gives, and .*attn2.to_v does not"):
         constant_at(graph, sites, torch.float32)
+
+
+def test_the_bundled_models_mask_with_its_fill_is_exported(tmp_path):
+    """The readme's mask, on all rows: its file draws the folded images, within the stated error of the fill."""
+    graph = HookGraph(ns.testbed.load("sd1"))
+    concept = ns.Concept.style("stipple", prompts="testbed")
+    recording = ns.record(graph, concept, graph.sites.where(layer=12, text_only=True), quiet=True)
+    made = NeuronMask(ns.score(recording, ns.Welch()).top(28), fill=recording.mean("absent"), rows="all")
+    path = export_lora(graph, made, tmp_path / "no-stipple.safetensors", format="kohya")
+
+    def draw():
+        options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+        return graph.pipe("a red circle in the style of stipple", **options).images
+
+    untouched = draw()
+    with fold(graph, made):
+        folded = draw()
+    graph.pipe.load_lora_weights(path)
+    loaded = draw()
+    assert (loaded - folded).norm() < 10 * MAX_ERROR * (folded - untouched).norm()

@@ -155,6 +155,20 @@ def test_the_title_is_the_concept(graph, concept, recording, tmp_path):
         assert file.metadata()["ss_output_name"] == "no-stipple"
 
 
+def test_the_ranks_of_several_concepts_add_up(graph, tmp_path):
+    """One file of two edits and two masks is what they do one after the other."""
+    first, second = a_map(graph), a_map(graph, seed=2)
+    one, both = (load_file(export_lora(graph, given, tmp_path / "x.safetensors", format="kohya")) for given in (first, [first, second]))
+    key = f"{min(each.partition('.')[0] for each in one)}.alpha"
+    assert (int(one[key]), int(both[key])) == (len(first.read), len(first.read) + len(second.read))
+    changes = [first, mask(graph, "value"), second, mask(graph, "heads", strength=0.5)]
+    loaded, _ = checkpoints.comfyui_load(graph.denoiser, load_file(export_lora(graph, changes, tmp_path / "x.safetensors", format="kohya")))
+    with fold(graph, *changes):
+        folded = checkpoints.original_state(graph.denoiser)
+    for name, weight in folded.items():
+        assert (loaded[name] - weight).norm() <= 8 * torch.finfo(torch.float32).eps * weight.norm()
+
+
 def test_where_the_file_goes(graph, tmp_path):
     assert export_lora(graph, a_map(graph), tmp_path / "a", format="kohya") == tmp_path / "a" / "a.safetensors"
     assert export_lora(graph, a_map(graph), tmp_path / "b.safetensors", format="kohya") == tmp_path / "b.safetensors"
@@ -192,6 +206,6 @@ def test_unknown_formats_and_what_they_cannot_hold_are_refused(graph, tmp_path, 
     with pytest.raises(InvalidInput, match="dtype 'float8' is unknown; choose one of float32, float16, bfloat16"):
         export_lora(graph, a_map(graph), tmp_path, dtype="float8")
     huge = ContextMap(a_map(graph).paths, 1e6 * a_map(graph).read, 1e6 * a_map(graph).write)
-    with pytest.raises(InvalidInput, match='to_k is too large for float16; export it with dtype="float32"'):
+    with pytest.raises(InvalidInput, match='to_[kv] is too large for float16; export it with dtype="float32"'):
         export_lora(graph, huge, tmp_path / "x", dtype="float16")
     assert list(tmp_path.iterdir()) == []
