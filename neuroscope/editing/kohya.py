@@ -27,7 +27,7 @@ def checkpoint_names(graph: HookGraph) -> CheckpointNames:
 def kohya_weights(graph: HookGraph, layers: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under kohya's names, through diffusers' own conversion; alpha is the rank, so that the scale is 1.
 
-    Modules are called as in diffusers (`lora_unet_down_blocks_1_…`), which all three tools map to their own names.
+    Modules are called by their paths in diffusers, with underscores, which all three tools map to their own names.
 
     Args:
         graph: the model.
