@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 from neuroscope import (
     Concept,
+    ContextMap,
     ContextSwap,
     Intervention,
     InvalidFile,
@@ -27,7 +29,7 @@ from neuroscope import (
     save,
     score,
 )
-from neuroscope.core.artifacts import RENAMED_FIELDS, Artifact, write_beside
+from neuroscope.core.artifacts import ADDED_FIELDS, RENAMED_FIELDS, Artifact, write_beside
 from tests.forging import parts_of, write_parts
 from tests.fuzz.examples import examples
 from tests.laws.members import members
@@ -220,6 +222,16 @@ def test_files_with_the_fields_former_names_are_read(example, tmp_path):
     tensors, header = parts_of(save(example, tmp_path / "x.safetensors"))
     found = load(write_parts(tmp_path / "former.safetensors", tensors, with_former_names(header)))
     assert found.to_parts()[1] == example.to_parts()[1]
+
+
+def test_files_from_before_a_field_was_added_are_read(tmp_path):
+    edit = next(each for each in examples() if isinstance(each, ContextMap) and each.report is not None)
+    tensors, header = parts_of(save(edit, tmp_path / "x.safetensors"))
+    for path in ADDED_FIELDS:
+        parent, _, name = path.partition(".")
+        del header[parent][name]
+    found = load(write_parts(tmp_path / "former.safetensors", tensors, header), ContextMap)
+    assert found.report == replace(edit.report, neighbours={})
 
 
 def test_every_former_name_was_tried(tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from neuroscope import ContextMap, LayerScores, load
@@ -74,6 +75,13 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
     with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "pt") as lora:
         assert len(lora.keys()) == 4
         assert all(key.startswith("unet.") for key in lora.keys())
+    code, out, _ = run("export", file, "--format", "kohya", "--dtype", "float16", "-o", tmp_path / "no-stipple.safetensors")
+    assert code == 0
+    assert "put it into ComfyUI's models/loras or A1111's models/Lora, or load it with pipe.load_lora_weights" in out
+    with safe_open(tmp_path / "no-stipple.safetensors", "pt") as lora:
+        assert {key.partition(".")[2] for key in lora.keys()} == {"lora_down.weight", "lora_up.weight", "alpha"}
+        assert lora.metadata()["modelspec.title"] == "stipple"
+        assert lora.get_tensor(min(lora.keys(), key=len).replace("alpha", "lora_up.weight")).dtype == torch.float16
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,11 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["edit", "--style", "stipple", "--layer", "16", "-o", "x"], "layer 16 is unknown; these sites have layers 0 to 15"),
         (["edit", "--style", "stipple", "--layer", "1", "--token", "pad", "-o", "x"], "token 'pad' is unknown; .* did you mean 'padding'?"),
         (["export", "nothing.safetensors", "-o", "lora"], "there is no file nothing.safetensors"),
+        (
+            ["export", "e.safetensors", "--format", "koya"],
+            "format 'koya' is unknown; choose one of diffusers, kohya; did you mean 'kohya'?",
+        ),
+        (["export", "e.safetensors", "--format", "kohya", "-o", "./e.safetensors"], "e.safetensors is an input and would be overwritten"),
         (["generate", "--prompt", "a", "--image", "small.png"], "small.png is no image that can be read: .*; give a PNG or JPEG file"),
         (["report", "nowhere"], "there is no folder nowhere; give one with results"),
         (["report", "."], "holds no results to report"),

@@ -159,6 +159,7 @@ MASK = ("mask", "r.safetensors", "-o", "x.safetensors")
         ((*MASK, "--strength", "nan"), "--strength=nan is not finite"),
         ((*MASK, "--strength", "inf"), "--strength=inf is not finite"),
         (("mask", "r.safetensors", "-o", "r.safetensors"), "r.safetensors is an input"),
+        ((*MASK, "--rows", "both"), "rows 'both' is unknown; choose one of conditional, all"),
         (("mask", "s.safetensors", "--fill", 0, "--method", "Auroc", "-o", "x"), "--method would be ignored: s.safetensors holds scores"),
         (("show", "s.safetensors", "--rows", -3), "--rows=-3 is not allowed"),
         (("show", "m.safetensors", "--rows", 3), "--rows would be ignored: m.safetensors holds a neuron-mask"),

@@ -47,7 +47,8 @@ def rank(
 ) -> NeuronScores:
     """Scores each key and value neuron by how much it controls a concept.
 
-    A causal method (`NeuronGradient`, `IntegratedGradients`, `NeuronAblation`) changes the running model. A response method (`Welch`, `MeanDifference`, `Auroc`,
+    A causal method (`NeuronGradient`, `IntegratedGradients`, `NeuronAblation`)
+    changes the running model. A response method (`Welch`, `MeanDifference`, `Auroc`,
     `WeightedNorm`) records activations of all pairs at the last token, makes no image, and cannot see what the model does with an
     activation; it is `score(record(...), method)` in one call.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from neuroscope.attribution import Attribution
     from neuroscope.attribution.recording import Recording
     from neuroscope.core.artifacts import Artifact
+    from neuroscope.core.conditions import Rows
     from neuroscope.core.scores import NeuronScores, Per
     from neuroscope.core.tokens import Token
 
@@ -171,6 +172,7 @@ def mask(
     ] = None,
     recording: Annotated[Path | None, typer.Option(help="Of scores: take the fill's means from this recording.")] = None,
     strength: Annotated[float, typer.Option(callback=values.finite(), help="0 changes nothing, 1 puts the fill in.")] = 1.0,
+    rows: Annotated[str, typer.Option(help="conditional (the rows that carry the prompt), or all, as export needs.")] = "conditional",
     as_json: options.AsJson = False,
 ) -> None:
     """Make a mask of the strongest neurons of scores, or of a recording."""
@@ -191,7 +193,7 @@ def mask(
         values.refuse_unused(ctx, {"recording": f"{file} is a recording itself"})
     level = _fill(found if recording is None else artifacts.load(recording, Recording), fill)
     scores = score(found, asked) if isinstance(found, Recording) else found
-    made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength)
+    made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength, rows=cast("Rows", rows))
     artifacts.save(made, output)
     options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -51,17 +51,26 @@ def edit(
 def export(
     *,
     files: Annotated[list[Path], typer.Argument(callback=values.files(), help="Saved edits and masks, composed in this order.")],
-    output_dir: options.OutputFolder = Path("lora"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="A folder, or a file that ends in .safetensors.")] = Path("lora"),
+    lora_format: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI, A1111 and diffusers.")] = "diffusers",
+    dtype: Annotated[str, typer.Option(help="The file's numbers: float32, float16 or bfloat16.")] = "float32",
     model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write edits and masks as a standard LoRA, which diffusers loads without neuroscope."""
+    """Write edits and masks as a LoRA file for diffusers, or for ComfyUI, A1111 and diffusers."""
     from neuroscope.core import storage
     from neuroscope.editing import export_lora
-    from neuroscope.editing.lora import FILE
+    from neuroscope.editing.lora import LoraDtype, LoraFormat, lora_file
 
-    storage.refuse_overwriting_inputs(output_dir / FILE, files)
+    file = lora_file(output_dir, lora_format)
+    storage.refuse_overwriting_inputs(file, files)
     changes = opening.open_interventions(files)
-    storage.check_writable_folder(output_dir)
-    path = export_lora(model.open(), changes, output_dir)
-    options.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})", as_json)
+    storage.check_writable_folder(file.parent)
+    path = export_lora(model.open(), changes, output_dir, format=cast("LoraFormat", lora_format), dtype=cast("LoraDtype", dtype))
+    place = f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
+    tools = f"put it into ComfyUI's models/loras or A1111's models/Lora, or load it with {place}"
+    options.report(
+        {"output": str(path), "format": lora_format},
+        f"wrote {path}\n{tools if lora_format == 'kohya' else f'load it with {place}'}",
+        as_json,
+    )

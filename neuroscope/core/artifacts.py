@@ -58,8 +58,8 @@ RENAMED_FIELDS = MappingProxyType(
         "report.bystanders": "unrelated",
     }
 )
-#: Header fields that earlier files lack, by their paths, and what they mean there.
-ADDED_FIELDS = MappingProxyType({"provenance.contrast": ""})
+#: Header fields by their paths that earlier files lack, and what makes the value that they would have.
+ADDED_FIELDS = MappingProxyType({"provenance.contrast": str, "report.neighbours": dict})
 _ENVELOPE = {each.name for each in fields(Envelope)}
 _AGAIN = "make or copy it again"
 
@@ -245,15 +245,15 @@ def _read(path: Path) -> _File:
 def _with_present_names(header: dict[str, Any]) -> dict[str, Any]:
     """A header whose fields are called as they are now, with those that earlier files lack."""
     renamed = dict(header)
-    for path, value in ADDED_FIELDS.items():
-        parent, _, name = path.partition(".")
-        if isinstance(renamed.get(parent), dict):
-            renamed[parent] = {name: value} | renamed[parent]
     for path, name in RENAMED_FIELDS.items():
         parent, _, former = path.partition(".")
         fields_of = renamed.get(parent)
         if isinstance(fields_of, dict) and former in fields_of and name not in fields_of:
             renamed[parent] = {name if each == former else each: value for each, value in fields_of.items()}
+    for path, value in ADDED_FIELDS.items():
+        parent, _, name = path.partition(".")
+        if isinstance(renamed.get(parent), dict):
+            renamed[parent] = {name: value()} | renamed[parent]
     return renamed
 
 

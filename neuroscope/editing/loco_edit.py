@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self, get_args
 
@@ -97,7 +97,7 @@ class LocoEdit:
         for site in sites:
             vectors = _vectors(graph, site, texts, preserved)
             known = [each for each in maps if all(map(torch.equal, each.vectors, vectors))]
-            maps += [] if known else [self._map(graph, site, vectors)]
+            maps += [] if known else [self._map(graph, site, vectors, _neighbours(graph, site, texts))]
             map_of[site.path] = known[0] if known else maps[-1]
         names = ", ".join(concept.name for concept in concepts)
         provenance = Provenance(graph.family.name, graph.model, names, repr(self))
@@ -106,11 +106,11 @@ class LocoEdit:
         write: Factor = maps[0].write if len(maps) == 1 else {path: each.write for path, each in map_of.items()}
         return ContextMap(sites.paths, read, write, provenance=provenance, report=report)
 
-    def _map(self, graph: HookGraph, site: Site, vectors: tuple[Tensor, Tensor, Tensor]) -> _Map:
+    def _map(self, graph: HookGraph, site: Site, vectors: tuple[Tensor, Tensor, Tensor], neighbours: Mapping[str, Tensor]) -> _Map:
         solution = solve(*vectors, self.ridge, self.preserve_weight)
         beside = graph.spec.input_widths[site.path] - solution.read.shape[1]  # as sizes beside pooled text
         read, write = (functional.pad(each.float(), (0, beside)) for each in (solution.read, solution.write))
-        return _Map(vectors, read, write, _report(solution, *vectors))
+        return _Map(vectors, read, write, _report(solution, *vectors, neighbours))
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -135,6 +135,7 @@ class _Map(NamedTuple):
 class _Texts(NamedTuple):
     """A concept's prompts in both arms, and which of their tokens correspond."""
 
+    name: str
     present: Conditions
     absent: Conditions
     aligned: list[list[tuple[int, int]]]
@@ -148,7 +149,7 @@ class _Texts(NamedTuple):
         kept = [[(here, there) for here, there in places if seen[row, here]] for row, places in enumerate(aligned)]
         if not any(kept):
             raise InvalidInput(f"attention sees no {' or '.join(kinds)} token of the prompts of {concept.name!r}; edit other tokens")
-        return cls(present, absent, kept)
+        return cls(concept.name, present, absent, kept)
 
     def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
         """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""
@@ -173,6 +174,15 @@ def _kept(read: Tensor, preserved: Conditions) -> Tensor:
     return read if read.ndim == 2 else read[preserved.of_tokens.bool().to(read.device)]
 
 
+def _neighbours(graph: HookGraph, site: Site, texts: Sequence[_Texts]) -> dict[str, Tensor]:
+    """By concept, what a site reads of its prompts without it."""
+    found: dict[str, Tensor] = {}
+    for each in texts:
+        targets = each.pairs(graph, site)[1]
+        found[each.name] = torch.cat([found.get(each.name, targets[:0]), targets])
+    return {name: _distinct(targets, targets)[0] for name, targets in found.items()}
+
+
 def _distinct(keys: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs without repetitions, in order."""
     _, first = np.unique(torch.cat([keys, targets], dim=1).numpy(), axis=0, return_index=True)
@@ -185,6 +195,7 @@ def _report(
     keys: Float64[Tensor, "key channel"],
     targets: Float64[Tensor, "key channel"],
     kept: Float64[Tensor, "kept channel"],
+    neighbours: Mapping[str, Tensor],
 ) -> EditReport:
     """What the map does, measured on the factors as they are stored, in float32.
 
@@ -212,4 +223,5 @@ def _report(
         outside=float(moves(outside).max()) if len(basis) < keys.shape[1] else 0.0,
         preserved=float(moves(kept).max()) if len(kept) else 0.0,
         unrelated=float(moves(targets).mean()),
+        neighbours={name: float(moves(vectors).mean()) for name, vectors in neighbours.items()},
     )

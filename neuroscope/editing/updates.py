@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from neuroscope.core.sites import Site
 from neuroscope.interventions import ContextMap, ContextSwap, NeuronMask
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.weights import is_plain, read_parameter, reader_of
+from neuroscope.pipeline.weights import has_bias, is_plain, read_parameter, reader_of
 
 #: The current values of a parameter by its name inside the denoiser, such as "….to_v.weight" [out, in], in float64.
 Weights = Callable[[str], Tensor]
@@ -49,6 +49,9 @@ _FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: What weights can hold: they act on all rows, tokens and steps alike.
 _WHOLE = {"rows": "all", "tokens": None, "steps": (0.0, 1.0)}
 
+#: The roles of sites whose neurons are changed where they are read.
+_READ = ("heads", "feedforward")
+
 
 @functools.singledispatch
 def linear_updates(change: Intervention, _graph: HookGraph, _site: Site, _weights: Weights) -> Iterator[LinearUpdate]:
@@ -78,26 +81,22 @@ def _of_map(change: ContextMap, _graph: HookGraph, site: Site, weights: Weights)
 def _of_mask(change: NeuronMask, graph: HookGraph, site: Site, weights: Weights) -> Iterator[LinearUpdate]:
     """Chosen rows shrink, or chosen columns of the weight that reads them; the fill becomes a bias.
 
-    A projection with a bias of its own takes the fill there. Without one, a constant at a key changes nothing, because
-    softmax ignores a shift; at a value it passes through the attention as it is, because the attention's weights sum to 1.
+    A projection with a bias of its own takes the fill there, and so does a value's without one, for what reads it. Other
+    projections have none: a constant at a key changes nothing, because softmax ignores a shift.
     """
     chosen = torch.tensor(change.neurons[site.path])
     fill = change.strength * change.values[site.path].double()
     reader = reader_of(graph.family, site)
-    if not site.before_module and getattr(graph.module(site), "bias", None) is not None:
+    if not site.before_module and (site.role == "value" or getattr(graph.module(site), "bias", None) is not None):
         yield _scaled_rows(change, site.module, weights, chosen, fill - change.strength * weights(f"{site.module}.bias")[chosen])
-        return
-    if site.role != "key" and fill.any():
-        if reader is None:
-            raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
-        weight = weights(f"{reader}.weight")
-        yield LinearUpdate(reader, weight[:, :0], weight[:0], weight[:, chosen] @ fill)
-    if site.role in ("key", "value", "query"):
-        yield _scaled_rows(change, site.module, weights, chosen)
-    elif reader is not None:
+    elif site.role in _READ and reader is not None:
         weight = weights(f"{reader}.weight")
         units = torch.nn.functional.one_hot(chosen, weight.shape[1]).double()
-        yield LinearUpdate(reader, -change.strength * weight[:, chosen], units)
+        yield LinearUpdate(reader, -change.strength * weight[:, chosen], units, weight[:, chosen] @ fill)
+    else:
+        if site.role != "key" and fill.any():
+            raise InvalidInput(f"the mask's fill at {site.path} cannot be written into weights: nothing there is constant; apply it")
+        yield _scaled_rows(change, site.module, weights, chosen)
 
 
 def _scaled_rows(change: NeuronMask, module: str, weights: Weights, chosen: Tensor, shift: Tensor | None = None) -> LinearUpdate:
@@ -121,10 +120,10 @@ def _expect_foldable(change: Intervention) -> None:
 
 
 def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, LinearUpdate]:
-    """One update a changed module, equal to applying the changes in this order.
+    """One update a changed module, equal to applying the changes in this order; only modules that have a bias get another.
 
-    A change of a site must see what is done to its result, so the last site and the last change come first. Only what
-    is done behind a module, at "output" sites, comes in order.
+    A constant that is added to values passes through the attention as it is, because the attention's weights sum to 1, and
+    becomes a bias of what reads them.
 
     Args:
         graph: the model; nothing of it is changed.
@@ -137,21 +136,57 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
         InvalidInput: a change that weights cannot hold.
         UnsupportedModel: weights that cannot be read or written, or that the denoiser does not use now.
     """
+    reader = _composed(graph, changes)
+    root = uncompiled(graph.denoiser)
+    readers = {site.module: reader_of(graph.family, site) for site in graph.sites.where(role="value")}
+    for path, update in list(reader.updates.items()):
+        if update.bias is None or has_bias(root, path):
+            continue
+        reader.updates[path] = replace(update, bias=None)
+        if update.bias.any():
+            following = readers.get(path)
+            if following is None or not has_bias(root, following):
+                raise UnsupportedModel(f"{following or path} has no bias, which the change needs; apply the change instead")
+            weight = reader(f"{following}.weight")
+            reader.add(LinearUpdate(following, weight[:, :0], weight[:0], weight @ update.bias))
+    return reader.updates
+
+
+def updates_with_constants(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, LinearUpdate]:
+    """As `updates_of`, but a constant that is added to values stays with their own module, also where it has no bias.
+
+    Raises:
+        InvalidInput, UnsupportedModel: as `updates_of`.
+    """
+    return _composed(graph, changes).updates
+
+
+def _composed(graph: HookGraph, changes: Sequence[Intervention]) -> _Reader:
+    """The updates of all changes, and the weights with them.
+
+    What is done to a module's input must see what is done to its result, so the last site and the last change come first.
+    What is done to a module's result comes in order.
+    """
     graph.family.refuse_unknown(graph.pipe)
     for change in changes:
         change.check(graph.spec)
         _expect_foldable(change)
     steps = [(site, change) for site in graph.sites for change in changes if site.path in change.paths]
-    behind, inside = ([step for step in steps if (step[0].role == "output") is last] for last in (True, False))
+    behind, inside = ([step for step in steps if _is_behind(*step) is wanted] for wanted in (True, False))
     reader = _Reader(uncompiled(graph.denoiser))
     for site, change in [*reversed(inside), *behind]:
         for update in linear_updates(change, graph, site, reader):
             reader.add(update)
-    return reader.updates
+    return reader
+
+
+def _is_behind(site: Site, change: Intervention) -> bool:
+    """Whether a change acts on the result of the linear module whose weight it changes, rather than on what that reads."""
+    return not change.changes_input and site.role not in _READ
 
 
 class _Reader:
-    """The current values of parameters in float64, with the updates so far."""
+    """The current values of parameters in float64, with the updates so far; of a bias that is not there, zeros."""
 
     def __init__(self, root: nn.Module) -> None:
         self.updates: dict[str, LinearUpdate] = {}
@@ -184,6 +219,6 @@ class _Reader:
         if not is_plain(module) or module.weight.dtype not in _FORMATS:
             what = f"{type(module).__name__} of {getattr(module.weight, 'dtype', 'unknown format')}"
             raise UnsupportedModel(f"{path} is a {what}, which cannot be changed exactly; load the model in a floating-point format")
-        if getattr(module, kind) is None:
-            raise UnsupportedModel(f"{path} has no {kind}, which the change needs; apply the change instead")
+        if kind == "bias" and not has_bias(self._root, path):
+            return torch.zeros(len(module.weight), dtype=torch.float64)
         return read_parameter(self._root, f"{path}.{kind}").double()

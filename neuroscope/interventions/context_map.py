@@ -33,6 +33,7 @@ class EditReport:
         outside: the largest move of inputs outside the span of all these vectors, relative to their length: 0 up to rounding.
         preserved: the largest move of the vectors that were asked to stay, relative to their length.
         unrelated: the mean move of the targets themselves, prompts without the concept, relative to their length.
+        neighbours: by concept, the same for its own targets: what the edit does to what each concept is contrasted with.
 
     Raises:
         InvalidInput: a figure that is negative or not finite.
@@ -47,22 +48,28 @@ class EditReport:
     outside: float
     preserved: float
     unrelated: float
+    neighbours: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("keys", "kept", "rank"):
             whole(f"the report's {name}", getattr(self, name), least=0)
         for name in ("penalty", "condition", "residual", "outside", "preserved", "unrelated"):
             finite(f"the report's {name}", getattr(self, name), least=0)
+        for name, move in self.neighbours.items():
+            finite(f"the report's move of the neighbours of {name}", move, least=0)
 
     @classmethod
     def worst(cls, reports: Sequence[EditReport]) -> EditReport:
         """One report for the maps of several layers: of each figure the largest."""
-        figures = (max(getattr(each, field.name) for each in reports) for field in fields(cls))
-        return cls(*figures)
+        figures = {each.name: max(getattr(report, each.name) for report in reports) for each in fields(cls) if each.name != "neighbours"}
+        names = dict.fromkeys(name for report in reports for name in report.neighbours)
+        return cls(**figures, neighbours={name: max(report.neighbours.get(name, 0.0) for report in reports) for name in names})
 
     def __str__(self) -> str:
         posed = f"{self.keys} edited tokens, {self.kept} preserved; rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
         effects = f"preserved prompts {self.preserved:.1%}, unrelated prompts {self.unrelated:.1%}, outside the span {self.outside:.1%}"
+        if len(self.neighbours) > 1:
+            effects += "".join(f", neighbours of {name} {move:.1%}" for name, move in self.neighbours.items())
         return f"{posed}; residual {self.residual:.1%}; side effects: {effects}"
 
 

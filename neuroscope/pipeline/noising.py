@@ -7,6 +7,7 @@ one call instead of all that lead to this level.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,13 +55,14 @@ class NoiseLevel:
         if prediction == "epsilon":
             return (noisy - self.noise * predicted) / self.signal
         if prediction == "v_prediction":  # Salimans & Ho 2022, with signal² + noise² = 1
-            length = (self.signal**2 + self.noise**2) ** 0.5
+            length = math.hypot(self.signal, self.noise)
             return (self.signal * noisy / length - self.noise * predicted) / length
         return (noisy - self.noise * predicted) / (self.signal + self.noise)  # flow: noise minus image
 
     def given(self, image: Tensor, random: Tensor) -> Tensor:
         """What the denoiser is given of an image with this noise."""
-        return self.scale * (self.signal * image + self.noise * random)
+        mixed: Tensor = self.scale * (self.signal * image + self.noise * random)
+        return mixed
 
 
 def _prediction(scheduler: Any) -> str:

@@ -37,6 +37,11 @@ def is_plain(linear: Any) -> bool:
     return tuple(weight.shape) == (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
 
 
+def has_bias(root: nn.Module, path: str) -> bool:
+    """Whether a linear module adds a bias of its own."""
+    return getattr(root.get_submodule(path), "bias", None) is not None
+
+
 def entries(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """By name, what a module itself stores: parameters and buffers, also those that are not saved, or what a quantised module packs."""
     saved: dict[str, Any] = {}

@@ -53,6 +53,14 @@ FOLDABLE = {
         mask(graph, "value", fill=1.0, strength=0.7),
     ),
     "two masks of one site": lambda graph: (mask(graph, "heads", fill=1.0, strength=0.7), some_heads(graph)),
+    "two masks of one site's values": lambda graph: (
+        mask(graph, "value", fill=1.0, strength=0.7),
+        mask(graph, "value", fill=-2.0, strength=0.4),
+    ),
+    "two masks of one feed-forward": lambda graph: (
+        mask(graph, "feedforward", fill=1.0, strength=0.7),
+        mask(graph, "feedforward", fill=-2.0, strength=0.4),
+    ),
     "outputs behind heads": lambda graph: (
         mask(graph, "output", fill=1.0, strength=0.7),
         mask(graph, "heads", fill=2.0),

@@ -70,6 +70,24 @@ def test_several_concepts_are_edited_at_once(graph, concept):
         torch.testing.assert_close(moved, expected, rtol=0.01, atol=0.01)
 
 
+def test_the_report_shows_the_damage_to_the_neighbours_of_each_concept(graph, concept):
+    other = Concept("ring", ["a red ring", "a blue ring"], ["a red star", "a blue star"])
+    made = edit(graph, [concept, other], LocoEdit(), 8)
+    star, plain = graph.text.encode([other.absent[0]])[0, 3], graph.text.encode(list(concept.absent))[:, 8]
+
+    def move(vectors):
+        moved = vectors @ made.read.T.double() @ made.write.double()
+        return float((moved.norm(dim=-1) / vectors.norm(dim=-1)).mean())
+
+    blue = graph.text.encode([other.absent[1]])[0, 3]
+    assert made.report.neighbours == pytest.approx({"stipple": move(plain), "ring": move(torch.stack([star, blue]))}, rel=1e-6)
+    assert ", neighbours of stipple " in str(made.report)
+    assert ", neighbours of ring " in str(made.report)
+    alone = edit(graph, other, LocoEdit(), 8).report
+    assert alone.neighbours == pytest.approx({"ring": alone.unrelated}, rel=1e-6)
+    assert "neighbours" not in str(alone)
+
+
 def test_a_fact_gets_its_new_answer(graph):
     fact = Concept.fact("the emblem of astoria", "a blue ring", prompts="testbed")
     made = edit(graph, fact, LocoEdit(ridge=1e-9), 3)

@@ -52,7 +52,7 @@ def test_half_the_adapter_is_half_the_change(graph, pipe, other, tmp_path):
 
 
 def test_a_fill_that_a_lora_cannot_hold_is_refused(graph, tmp_path):
-    with pytest.raises(InvalidInput, match=r"the mask's fill adds a constant behind .*to_out.0, which a LoRA cannot hold; fold it"):
+    with pytest.raises(InvalidInput, match=r"the mask's fill adds a constant to .*to_v, which a LoRA can hold .*fill=0, or write it"):
         export_lora(graph, mask(graph, "value", fill=1.0), tmp_path)
     with pytest.raises(InvalidInput, match="there is nothing to export"):
         export_lora(graph, [], tmp_path)

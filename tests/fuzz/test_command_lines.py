@@ -76,7 +76,7 @@ BAD: dict[str, list[str]] = {
     "resume": ["nowhere/x.jsonl", "folder", "n" * 300],
     "run": ["none.file", "folder", "text.txt", "n" * 300],
 }
-CHOICES = {"role", "token", "per", "share"}
+CHOICES = {"role", "token", "per", "share", "rows", "lora_format", "dtype"}
 OUTPUTS = {"output"}
 
 

@@ -235,8 +235,14 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         ),
         "export_lora": Verb(
             ns.export_lora,
-            {"graph": graph, "changes": mask, "folder": folder / "lora"},
-            {"graph": GRAPH, "changes": (None, "mask", [], [3], ns.NeuronMask, mask.neurons), "folder": (*PATH, None)},
+            {"graph": graph, "changes": mask, "path": folder / "lora"},
+            {
+                "graph": GRAPH,
+                "changes": (None, "mask", [], [3], ns.NeuronMask, mask.neurons),
+                "path": (*PATH, None),
+                "format": (None, "koya", 3),
+                "dtype": (None, "float8", torch.float16),
+            },
         ),
         "summarize": Verb(
             ns.summarize,

@@ -81,6 +81,20 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class CheckpointNames:
+    """How tools that read kohya's LoRA files call a family's published models, and modules that they know by no other name.
+
+    Attributes:
+        base: from the denoiser's config, and whether it predicts velocities: the base model as kohya's scripts call it, and its
+            architecture as the ModelSpec does.
+        modules: by a module's path, what the original checkpoints call it.
+    """
+
+    base: Callable[[Any, bool], tuple[str, str]]
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """One denoiser architecture.
 
@@ -109,6 +123,7 @@ class Family:
         arguments: what the denoiser's call calls its latents, timestep and context.
         mask: how the attentions of layers are given the prompt's mask; None where they see all tokens.
         prepares_text: a regular expression over the paths of modules that read the prompt's tokens for all layers that follow.
+        checkpoint: how tools that read kohya's LoRA files call its models and modules; None where none of them runs it.
     """
 
     name: str
@@ -133,6 +148,7 @@ class Family:
     arguments: Mapping[str, str] = field(default_factory=lambda: dict(_ARGUMENTS))
     mask: AttentionMask | None = None
     prepares_text: re.Pattern[str] = re.compile(r"(?!)")
+    checkpoint: CheckpointNames | None = None
 
     def pattern(self, role: Role) -> SitePattern:
         """The pattern of a role."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import SitePattern
+from neuroscope.pipeline.families._family import CheckpointNames, SitePattern
 from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.unet import UNET, inputs, is_plain
 
@@ -48,4 +48,6 @@ SDXL = replace(
         Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
     ),
     read=_read,
+    # diffusers and A1111 know the pooled path's module by its original name alone
+    checkpoint=CheckpointNames(lambda _config, _velocity: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"), {POOLED: "label_emb.0.0"}),
 )

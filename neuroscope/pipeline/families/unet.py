@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusal, SitePattern
 from neuroscope.pipeline.families.encoding import Encoded
 
 _TOKENS = 7  # images have powers of four
@@ -86,6 +86,14 @@ REFUSALS = (IP_ADAPTER, FUSED, CHUNKED)
 
 ENCODED = (Encoded("prompt_embeds"), Encoded("negative_prompt_embeds", part="unconditional"))
 
+
+def _base(config: Any, velocity: bool) -> tuple[str, str]:
+    """Version 2 projects linearly around its transformers."""
+    if config.use_linear_projection:
+        return ("sd_v2_v", "stable-diffusion-v2-768-v") if velocity else ("sd_v2", "stable-diffusion-v2-512")
+    return ("sd_v1_v" if velocity else "sd_v1"), "stable-diffusion-v1"
+
+
 STAGES = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 
 UNET = Family(
@@ -113,4 +121,5 @@ UNET = Family(
     stages=STAGES,
     encoded=ENCODED,
     read=_read,
+    checkpoint=CheckpointNames(_base),
 )
