@@ -291,14 +291,14 @@ def _record_text(
     if not sites:
         return
     conditions = graph.text.conditions(prompts, clip_skip=clip_skip)
-    chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject)).to(conditions.context.device)
+    chosen = torch.from_numpy(select_tokens(graph.text.tokenizer, prompts, token, subject))
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:
-    weights = chosen.to(torch.float64)
+    weights = chosen.to(activation.device, torch.float64)
     total = einops.einsum(activation.to(torch.float64), weights, "prompt token neuron, prompt token -> prompt neuron")
     return total / weights.sum(dim=1, keepdim=True)
 

@@ -44,19 +44,26 @@ def record_(
     by_step: Annotated[bool, typer.Option("--by-step", help="Keep denoising steps apart.")] = False,
     seed: options.Seed = 0,
     generation: options.DenoisingOptions,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Record statistics of activations with and without a concept."""
     from neuroscope.attribution.recording import record
     from neuroscope.core import artifacts
+    from neuroscope.generation.arguments import check_generation
+    from neuroscope.generation.dry_run import plan_images
 
     opening.check_output(output, concept.concept, generation.image)
     chosen = concept.open(model)
     called = generation.open()
-    graph = model.open()
+    graph = model.open(printed)
     recorded = graph.sites.where(layer=sites.layer or None, role=sites.role or ("key", "value"))
     if not recorded.where(text_only=False):
         values.refuse_unused(ctx, dict.fromkeys(_OF_DENOISING, "these sites depend on the prompt alone and are recorded without denoising"))
+    prompts = [] if not recorded.where(text_only=False) else [*chosen.present, *chosen.absent]
+    check_generation(graph.pipe, called, record)
+    if printed.stops_at(plan_images(graph, prompts, called)):
+        return
+    called |= {} if printed.batch_size is None else {"batch_size": printed.batch_size}
     kept = {"by_step": by_step, "keep_samples": keep_samples}
     recording = record(graph, chosen, recorded, cast("Token", token), **kept, seed=seed, quiet=printed.quiet, **called)
     artifacts.save(recording, output)

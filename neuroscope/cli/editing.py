@@ -32,20 +32,24 @@ def edit(
         list[str] | None,
         typer.Option("--preserve", callback=values.texts(), help="A prompt that should stay; repeat for several."),
     ] = None,
-    as_json: options.AsJson = False,
+    printed: options.Running,
 ) -> None:
     """Make layers read a concept as its absence, or a fact as its new answer (LOCOEDIT)."""
     from neuroscope.core import artifacts
+    from neuroscope.core.quality import Plan
     from neuroscope.editing import LocoEdit
     from neuroscope.editing import edit as run
 
     opening.check_output(output, concept.concept)
     chosen = concept.open(model)
     method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()))
-    made = run(model.open(), chosen, method, layer)
+    graph = model.open(printed)
+    if printed.stops_at(Plan(0, 0)):
+        return
+    made = run(graph, chosen, method, layer)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
-    options.report(facts, f"{made}\n{made.report}\nwrote {output}", as_json)
+    printed.report(facts, f"{made}\n{made.report}\nwrote {output}")
 
 
 def export(
@@ -53,7 +57,7 @@ def export(
     files: Annotated[list[Path], typer.Argument(callback=values.files(), help="Saved edits and masks, composed in this order.")],
     output_dir: options.OutputFolder = Path("lora"),
     model: options.ModelOptions,
-    as_json: options.AsJson = False,
+    printed: options.Printing,
 ) -> None:
     """Write edits and masks as a standard LoRA, which diffusers loads without neuroscope."""
     from neuroscope.core import storage
@@ -63,5 +67,5 @@ def export(
     storage.refuse_overwriting_inputs(output_dir / FILE, files)
     changes = opening.open_interventions(files)
     storage.check_writable_folder(output_dir)
-    path = export_lora(model.open(), changes, output_dir)
-    options.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})", as_json)
+    path = export_lora(model.open(printed), changes, output_dir)
+    printed.report({"output": str(path)}, f"wrote {path}\nload it with pipe.load_lora_weights({str(output_dir)!r})")

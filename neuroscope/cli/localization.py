@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _ROOMS = ("neuroscope.attribution", "neuroscope.localization")
 #: Of neurons' scores: table rows to print.
 _ROWS = 20
+#: The method where none is given: a search until it is confident; with --exhaustive, the sweep that it stands for.
+_AUTOMATIC, _EXHAUSTIVE = "LocoGen(search='auto')", "LocoGen"
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +66,10 @@ def localize(
     concept: options.ConceptOptions,
     method: Annotated[
         str, typer.Option(help='The method, as in Python, such as "LocoGen(window=2)"; an unknown name or keyword lists the known ones.')
-    ] = "LocoGen",
+    ] = _AUTOMATIC,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Make images with every layer changed alone, instead of searching.")
+    ] = False,
     metric: MetricOptions,
     pairs: Annotated[
         int | None, typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, or all of fewer.")
@@ -72,23 +77,28 @@ def localize(
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""
     from neuroscope.core import artifacts
-    from neuroscope.localization import Localization
+    from neuroscope.localization import Localization, plan_localization
     from neuroscope.localization import localize as run
 
     opening.check_output(output, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
     chosen = concept.open(model)
-    asked = methods.build("method", method, methods.subclasses(cast("Any", Localization), *_ROOMS))
+    if exhaustive:
+        values.refuse_unused(ctx, {"method": f"with --exhaustive the method is {_EXHAUSTIVE}"})
+    asked = methods.build("method", _EXHAUSTIVE if exhaustive else method, methods.subclasses(cast("Any", Localization), *_ROOMS))
     measured = metric.open(ctx, model)
     if pairs is not None and pairs > len(chosen.present):
         raise InvalidInput(f"--pairs={pairs} are more than the concept's {len(chosen.present)}; give at most these")
-    called = generation.open() | ({} if pairs is None else {"pairs": pairs})
+    called = generation.open() | ({} if pairs is None else {"pairs": pairs}) | {"batch_size": printed.batch_size}
     counted = seeds.open()
-    scores = run(model.open(), chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
+    graph = model.open(printed)
+    if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called)):
+        return
+    scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
     artifacts.save(scores, output)
     facts, text = _described(scores)
     printed.report({"output": str(output)} | facts, f"{text}\nwrote {output}")

@@ -14,6 +14,7 @@ from neuroscope.core.artifacts import Provenance
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import steps_of
 from neuroscope.generation.batches import Row, Sweep
@@ -161,6 +162,13 @@ class Localization(abc.ABC, Generic[Found]):
         Raises:
             InvalidInput: an option that does not fit the model.
         """
+
+    def plan(self, experiment: Experiment) -> Plan | None:
+        """What `__call__` will cost, without a finished ledger; None where the method cannot know before it runs.
+
+        Nothing is denoised. See `neuroscope.generation.dry_run` for what counts runs.
+        """
+        return None
 
 
 def check_fits(experiment: Experiment, method: Any, count: int, counted: str) -> None:

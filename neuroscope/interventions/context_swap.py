@@ -147,6 +147,11 @@ class ContextSwap(Intervention):
         edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
+    @property
+    def made_on(self) -> str:
+        """See `Intervention`."""
+        return self.provenance.model
+
     def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
         for site in spec.sites.at(self.paths):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Cost
+from neuroscope.core.quality import Cost, Plan
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.experiment import Experiment, Found, Localization, Pair
 from neuroscope.generation.foreign_hooks import only_watching
@@ -67,32 +66,66 @@ def localize(
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
     """
+    if output is not None:
+        checks.path("output", output)
+    options = {"keep_images": keep_images, "batch_size": batch_size, "quiet": quiet}
+    experiment = _checked(graph, concept, method, metric, seeds, pairs, generation, **options)
+    if not output:
+        return method(experiment)
+    made_by = key_of(origin(graph, generation), metric_key(experiment.metric))
+    with Ledger(Path(output)) as ledger, only_watching(graph.pipe):
+        return _with_all_costs(replace(experiment, ledger=ledger, origin=made_by), method)
+
+
+def plan_localization(
+    graph: HookGraph,
+    concept: Concept,
+    method: Localization[Found],
+    metric: Metric | Share,
+    seeds: Iterable[int] = range(4),
+    *,
+    pairs: int | None = PAIRS,
+    batch_size: int | None = None,
+    **generation: Any,
+) -> Plan | None:
+    """What `localize` with these arguments will cost, without a finished ledger: images and NFE. Nothing is denoised.
+
+    The metric's own model is loaded, so that one that is missing is found here.
+
+    Returns:
+        None where the method cannot know before it runs.
+
+    Raises:
+        InvalidInput: as in `localize`.
+    """
+    return method.plan(_checked(graph, concept, method, metric, seeds, pairs, generation, batch_size=batch_size))
+
+
+def _checked(
+    graph: HookGraph, concept: Concept, method: Any, metric: Any, seeds: Any, pairs: Any, generation: dict[str, Any], **options: Any
+) -> Experiment:
+    """The experiment of these arguments, without a ledger; raises InvalidInput for what `localize` does not take."""
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
     checks.instance("method", method, Localization, "ns.LocoGen()")
     checks.instance("metric", metric, Metric, "ns.LatentShare()")
     seeds = checks.seeds(seeds, " to localize with")
-    _check_options(pairs, keep_images, batch_size, output, quiet)
+    options = {"keep_images": 0, "quiet": False} | options
+    _check_options(pairs, **options)
     check_generation(graph.pipe, generation, localize)
     if len(set(seeds)) < len(seeds):
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
-    bound = metric if isinstance(metric, Share) else bind(metric, graph)
-    made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
-    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
-        experiment = Experiment(
-            graph=graph,
-            name=concept.name,
-            pairs=_chosen(concept, pairs),
-            metric=bound,
-            seeds=seeds,
-            generation=generation,
-            batch_size=batch_size,
-            ledger=ledger,
-            origin=made_by,
-            keep_images=keep_images,
-            quiet=quiet,
-        )
-        return _with_all_costs(experiment, method) if output else method(experiment)
+    return Experiment(
+        graph=graph,
+        name=concept.name,
+        pairs=_chosen(concept, pairs),
+        metric=metric if isinstance(metric, Share) else bind(metric, graph),
+        seeds=seeds,
+        generation=generation,
+        ledger=Ledger(None),
+        origin="",
+        **options,
+    )
 
 
 def _with_all_costs(experiment: Experiment, method: Localization[Found]) -> Found:
@@ -110,14 +143,12 @@ def _with_all_costs(experiment: Experiment, method: Localization[Found]) -> Foun
     return replace(found, cost=before + cost)
 
 
-def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
+def _check_options(pairs: Any, keep_images: Any, batch_size: Any, quiet: Any) -> None:
     for name, value in (("pairs", pairs), ("batch_size", batch_size)):
         if value is not None:
             checks.whole(name, value, least=-math.inf)
     checks.whole("keep_images", keep_images, least=0)
     checks.flag("quiet", quiet)
-    if output is not None:
-        checks.path("output", output)
 
 
 def _chosen(concept: Concept, pairs: int | None) -> tuple[Pair, ...]:

@@ -46,5 +46,12 @@ class Loads(Protocol):
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:
-    """The metric with the parts that depend on the model filled in."""
-    return metric.bound_to(graph) if isinstance(metric, Bindable) else metric
+    """The metric with the parts that depend on the model filled in, and with its own model loaded, before any image is made.
+
+    Raises:
+        InvalidInput: the metric's own model cannot be loaded.
+    """
+    bound = metric.bound_to(graph) if isinstance(metric, Bindable) else metric
+    if isinstance(bound, Loads):
+        bound.loaded()
+    return bound

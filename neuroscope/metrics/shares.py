@@ -35,7 +35,7 @@ class LatentShare:
 
     def __call__(self, run: Any, source: Any, target: Any) -> float:
         """The share of one image; NaN where both runs are the same."""
-        return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
+        return _projection([each.cpu().double().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
 from neuroscope.core.tokens import warn_of_lost_words
 from neuroscope.pipeline.families import Family, uncompiled
+from neuroscope.pipeline.weights import resting_device
 
 #: Where the denoiser computes, and in which number format.
 Placement = tuple[torch.device | None, torch.dtype]
@@ -124,8 +125,9 @@ class PromptEncoder:
             return self._family.read(uncompiled(self._denoiser), site.module, repeated)[: len(given)]
 
     def _placement(self) -> Placement:
-        """Finding this out takes a walk through all modules of the pipeline."""
-        return self._pipe._execution_device, uncompiled(self._denoiser).dtype
+        """Where the denoiser's weights rest, as its modules are called alone; asking the pipeline takes a walk through all modules."""
+        denoiser = uncompiled(self._denoiser)
+        return resting_device(denoiser) or self._pipe._execution_device, denoiser.dtype
 
     @torch.no_grad()
     def _encode(

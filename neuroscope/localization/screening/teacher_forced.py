@@ -13,11 +13,13 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Patch
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.interventions import ContextSwap
-from neuroscope.localization.screening.screen import check_screen, run_screen, share
+from neuroscope.localization.screening.screen import check_screen, plan_screen, run_screen, share
+from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -53,6 +55,13 @@ class TeacherForced(Localization[LayerScores]):
         spec = PatchSpec(roles=self.roles, direction=self.direction)
         return run_screen(experiment, self, spec, partial(forced_shares, self.roles), self.steps, self.fidelity)
 
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`."""
+        forcing = TeacherForcing(experiment.graph)
+        target = experiment.graph.text.conditions([experiment.pairs[0].absent])
+        changes = _changes(experiment.graph, self.roles, target, experiment.graph.sites.layers)
+        return plan_screen(experiment, self, lambda step: forcing.nfe_of(step, changes))
+
 
 def forced_shares(
     roles: str | tuple[str, ...],
@@ -74,10 +83,13 @@ def forced_shares(
     Returns:
         float64; NaN where there is no total effect.
     """
-    sites = forcing.graph.sites
-    spec = PatchSpec(roles=roles, rows="all", pooled="own")
-    every = sites.where(role=(*ROLES, "pooled")).paths
-    total = ContextSwap(every, target.context, rows="all", pooled=target.pooled)
-    patches = [Patch((layer,)) for layer in (sites.layers if layers is None else layers)]
-    predicted = forcing.predict(step, [[total], *([spec.swap(forcing.graph, patch, target)] for patch in patches)])
+    predicted = forcing.predict(step, _changes(forcing.graph, roles, target, forcing.graph.sites.layers if layers is None else layers))
     return share(predicted[1:], step.output, predicted[:1])
+
+
+def _changes(graph: HookGraph, roles: str | tuple[str, ...], target: Conditions, layers: Sequence[int]) -> list[list[ContextSwap]]:
+    """What is changed for each prediction: everything, then each layer alone."""
+    spec = PatchSpec(roles=roles, rows="all", pooled="own")
+    every = graph.sites.where(role=(*ROLES, "pooled")).paths
+    total = ContextSwap(every, target.context, rows="all", pooled=target.pooled)
+    return [[total], *([spec.swap(graph, Patch((layer,)), target)] for layer in layers)]
