@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import neuroscope as ns
-from neuroscope import HookGraph, InvalidInput, LocoGen, localize
+from neuroscope import CausalTracing, HookGraph, InvalidInput, LocoGen, NeuronAblation, localize
 from neuroscope.attribution.recording import record
 from neuroscope.core.quality import Plan
 from neuroscope.evaluation import evaluate, generate, plan_evaluation
 from neuroscope.generation.dry_run import plan_images, predicting_zeros, rows_of_run
 from neuroscope.localization import plan_localization
+from neuroscope.localization._localize import _checked
 from neuroscope.testbed.construction.pipelines import generation_of
 from tests.families import tiny
 from tests.localization.planted import SMALL
@@ -90,3 +91,20 @@ def test_a_plan_says_itself_and_refuses_no_numbers():
         Plan(1, -1)
     with pytest.raises(InvalidInput, match="the plan's images=-2"):
         Plan(-2, 1)
+
+
+def test_exact_ablation_costs_what_its_plan_says(graph, concept):
+    method = NeuronAblation(layers=8, roles="value", group=16)
+    experiment = _checked(graph, concept, method, ns.LatentShare(), [0], 1, SMALL)
+    plan = method.plan(experiment)
+    assert plan.nfe == method(experiment).cost.nfe
+    assert plan.images == 2 + sum(-(-site.width // 16) for site in graph.sites.where(layer=8, role="value"))
+
+
+def test_causal_tracing_makes_the_clean_run_again_in_every_batch(graph, concept):
+    for size in (4, 64):
+        asked = SMALL | {"seeds": [0], "pairs": 1, "batch_size": size}
+        plan = plan_localization(graph, concept, CausalTracing(), ns.LatentShare(), **asked)
+        runs = 2 + len([each for each in graph.components if each.kind == "cross"])
+        assert plan.images == runs + -(-runs // (size - 1))
+        assert plan.nfe == 2 * plan.images
