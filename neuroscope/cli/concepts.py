@@ -61,7 +61,7 @@ def record_(
         values.refuse_unused(ctx, dict.fromkeys(_OF_DENOISING, "these sites depend on the prompt alone and are recorded without denoising"))
     prompts = [] if not recorded.where(text_only=False) else [*chosen.present, *chosen.absent]
     check_generation(graph.pipe, called, record)
-    if printed.stops_at(plan_images(graph, prompts, called)):
+    if printed.stops_at(plan_images(graph, prompts, called), graph.pipe):
         return
     called |= {} if printed.batch_size is None else {"batch_size": printed.batch_size}
     kept = {"by_step": by_step, "keep_samples": keep_samples}

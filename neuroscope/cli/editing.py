@@ -44,7 +44,8 @@ def edit(
     chosen = concept.open(model)
     method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()))
     graph = model.open(printed)
-    if printed.stops_at(Plan(0, 0)):
+    graph.sites.where(layer=layer)
+    if printed.stops_at(Plan(0, 0), graph.pipe):
         return
     made = run(graph, chosen, method, layer)
     artifacts.save(made, output)

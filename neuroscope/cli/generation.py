@@ -54,7 +54,7 @@ def generate(
         storage.check_writable_folder(output_dir)
     graph = model.open(printed)
     check_generation(graph.pipe, called, run)
-    if printed.stops_at(plan_images(graph, [text for text, _ in pairs], called)):
+    if printed.stops_at(plan_images(graph, [text for text, _ in pairs], called), graph.pipe):
         return
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
     images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, **called)
@@ -115,7 +115,7 @@ def evaluate(
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
     from neuroscope.evaluation import evaluate as run
-    from neuroscope.evaluation import plan_evaluation, summarize
+    from neuroscope.evaluation import plan_evaluation, refuse_shares, summarize
     from neuroscope.metrics import bind
 
     inputs = [*(apply or []), concept.concept, generation.image]
@@ -129,8 +129,9 @@ def evaluate(
     asked = metrics.open(model)
     counted = seeds.open()
     graph = model.open(printed)
+    refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
-    if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called)):
+    if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
         return
     called |= {"batch_size": printed.batch_size, "quiet": printed.quiet}
     table = run(graph, changes, prompts, counted, scored_by, output=resume, **called)

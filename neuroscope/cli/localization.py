@@ -96,7 +96,7 @@ def localize(
     called = generation.open() | ({} if pairs is None else {"pairs": pairs}) | {"batch_size": printed.batch_size}
     counted = seeds.open()
     graph = model.open(printed)
-    if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called)):
+    if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
         return
     scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
     artifacts.save(scores, output)

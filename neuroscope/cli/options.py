@@ -55,8 +55,11 @@ class Running(Printing):
 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of images and NFE, and stop; nothing is made.")] = False
 
-    def stops_at(self, plan: Plan | None) -> bool:
-        """Says what the work will cost, if that is known; True where nothing more is asked."""
+    def stops_at(self, plan: Plan | None, pipe: Any) -> bool:
+        """Says where the model runs and what the work will cost, if that is known; True where nothing more is asked."""
+        from neuroscope.pipeline.placement import footprint
+
+        self.note(str(footprint(pipe)))
         text = "the cost of this method is not known before it runs" if plan is None else f"{plan}"
         text += "" if plan is not None and not plan.nfe else "; the time is known after the first batch"
         if self.dry_run:
@@ -107,13 +110,14 @@ class ModelOptions:
         return Path(self.model).suffix == ".safetensors"
 
     def open_pipeline(self, printed: Printing) -> Any:
-        """The pipeline, after a line on where it runs and how large it is."""
+        """The pipeline, after a line on where it runs and how large it is; a `Running` command says that once all is checked."""
         from neuroscope.pipeline.loading import load_pipeline
         from neuroscope.pipeline.placement import footprint
 
         given = {name: value for name, value in vars(self).items() if name not in ("model", "lora", "config")}
         pipe = load_pipeline(self.model, **given, config=None if self.config is None else str(self.config), loras=self.lora or ())
-        printed.note(str(footprint(pipe)))
+        if not isinstance(printed, Running):
+            printed.note(str(footprint(pipe)))
         return pipe
 
     def open(self, printed: Printing) -> HookGraph:

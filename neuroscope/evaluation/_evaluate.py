@@ -93,8 +93,7 @@ def evaluate(
     _check_any(prompts=prompts, metrics=metrics)
     checks.distinct("seeds", seeds)
     check_run(graph, batch_size, output, quiet, generation, evaluate)
-    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
-        raise InvalidInput(f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single images")
+    refuse_shares(metrics)
     bound = [bind(metric, graph) for metric in metrics]
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
@@ -113,6 +112,12 @@ def evaluate(
                 bar.update(len(batch))
         table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
     return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def refuse_shares(metrics: Iterable[Metric | Share]) -> None:
+    """Raises InvalidInput for a metric of three runs, which is none of single images."""
+    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
+        raise InvalidInput(f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single images")
 
 
 def plan_evaluation(
