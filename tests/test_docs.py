@@ -11,6 +11,7 @@ import pytest
 import neuroscope as ns
 from docs import imports, reference
 from neuroscope.cli import main
+from tests.hub import stand_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -19,11 +20,17 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OUTSIDE = ("make ", "git ", "cd ", "neuroscope demo")
 
 
+@pytest.fixture(autouse=True)
+def hub(monkeypatch):
+    stand_in(monkeypatch)
+
+
 def _blocks(page, language):
     return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
 
 
 @pytest.mark.parametrize("page", [*PAGES, RECIPES], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore:.* was made on '.*' and is applied to:UserWarning")
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -2,7 +2,7 @@
 
 from neuroscope.attribution._attribution import Attribution, Evidence, Scored, score
 from neuroscope.attribution._causal_attribution import CausalAttribution
-from neuroscope.attribution._rank import rank
+from neuroscope.attribution._rank import plan_ranking, rank
 from neuroscope.attribution.auroc import Auroc
 from neuroscope.attribution.integrated_gradients import IntegratedGradients
 from neuroscope.attribution.mean_difference import MeanDifference
@@ -23,6 +23,7 @@ __all__ = [
     "Scored",
     "WeightedNorm",
     "Welch",
+    "plan_ranking",
     "rank",
     "score",
 ]

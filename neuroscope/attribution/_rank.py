@@ -14,6 +14,7 @@ from neuroscope.attribution.recording import BATCH_SIZE, record
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
+from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.experiment import PAIRS, Localization, choose_layers, open_experiment, run_method
@@ -98,6 +99,35 @@ def rank(
         quiet=quiet,
     ) as experiment:
         return run_method(experiment, method)
+
+
+def plan_ranking(
+    graph: HookGraph,
+    concept: Concept,
+    method: CausalAttribution | Attribution = NeuronGradient(),
+    *,
+    layers: Iterable[int] | int | None = None,
+    metric: Metric | Share | None = None,
+    seeds: Iterable[int] | None = None,
+    pairs: int | None = _Default.PAIRS,
+    batch_size: int | None = None,
+    **generation: Any,
+) -> Plan | None:
+    """What `rank` with these arguments will cost, without a finished ledger: images and NFE. Nothing is denoised.
+
+    Returns:
+        None where the method cannot know before it runs.
+
+    Raises:
+        InvalidInput: as in `rank`.
+    """
+    if isinstance(method, Attribution):
+        return Plan(0, 0)
+    checks.instance("method", method, CausalAttribution, "ns.NeuronGradient()")
+    asked, measured = method.default_pairs if pairs is _Default.PAIRS else pairs, LatentShare() if metric is None else metric
+    options: dict[str, Any] = {"layers": layers, "pairs": asked, "batch_size": batch_size, "output": None, "quiet": True}
+    with open_experiment(rank, graph, concept, measured, (0,) if seeds is None else seeds, generation, **options) as experiment:
+        return method.plan(experiment)
 
 
 def _by_response(

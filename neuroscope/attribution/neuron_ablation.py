@@ -15,8 +15,10 @@ from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import check_schedule_part
+from neuroscope.core.quality import Plan
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
+from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, PatchRunner, PatchSpec, check_roles
@@ -65,6 +67,10 @@ class NeuronAblation(CausalAttribution):
         sizes = torch.tensor([part.count for part in parts])
         scores = torch.from_numpy(effects.means()) / sizes
         return replace(self.scores(experiment, sites, scores.repeat_interleave(sizes)), cost=meter.cost)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`."""
+        return plan_patches(experiment, len(list(self._parts(self.sites(experiment)))), beside=False)
 
     def measure(self, experiment: Experiment, parts: Sequence[Neurons]) -> Effects:
         """The effects of sets of neurons on every prompt and seed.

@@ -19,10 +19,11 @@ from neuroscope.attribution._causal_attribution import CausalAttribution
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.quality import Cost
+from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.dry_run import recorded_steps
 from neuroscope.generation.experiment import Experiment, ImageKey
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
@@ -96,6 +97,12 @@ class NeuronGradient(CausalAttribution):
         # half of the way is the mean share, and so half of the distance is left on average
         whole = 2 * distances.mean().clamp(min=_ROUNDING)
         return replace(self.mean_scores(experiment, sites, by_sample / whole), cost=cost)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `ExperimentMethod.plan`."""
+        images = min(self.samples, len(experiment.image_keys))
+        first, _ = recorded_steps(experiment, [0])
+        return Plan(0, images * first + 4 * self.samples)
 
     def _draws(self, experiment: Experiment) -> list[_Draw]:
         """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""

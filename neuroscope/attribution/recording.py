@@ -324,7 +324,7 @@ def _seen(chosen: Bool[Tensor, "prompt token"], conditions: Conditions) -> Bool[
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:
     """The mean over each prompt's chosen tokens, in float64."""
-    weights = chosen.to(torch.float64)
+    weights = chosen.to(activation.device, torch.float64)
     total = einops.einsum(activation.to(torch.float64), weights, "prompt token neuron, prompt token -> prompt neuron")
     return total / weights.sum(dim=1, keepdim=True)
 

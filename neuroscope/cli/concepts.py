@@ -54,19 +54,26 @@ def record_(
     by_step: Annotated[bool, typer.Option("--by-step", help="Keep denoising steps apart.")] = False,
     seed: options.Seed = 0,
     generation: options.DenoisingOptions,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Record statistics of activations with and without a concept."""
     from neuroscope.attribution.recording import record
     from neuroscope.core import artifacts
+    from neuroscope.generation.arguments import check_generation
+    from neuroscope.generation.dry_run import plan_images
 
     opening.check_output(output, concept.concept, generation.image)
     chosen = concept.open(model)
     called = generation.open()
-    graph = model.open()
+    graph = model.open(printed)
     recorded = graph.sites.where(layer=sites.layer or None, role=sites.role or ("key", "value"))
     if not recorded.where(text_only=False):
         values.refuse_unused(ctx, dict.fromkeys(_OF_DENOISING, "these sites depend on the prompt alone and are recorded without denoising"))
+    prompts = [] if not recorded.where(text_only=False) else [*chosen.present, *chosen.absent]
+    check_generation(graph.pipe, called, record)
+    if printed.stops_at(plan_images(graph, prompts, called), graph.pipe):
+        return
+    called |= {} if printed.batch_size is None else {"batch_size": printed.batch_size}
     kept = {"by_step": by_step, "keep_samples": keep_samples}
     recording = record(graph, chosen, recorded, cast("Token", token), **kept, seed=seed, quiet=printed.quiet, **called)
     artifacts.save(recording, output)
@@ -110,10 +117,10 @@ def rank(
     seeds: options.FewSeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
-    from neuroscope.attribution import CausalAttribution
+    from neuroscope.attribution import CausalAttribution, plan_ranking
     from neuroscope.attribution import rank as run
     from neuroscope.core import artifacts
 
@@ -127,11 +134,16 @@ def rank(
         asked = methods.build("method", text, methods.neuron_methods())
         values.refuse_unused(ctx, _ignored(asked))
         chosen = concept.open(model)
-        called: dict[str, Any] = {"layers": ranking.layer or None, "quiet": printed.quiet}
+        called: dict[str, Any] = {"layers": ranking.layer or None, "batch_size": printed.batch_size}
+        kept: dict[str, Any] = {"quiet": printed.quiet}
         if isinstance(asked, CausalAttribution):
-            called |= {"metric": metric.open(ctx, model), "seeds": seeds.open(), "output": resume}
+            called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
             called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
-        scores = run(model.open(), chosen, asked, **called)
+            kept["output"] = resume
+        graph = model.open(printed)
+        if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
+            return
+        scores = run(graph, chosen, asked, **called, **kept)
     if output is not None:
         artifacts.save(scores, output)
     table = scores.to_frame().head(ranking.top)

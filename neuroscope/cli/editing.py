@@ -32,20 +32,25 @@ def edit(
         list[str] | None,
         typer.Option("--preserve", callback=values.texts(), help="A prompt that should stay; repeat for several."),
     ] = None,
-    as_json: options.AsJson = False,
+    printed: options.Running,
 ) -> None:
     """Make layers read a concept as its absence, or a fact as its new answer (LOCOEDIT). A style becomes one other: see --against."""
     from neuroscope.core import artifacts
+    from neuroscope.core.quality import Plan
     from neuroscope.editing import LocoEdit
     from neuroscope.editing import edit as run
 
     opening.check_output(output, concept.concept)
     chosen = concept.open_with_one_counterpart(model)
     method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()))
-    made = run(model.open(), chosen, method, layer)
+    graph = model.open(printed)
+    graph.sites.where(layer=layer)
+    if printed.stops_at(Plan(0, 0), graph.pipe):
+        return
+    made = run(graph, chosen, method, layer)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
-    options.report(facts, f"{made}\n{made.report}\nwrote {output}", as_json)
+    printed.report(facts, f"{made}\n{made.report}\nwrote {output}")
 
 
 def export(
@@ -55,7 +60,7 @@ def export(
     lora_format: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI, A1111 and diffusers.")] = "diffusers",
     dtype: Annotated[str, typer.Option(help="The file's numbers: float32, float16 or bfloat16.")] = "float32",
     model: options.ModelOptions,
-    as_json: options.AsJson = False,
+    printed: options.Printing,
 ) -> None:
     """Write edits and masks as a LoRA file for diffusers, or for ComfyUI, A1111 and diffusers."""
     from neuroscope.core import storage
@@ -66,11 +71,10 @@ def export(
     storage.refuse_overwriting_inputs(file, files)
     changes = opening.open_interventions(files)
     storage.check_writable_folder(file.parent)
-    path = export_lora(model.open(), changes, output_dir, format=cast("LoraFormat", lora_format), dtype=cast("LoraDtype", dtype))
+    path = export_lora(model.open(printed), changes, output_dir, format=cast("LoraFormat", lora_format), dtype=cast("LoraDtype", dtype))
     place = f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
     tools = f"put it into ComfyUI's models/loras or A1111's models/Lora, or load it with {place}"
-    options.report(
+    printed.report(
         {"output": str(path), "format": lora_format},
         f"wrote {path}\n{tools if lora_format == 'kohya' else f'load it with {place}'}",
-        as_json,
     )

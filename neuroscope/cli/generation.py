@@ -35,23 +35,29 @@ def generate(
     seed: options.Seed = 0,
     count: Annotated[int, typer.Option(callback=values.whole(), help="Images of each prompt, with seeds counted up.")] = 1,
     generation: options.SizedDenoisingOptions,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Make images, with saved interventions applied."""
     from neuroscope.core import storage
     from neuroscope.evaluation import generate as run
+    from neuroscope.generation.arguments import check_generation
+    from neuroscope.generation.dry_run import plan_images
 
     called = generation.open()
     changes = opening.open_interventions(apply)
     seeds = opening.counted_seeds(seed, count)
     pairs = [(text, each) for text in prompt for each in seeds]
     paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
-    storage.check_writable_folder(output_dir)
     for path in paths:
         storage.refuse_overwriting_inputs(path, [generation.image] if generation.image is not None else [])
-    graph = model.open()
+    if not printed.dry_run:
+        storage.check_writable_folder(output_dir)
+    graph = model.open(printed)
+    check_generation(graph.pipe, called, run)
+    if printed.stops_at(plan_images(graph, [text for text, _ in pairs], called), graph.pipe):
+        return
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
-    images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **called)
+    images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, **called)
     for made, path in zip(images, paths, strict=True):
         storage.write_beside(path, png(made))
     pooled = [
@@ -104,12 +110,13 @@ def evaluate(
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
     resume: options.Resume = None,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
     from neuroscope.evaluation import evaluate as run
-    from neuroscope.evaluation import summarize
+    from neuroscope.evaluation import plan_evaluation, refuse_shares, summarize
+    from neuroscope.metrics import bind
 
     inputs = [*(apply or []), concept.concept, generation.image]
     opening.check_output(output, *inputs, resume)
@@ -119,9 +126,15 @@ def evaluate(
     prompts = prompt or list(concept.open(model).test)
     changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
     called = generation.open()
-    scored_by = metrics.open(model)
+    asked = metrics.open(model)
     counted = seeds.open()
-    table = run(model.open(), changes, prompts, counted, scored_by, output=resume, quiet=printed.quiet, **called)
+    graph = model.open(printed)
+    refuse_shares(asked)
+    scored_by = [bind(each, graph) for each in asked]
+    if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
+        return
+    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet}
+    table = run(graph, changes, prompts, counted, scored_by, output=resume, **called)
     storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
     if printed.as_json:

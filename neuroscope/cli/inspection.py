@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,31 +31,32 @@ def sites(
     ctx: typer.Context,
     *,
     model: options.ModelOptions,
-    config: Annotated[Path | None, typer.Option(help="Instead of a model: a denoiser's config.json; no weights are needed.")] = None,
     sites: options.SiteOptions,
-    as_json: options.AsJson = False,
+    printed: options.Printing,
 ) -> None:
     """List what a model exposes: sites in execution order, with layer, role and width."""
     from neuroscope.pipeline.discovery import sites_from_config
 
+    config = None if model.is_file else model.config
     if config is not None:
-        values.refuse_unused(ctx, {"model": "the sites are those of --config"})
-    graph = None if config is not None else model.open()
+        unused = [each.name for each in fields(model) if each.name != "config"]
+        values.refuse_unused(ctx, dict.fromkeys(unused, "the sites are those of --config, and no model is opened"))
+    graph = None if config is not None else model.open(printed)
     found = graph.sites if graph else sites_from_config(config or "")
     chosen = found.where(layer=sites.layer or None, role=sites.role or None)
     table = chosen.to_frame()
-    options.say(table.to_json(orient="records", indent=1) if as_json else f"{graph or config}\n{table.to_string(index=False)}\n{chosen}")
+    text = f"{graph or config}\n{table.to_string(index=False)}\n{chosen}"
+    options.say(table.to_json(orient="records", indent=1) if printed.as_json else text)
 
 
-def doctor(*, model: options.ModelOptions, as_json: options.AsJson = False) -> None:
-    """Check a model for settings that break hooks."""
+def doctor(*, model: options.ModelOptions, printed: options.Printing) -> None:
+    """Check a model for settings that break hooks; says where it runs and how large it is."""
     from neuroscope.pipeline.doctor import diagnose
 
-    findings = diagnose(model.open_pipeline())
-    options.report(
+    findings = diagnose(model.open_pipeline(printed))
+    printed.report(
         [vars(finding) for finding in findings],
         "\n".join(f"{finding.state:5}  {finding.name}: {finding.meaning}" for finding in findings),
-        as_json,
     )
 
 

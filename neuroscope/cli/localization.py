@@ -14,6 +14,9 @@ from neuroscope.core.errors import InvalidInput, choose
 if TYPE_CHECKING:
     from neuroscope.core.layer_scores import LayerScores
 
+#: The method where none is given: a search until it is confident; with --exhaustive, the sweep that it stands for.
+_AUTOMATIC, _EXHAUSTIVE = "LocoGen(search='auto')", "LocoGen"
+
 
 def register(app: typer.Typer) -> None:
     """Adds this file's command."""
@@ -58,28 +61,37 @@ def localize(
     concept: options.ConceptOptions,
     method: Annotated[
         str, typer.Option(help='The method, as in Python, such as "LocoGen(window=2)"; an unknown name or keyword lists the known ones.')
-    ] = "LocoGen",
+    ] = _AUTOMATIC,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Make images with every layer changed alone, instead of searching.")
+    ] = False,
     metric: MetricOptions,
     pairs: options.Pairs = None,
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
-    printed: options.Printing,
+    printed: options.RunningInBatches,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""
     from neuroscope.core import artifacts
-    from neuroscope.localization import Localization
+    from neuroscope.localization import Localization, plan_localization
     from neuroscope.localization import localize as run
 
     opening.check_output(output, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
     chosen = concept.open(model)
+    if exhaustive:
+        values.refuse_unused(ctx, {"method": f"with --exhaustive the method is {_EXHAUSTIVE}"})
     methods.refuse_neuron_methods(method)
-    asked: Localization = methods.build("method", method, methods.subclasses(cast("Any", Localization), "neuroscope.localization"))
+    known = methods.subclasses(cast("Any", Localization), "neuroscope.localization")
+    asked: Localization = methods.build("method", _EXHAUSTIVE if exhaustive else method, known)
     measured = metric.open(ctx, model)
-    called = generation.open() | opening.pairs_of(chosen, pairs)
+    called = generation.open() | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
     counted = seeds.open()
-    scores = run(model.open(), chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
+    graph = model.open(printed)
+    if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
+        return
+    scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
     artifacts.save(scores, output)
     facts, text = _described(scores)
     printed.report({"output": str(output)} | facts, f"{text}\nwrote {output}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -14,12 +14,13 @@ from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from neuroscope.core.concepts import Concept
+    from neuroscope.core.quality import Plan
     from neuroscope.pipeline.graph import HookGraph
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 OutputFolder = Annotated[Path, typer.Option("--output-dir", "-o", help="The folder to write to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar, and no line about the model and the work.")]
 Apply = Annotated[
     list[Path] | None, typer.Option("--apply", callback=values.files(), help="A saved mask or other intervention; repeat to compose.")
 ]
@@ -43,28 +44,88 @@ class Printing:
         """Prints the result, as text or as JSON."""
         report(facts, text, self.as_json)
 
+    def note(self, text: str) -> None:
+        """Prints a line beside the result, on standard error."""
+        if not self.quiet and not self.as_json:
+            typer.echo(text.encode(errors="backslashreplace").decode(), err=True)
+
+
+@dataclass(frozen=True)
+class Running(Printing):
+    """How a command that computes runs, and how it shows that."""
+
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of images and NFE, and stop; nothing is made.")] = False
+
+    def stops_at(self, plan: Plan | None, pipe: Any) -> bool:
+        """Says where the model runs and what the work will cost, if that is known; True where nothing more is asked."""
+        from neuroscope.pipeline.placement import footprint
+
+        self.note(str(footprint(pipe)))
+        text = "the cost of this method is not known before it runs" if plan is None else f"{plan}"
+        text += "" if plan is not None and not plan.nfe else "; the time is known after the first batch"
+        if self.dry_run:
+            facts = {} if plan is None else asdict(plan)
+            self.report(facts | {"seconds": None}, text)
+        else:
+            self.note(text)
+        return self.dry_run
+
+
+@dataclass(frozen=True)
+class RunningInBatches(Running):
+    """How a command that makes images runs."""
+
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", callback=values.whole(), help="Images at a time; by default as many as fit the memory.")
+    ] = None
+
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model."""
+    """Which model, and where it runs."""
 
     panel: ClassVar[str] = "Model"
-    model: Annotated[str, typer.Option("--model", "-m", callback=values.text(), help="testbed:NAME, a folder or a hub id.")] = "testbed:sd1"
+    model: Annotated[
+        str, typer.Option("--model", "-m", callback=values.text(), help="testbed:NAME, a folder, a .safetensors checkpoint or a hub id.")
+    ] = "testbed:sd1"
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda, cuda:N, mps or cpu.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto (float16 on a GPU, float32 on the CPU), float16, bfloat16 or float32.")] = "auto"
+    offload: Annotated[str, typer.Option(help="none; model or sequential keep one part or one module at a time on the GPU.")] = "none"
+    variant: Annotated[str | None, typer.Option(callback=values.text(), help="Of the weights' files, such as fp16.")] = None
+    revision: Annotated[str | None, typer.Option(callback=values.text(), help="Of a hub id: a branch, a tag or a commit.")] = None
+    config: Annotated[
+        Path | None, typer.Option(help="Of a .safetensors checkpoint: a folder with its configuration; of sites: a denoiser's config.json.")
+    ] = None
+    lora: Annotated[
+        list[str] | None, typer.Option(callback=values.texts(), help="A LoRA to put on top: a file, folder or hub id; repeat for several.")
+    ] = None
 
     @property
     def bundled(self) -> bool:
         """Whether it is the testbed's."""
         return self.model.startswith("testbed:")
 
-    def open_pipeline(self) -> Any:
-        """The pipeline."""
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single checkpoint."""
+        return Path(self.model).suffix == ".safetensors"
+
+    def open_pipeline(self, printed: Printing) -> Any:
+        """The pipeline, after a line on where it runs and how large it is; a `Running` command says that once all is checked."""
         from neuroscope.pipeline.loading import load_pipeline
+        from neuroscope.pipeline.placement import footprint
 
-        return load_pipeline(self.model)
+        given = {name: value for name, value in vars(self).items() if name not in ("model", "lora", "config")}
+        pipe = load_pipeline(self.model, **given, config=None if self.config is None else str(self.config), loras=self.lora or ())
+        if not isinstance(printed, Running):
+            printed.note(str(footprint(pipe)))
+        return pipe
 
-    def open(self) -> HookGraph:
-        """The hook graph of the pipeline."""
-        return opening.open_graph(self.model)
+    def open(self, printed: Printing) -> HookGraph:
+        """The hook graph of the pipeline, as `open_pipeline`."""
+        from neuroscope.pipeline.graph import HookGraph
+
+        return HookGraph(self.open_pipeline(printed))
 
 
 @dataclass(frozen=True)

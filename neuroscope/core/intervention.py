@@ -144,6 +144,11 @@ class Intervention(Artifact):
         return f"changed by the {self.kind}" if set(pooled) & set(self.paths) else "the run's own prompt"
 
     @property
+    def made_on(self) -> str:
+        """The name of the model that it was made on; "" where that is not known."""
+        return ""
+
+    @property
     def changes_input(self) -> bool:
         """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""
         return False

@@ -46,6 +46,32 @@ class Cost:
         return Cost(self.nfe + other.nfe, self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a computation will cost, as far as that is known before it runs.
+
+    Attributes:
+        images: how many runs of the pipeline go to their end.
+        nfe: as in `Cost`, of all that runs.
+        is_bound: whether these are upper bounds, because the computation stops once it has found enough.
+
+    Raises:
+        InvalidInput: a number that is negative or not finite.
+    """
+
+    images: int
+    nfe: int | float
+    is_bound: bool = False
+
+    def __post_init__(self) -> None:
+        whole("the plan's images", self.images, least=0, most=math.inf)
+        finite("the plan's nfe", self.nfe, least=0)
+
+    def __str__(self) -> str:
+        images = f"{self.images:,} image{'s' * (self.images != 1)}"
+        return f"{'at most ' * self.is_bound}{images}, {self.nfe:,.0f} NFE"
+
+
 _CONFIDENT = 0.95
 
 

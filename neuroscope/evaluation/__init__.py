@@ -1,5 +1,5 @@
 """Evaluation: what interventions change, on prompts and seeds that nothing was chosen with."""
 
-from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
+from neuroscope.evaluation._evaluate import evaluate, generate, plan_evaluation, random_control, refuse_shares, summarize
 
-__all__ = ["evaluate", "generate", "random_control", "summarize"]
+__all__ = ["evaluate", "generate", "plan_evaluation", "random_control", "refuse_shares", "summarize"]

@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Intervention
+from neuroscope.core.quality import Plan
 from neuroscope.core.scores import Neurons
 from neuroscope.core.statistics import is_share, mean_interval
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.dry_run import plan_images
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
 from neuroscope.generation.ledger import Ledger
@@ -91,8 +93,7 @@ def evaluate(
     _check_any(prompts=prompts, metrics=metrics)
     checks.distinct("seeds", seeds)
     check_run(graph, batch_size, output, quiet, generation, evaluate)
-    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
-        raise InvalidInput(f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single images")
+    refuse_shares(metrics)
     bound = [bind(metric, graph) for metric in metrics]
     if len({metric.name for metric in bound}) < len(bound):
         raise InvalidInput(f"two metrics have the same name: {', '.join(metric.name for metric in bound)}")
@@ -111,6 +112,32 @@ def evaluate(
                 bar.update(len(batch))
         table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
     return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def refuse_shares(metrics: Iterable[Metric | Share]) -> None:
+    """Raises InvalidInput for a metric of three runs, which is none of single images."""
+    if shares := [metric for metric in metrics if isinstance(metric, Share)]:
+        raise InvalidInput(f"{shares[0]!r} compares a run with its two ends, which localize makes; give evaluate a metric of single images")
+
+
+def plan_evaluation(
+    graph: HookGraph,
+    interventions: Mapping[str, Change] | Intervention,
+    prompts: Sequence[str],
+    seeds: Iterable[int] = range(4),
+    *,
+    controls: bool = True,
+    **generation: Any,
+) -> Plan:
+    """What `evaluate` with these arguments will cost, without a finished ledger: images and NFE. Nothing is denoised.
+
+    Raises:
+        InvalidInput: an intervention without a name, or an option that the pipeline does not have.
+    """
+    check_run(graph, None, None, False, generation, evaluate)
+    interventions = _named(interventions, controls)
+    changes = with_controls(interventions) if controls else interventions
+    return plan_images(graph, [prompt for _ in changes for prompt in prompts for _ in seeds], generation)
 
 
 def _jobs(

@@ -158,7 +158,8 @@ def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None
 
 def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
     """How many images at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
-    free = torch.cuda.mem_get_info()[0] if graph.denoiser.device.type == "cuda" else psutil.virtual_memory().available
+    device = torch.device(graph.pipe._execution_device)  # an offloaded denoiser rests elsewhere
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     row = bytes_an_image(graph, generation.get("height"), generation.get("width"))
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
 

@@ -18,7 +18,7 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost
+from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation, steps_of
 from neuroscope.generation.batches import Row, Sweep
@@ -172,6 +172,13 @@ class ExperimentMethod(abc.ABC, Generic[Found]):
         Raises:
             InvalidInput: an option that does not fit the model.
         """
+
+    def plan(self, experiment: Experiment) -> Plan | None:
+        """What `__call__` will cost, without a finished ledger; None where the method cannot know before it runs.
+
+        Nothing is denoised. See `neuroscope.generation.dry_run` for what counts runs.
+        """
+        return None
 
 
 class Localization(ExperimentMethod[LayerScores]):

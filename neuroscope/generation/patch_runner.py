@@ -91,9 +91,8 @@ class PatchRunner:
 
     @property
     def beside(self) -> list[Patch]:
-        """The patches of what no layer carries: the pooled text path, and nets beside the denoiser that read the prompt."""
-        graph = self.experiment.graph
-        return [POOLED] * bool(graph.sites.where(role="pooled")) + [CONTROL] * bool(graph.readers_beside)
+        """See `patches_beside`."""
+        return patches_beside(self.experiment.graph)
 
     def target(self, pair: int) -> Conditions:
         """The target prompt's context, which patched layers read in the runs of a pair."""
@@ -152,6 +151,11 @@ class PatchRunner:
         if isinstance(run.patch, str):
             return Row(source if run.patch == "source" else target, run.seed)
         return Row(target if run.patch == CONTROL else source, run.seed, (swaps[run.patch, run.pair],))
+
+
+def patches_beside(graph: HookGraph) -> list[Patch]:
+    """The patches of what no layer carries: the pooled text path, and nets beside the denoiser that read the prompt."""
+    return [POOLED] * bool(graph.sites.where(role="pooled")) + [CONTROL] * bool(graph.readers_beside)
 
 
 @contextmanager

@@ -185,6 +185,12 @@ class TeacherForcing:
         given = self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
         return list(given.split([len(each) for each in changes]))
 
+    def nfe_of(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> float:
+        """The NFE of `predict` with these arguments, the unchanged row included; nothing is computed."""
+        shares = [1.0, *stage_shares(self.graph.family, self.graph.denoiser, step.inputs).values()]
+        stages = [_FIRST_CALL, *stage_shares(self.graph.family, self.graph.denoiser, step.inputs)]
+        return 1.0 + sum(shares[self._begin(change, stages)] for change in changes)
+
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""
         modules = [site.module for each in change for site in self.graph.sites.at(each.paths)]

@@ -164,6 +164,11 @@ class ContextMap(Intervention):
         moved[rows] += self.strength * (context[rows] @ read.to(context).T) @ write.to(context)
         return moved
 
+    @property
+    def made_on(self) -> str:
+        """See `Intervention`."""
+        return self.provenance.model
+
     def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read text of this width."""
         family = self.provenance.family

@@ -185,6 +185,11 @@ class ContextSwap(Intervention):
         edited[rows] = _between(bias[rows], other.to(bias), self.strength)
         return edited
 
+    @property
+    def made_on(self) -> str:
+        """See `Intervention`."""
+        return self.provenance.model
+
     def check(self, spec: ModelSpec) -> None:
         """Raises UnknownSite for sites that the model lacks, InvalidInput for sites that do not read the text alone."""
         for site in spec.sites.at(self.paths):

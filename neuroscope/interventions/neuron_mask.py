@@ -90,6 +90,11 @@ class NeuronMask(Intervention):
         rows[place] = rows[place].lerp(self.values[call.site.path].to(activation), self.strength)
         return edited
 
+    @property
+    def made_on(self) -> str:
+        """See `Intervention`."""
+        return self.neurons.provenance.model
+
     def check(self, spec: ModelSpec) -> None:
         """Raises InvalidInput for a mask of another family, UnknownSite for sites that the model lacks or that have another width."""
         family = self.neurons.provenance.family

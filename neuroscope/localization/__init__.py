@@ -1,7 +1,7 @@
 """Localisation: find the layers that control a concept, by methods that change a running model and measure the effect."""
 
 from neuroscope.generation.experiment import Localization
-from neuroscope.localization._localize import localize
+from neuroscope.localization._localize import localize, plan_localization
 from neuroscope.localization.patching.causal_tracing import CausalTracing
 from neuroscope.localization.patching.locogen import LocoGen
 from neuroscope.localization.patching.racing import Racing
@@ -18,4 +18,5 @@ __all__ = [
     "Racing",
     "TeacherForced",
     "localize",
+    "plan_localization",
 ]

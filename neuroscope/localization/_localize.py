@@ -11,6 +11,7 @@ from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
@@ -73,3 +74,30 @@ def localize(
         quiet=quiet,
     ) as experiment:
         return run_method(experiment, method)
+
+
+def plan_localization(
+    graph: HookGraph,
+    concept: Concept,
+    method: Localization,
+    metric: Metric | Share,
+    seeds: Iterable[int] = range(4),
+    *,
+    pairs: int | None = PAIRS,
+    batch_size: int | None = None,
+    **generation: Any,
+) -> Plan | None:
+    """What `localize` with these arguments will cost, without a finished ledger: images and NFE. Nothing is denoised.
+
+    The metric's own model is loaded, so that one that is missing is found here.
+
+    Returns:
+        None where the method cannot know before it runs.
+
+    Raises:
+        InvalidInput: as in `localize`.
+    """
+    checks.instance("method", method, Localization, "ns.LocoGen()")
+    options: dict[str, Any] = {"pairs": pairs, "batch_size": batch_size, "output": None, "quiet": True}
+    with open_experiment(localize, graph, concept, metric, seeds, generation, **options) as experiment:
+        return method.plan(experiment)

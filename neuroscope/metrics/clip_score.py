@@ -97,5 +97,9 @@ def load_clip(model: str) -> tuple[CLIPModel, Any]:
     folder = resolve(model)
     try:
         return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise InvalidInput(f"the CLIP model {model} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever transformers raises of a folder that holds something else
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvalidInput(
+            f"the CLIP model {model} cannot be loaded: {said} Give a folder or a hub id of a CLIP model, or measure without one "
+            "(LatentShare)"
+        ) from error

@@ -55,10 +55,16 @@ class Loads(Protocol):
 
 
 def bind(metric: Metric, graph: HookGraph) -> Metric:
-    """The metric with the parts that depend on the model filled in.
+    """The metric with the parts that depend on the model filled in, and with its own model loaded, before any image is made.
 
     Args:
         metric: returned as it is unless it has `bound_to`.
         graph: the model whose images will be scored.
+
+    Raises:
+        InvalidInput: the metric's own model cannot be loaded.
     """
-    return metric.bound_to(graph) if isinstance(metric, Bindable) else metric
+    bound = metric.bound_to(graph) if isinstance(metric, Bindable) else metric
+    if isinstance(bound, Loads):
+        bound.loaded()
+    return bound

@@ -44,7 +44,7 @@ class LatentShare:
             source: that of the source run, of the same shape.
             target: that of the target run, of the same shape.
         """
-        return _projection([each.double().cpu().numpy() for each in (run, source, target)], _ROUNDING[self.space])
+        return _projection([each.cpu().double().numpy() for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)

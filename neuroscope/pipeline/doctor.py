@@ -11,6 +11,7 @@ from torch import nn
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.pipeline.discovery import readers_beside
 from neuroscope.pipeline.families import check_modes, family_of, is_compiled, refuse_pipeline, uncompiled
+from neuroscope.pipeline.placement import footprint
 from neuroscope.pipeline.weights import is_plain
 
 #: diffusers' hooks that change where weights rest, and nothing that modules compute; all its others skip modules or change them.
@@ -41,7 +42,8 @@ def diagnose(pipe: Any) -> list[Finding]:
     refusals: list[tuple[str, State, str, bool]] = [
         (refusal.name, "wrong", refusal.reason, refusal.applies(inner)) for refusal in family.refusals
     ]
-    return [Finding("family", "fine", f"{family.name}, read from {type(inner).__name__}")] + [
+    first = [Finding("family", "fine", f"{family.name}, read from {type(inner).__name__}"), Finding("model", "fine", str(footprint(pipe)))]
+    return first + [
         Finding(name, state, meaning) if found else Finding(name, "fine", "no")
         for name, state, meaning, found in [*refusals, *_checks(pipe, denoiser, inner)]
     ]

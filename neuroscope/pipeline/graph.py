@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -28,6 +29,7 @@ from neuroscope.pipeline.hooks import (
     check_intervention,
     images_by_intervention,
 )
+from neuroscope.pipeline.placement import dtype_name, name_of
 from neuroscope.pipeline.steps import StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.weights import head_counts
@@ -60,11 +62,13 @@ class HookGraph:
             self.sites = find_sites(self.family, self.denoiser)
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{type(pipe).__name__} is not supported: {error}") from error
-        self.model = str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
+        self.model = name_of(pipe)
+        self._noted: set[str] = set()
 
     def __repr__(self) -> str:
         counts = f"{len(self.sites.layers)} layers, {len(self.sites)} sites, {self.sites.neuron_count:,} neurons"
-        return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts})"
+        where = f"{self.pipe._execution_device}, {dtype_name(uncompiled(self.denoiser))}"
+        return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts}, {where})"
 
     @cached_property
     def components(self) -> tuple[Component, ...]:
@@ -131,6 +135,7 @@ class HookGraph:
         for each, _ in changes:
             check_intervention(each)
             each.check(self.spec)
+            self._note_origin(each)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
         with HookedBlock(self._live, self.sites.paths) as hooks:
@@ -144,6 +149,17 @@ class HookGraph:
         for each, _ in changes:
             if id(each) not in acted:
                 raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
+
+    def _note_origin(self, change: Intervention) -> None:
+        """Warns once of a change that was made on another model, such as the one that this is a fine-tune of."""
+        if change.made_on and change.made_on != self.model and change.made_on not in self._noted:
+            self._noted.add(change.made_on)
+            warnings.warn(
+                f"the {change.kind} was made on {change.made_on!r} and is applied to {self.model!r}; its sites and widths match, but "
+                "what it does there may differ, so evaluate it on this model",
+                UserWarning,
+                stacklevel=2,
+            )
 
     @block
     def capture(self, sites: Iterable[Site] | None = None) -> Iterator[ActivationCache]:

@@ -1,37 +1,97 @@
-"""Loading models by name: a hub id, a folder, or PREFIX:NAME of a collection that is registered as an entry point."""
+"""Loading models by name: a hub id, a folder, a checkpoint file, or PREFIX:NAME of a collection that is registered as an entry point."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from neuroscope.core.errors import InvalidInput, closest
+from neuroscope.pipeline.checkpoint import SUFFIXES, load_checkpoint
+from neuroscope.pipeline.placement import DEVICES, DTYPES, OFFLOADS, place, placement
 
 #: The entry points of collections: modules with `load(name)`, which gives a pipeline, and `path(name)`, the folder of a model.
 GROUP = "neuroscope.models"
+__all__ = ["DEVICES", "DTYPES", "GROUP", "OFFLOADS", "load_pipeline", "resolve"]
 
 
-def load_pipeline(model: str) -> Any:
-    """A pipeline by name, such as "testbed:sd1", a folder of `save_pretrained` or a hub id.
+def load_pipeline(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+    loras: Iterable[str] = (),
+    **source: str | None,
+) -> Any:
+    """A pipeline by name, on its device and in its number format.
+
+    Args:
+        model: such as "testbed:sd1", a folder of `save_pretrained`, a single .safetensors checkpoint, or a hub id.
+        device: "auto" (CUDA's GPU, then Apple's, then the CPU), "cuda", "cuda:N", "mps" or "cpu".
+        dtype: "auto" (float16 on a GPU, float32 on the CPU), "float16", "bfloat16" or "float32".
+        offload: "none"; "model" keeps one part of the pipeline at a time on the GPU, "sequential" one module at a time.
+        loras: files, folders or hub ids of LoRAs that are put on top, in order.
+        **source: `variant` (of the weights' files, such as "fp16"; folders and hub ids), `revision` (hub ids) and `config` (a
+            folder of `save_pretrained` with the configuration of a single checkpoint's model, whose weights are not read).
 
     Raises:
-        InvalidInput: there is no such model of a collection, folder or hub id that can be reached.
+        InvalidInput: there is no such model or LoRA that can be reached or read, no such device, or an option that does not
+            belong to this kind of model.
     """
+    asked = placement(device, dtype, offload)
+    given = {name: value for name, value in source.items() if value is not None}
+    pipe = _opened(model, {"dtype": asked.dtype}, given)
+    pipe.set_progress_bar_config(disable=True)
+    for lora in loras:
+        _put_on(pipe, lora)
+    return place(pipe, asked)
+
+
+def _opened(model: str, options: Mapping[str, Any], given: dict[str, str]) -> Any:
+    """The pipeline as it is stored, on the CPU."""
     collection, name = _collection(model)
     if collection is not None:
-        return collection.load(name)
+        _refuse_others(given, (), f"{model} is the package's own")
+        return collection.load(name).to(options["dtype"])
+    path = Path(model)
+    if path.suffix in SUFFIXES:
+        _refuse_others(given, ("config",), f"{model} is a single file")
+        return load_checkpoint(path, given.get("config"), **options)
+    if path.is_dir():
+        _refuse_others(given, ("variant",), f"{model} is a folder")
+    _refuse_others(given, ("variant", "revision"), f"{model} has a configuration of its own")
     from diffusers import DiffusionPipeline
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(model)
+        return DiffusionPipeline.from_pretrained(model, **options, **given)
     except Exception as error:  # a damaged folder can make diffusers raise anything
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidInput(
-            f"the model {model!r} cannot be loaded: {first} Give testbed:NAME, a folder of save_pretrained, or a hub id"
+            f"the model {model!r} cannot be loaded: {_first_line(error)} Give testbed:NAME, a folder of save_pretrained, a .safetensors "
+            "checkpoint, or a hub id"
         ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+
+
+def _refuse_others(given: Mapping[str, str], known: tuple[str, ...], why: str) -> None:
+    """Raises InvalidInput for an option that this kind of model would ignore."""
+    for name in given:
+        if name not in known:
+            raise InvalidInput(f"{name}={given[name]!r} would be ignored: {why}; leave it out")
+
+
+def _put_on(pipe: Any, lora: str) -> None:
+    """Puts a LoRA on top of a pipeline."""
+    if not hasattr(pipe, "load_lora_weights"):
+        raise InvalidInput(f"{type(pipe).__name__} takes no LoRA ({lora}); leave it out")
+    try:
+        pipe.load_lora_weights(lora)
+    except Exception as error:  # whatever diffusers and peft raise of a file that does not fit
+        raise InvalidInput(f"the LoRA {lora!r} cannot be put on {type(pipe).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def resolve(model: str) -> str | Path:

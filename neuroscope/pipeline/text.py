@@ -18,6 +18,7 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled, without_texts
+from neuroscope.pipeline.weights import resting_device
 
 #: Where the denoiser computes, and in which number format.
 Placement = tuple[torch.device | None, torch.dtype]
@@ -165,8 +166,9 @@ class PromptEncoder:
             return self._family.read(uncompiled(self._denoiser), site.module, repeated)[: len(given)]
 
     def _placement(self) -> Placement:
-        """Finding this out takes a walk through all modules of the pipeline."""
-        return self._pipe._execution_device, uncompiled(self._denoiser).dtype
+        """Where the denoiser's weights rest, as its modules are called alone; asking the pipeline takes a walk through all modules."""
+        denoiser = uncompiled(self._denoiser)
+        return resting_device(denoiser) or self._pipe._execution_device, denoiser.dtype
 
     @torch.no_grad()
     def _encode(

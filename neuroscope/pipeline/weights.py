@@ -29,6 +29,12 @@ def read_parameter(root: nn.Module, name: str) -> Tensor:
     return _present(name, values)
 
 
+def resting_device(module: nn.Module) -> torch.device | None:
+    """The device on which a module's weights rest between calls; None where hooks bring them as its parts run."""
+    first = next(module.parameters(), None)
+    return None if first is None or first.device.type == "meta" else first.device
+
+
 def is_plain(linear: Any) -> bool:
     """Whether a linear module's weight is what it multiplies by: floating-point numbers, one a place, neither packed nor scaled."""
     weight: Any = getattr(linear, "weight", None)

@@ -27,6 +27,7 @@ from neuroscope import (
     save,
 )
 from neuroscope.generation.teacher_forcing import TeacherForcing
+from neuroscope.localization import plan_localization
 from tests.families import tiny
 from tests.laws.members import members
 from tests.localization.planted import SMALL, STIPPLE, Corner, concept_of, planted
@@ -140,6 +141,16 @@ class TestEveryMethod:
         midway = sum(each.nfe for each in kept)
         assert scores.cost.nfe == pytest.approx(sum(calls) + midway)
         assert (midway > 0) == bool(kept)
+
+    def test_its_plan_is_its_cost_and_computes_nothing(self, method, graph, found):
+        asked = {name: value for name, value in FAST.items() if name not in ("quiet", "keep_images")}
+        with tiny.counted(graph.denoiser.conv_in) as calls:
+            plan = plan_localization(graph, CONCEPT, method, SHARE, **asked)
+        assert calls == []
+        assert "forward" not in vars(graph.denoiser)
+        cost = found[repr(method)].cost
+        assert cost.nfe <= plan.nfe if plan.is_bound else cost.nfe == pytest.approx(plan.nfe)
+        assert plan.is_bound == (is_search(method) or "grow" in repr(method) or isinstance(method, SCREENS[:2]))
 
     def test_impossible_options_are_refused_before_any_picture(self, method, graph, untyped):
         with tiny.counted(graph.denoiser) as calls:

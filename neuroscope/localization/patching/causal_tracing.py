@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.effects import Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.core.sites import Component
-from neuroscope.generation.batches import Row
+from neuroscope.generation.batches import Row, fitted_batch_size
+from neuroscope.generation.dry_run import plan_runs
 from neuroscope.generation.experiment import Experiment, Localization, RunBatch, RunKey
 from neuroscope.generation.measured import Measured
 from neuroscope.generation.metering import metered
@@ -67,7 +70,7 @@ class CausalTracing(Localization):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each component, or each text layer; see `Localization.__call__`."""
-        corruption = Corruption(experiment.graph, experiment.name, self.noise, **experiment.graph.text.options(experiment.generation))
+        corruption = self._corruption(experiment)
         corruption.check([pair.present for pair in experiment.pairs])
         with metered(experiment.graph.denoiser) as meter:
             trace = self._trace_text if self.component == "text" else self._trace_denoiser
@@ -80,10 +83,29 @@ class CausalTracing(Localization):
         sheet = measured.sheet(patches)
         return LayerScores.of(effects, provenance=experiment.provenance(self), names=names, cost=meter.cost, **sheet)
 
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`; exact for the batch size that fits now, as each batch makes the clean run again."""
+        images = len(experiment.image_keys)
+        if self.component == "text":
+            corruption = self._corruption(experiment)
+            patches = corruption.layer_count * len(corruption.parts([pair.present for pair in experiment.pairs]))
+            return plan_runs(experiment, images * (2 + patches))
+        size = experiment.batch_size or fitted_batch_size(experiment.graph, experiment.generation)
+        runs = 2 + len(self._components(experiment))
+        return plan_runs(experiment, images * (runs + math.ceil(runs / max(1, size - 1))))
+
+    def _corruption(self, experiment: Experiment) -> Corruption:
+        options = experiment.graph.text.options(experiment.generation)
+        return Corruption(experiment.graph, experiment.name, self.noise, **options)
+
+    def _components(self, experiment: Experiment) -> list[Component]:
+        """The components of the denoiser that are restored."""
+        kinds = COMPONENTS[:4] if self.component == "all" else (self.component,)
+        return [component for component in experiment.graph.components if component.kind in kinds]
+
     def _trace_denoiser(self, experiment: Experiment, corruption: Corruption) -> _Traced:
         """The runs in which a component of the denoiser is restored."""
-        kinds = COMPONENTS[:4] if self.component == "all" else (self.component,)
-        components = [component for component in experiment.graph.components if component.kind in kinds]
+        components = self._components(experiment)
         patches = [Patch((number,)) for number in range(len(components))]
         component_of = dict(zip(patches, components, strict=True))
         contexts = {

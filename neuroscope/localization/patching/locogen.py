@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -11,12 +10,15 @@ from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import check_schedule_part
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
+from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import Meter, metered
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
 from neuroscope.localization.patching.smallest_sets import SmallestSets
-from neuroscope.localization.patching.windows import GrowingWindows, Patched, Windows
+from neuroscope.localization.patching.windows import GrowingWindows, Windows
 from neuroscope.localization.search.auto import AutoSearch
+from neuroscope.localization.search.budget import plan_search
 from neuroscope.localization.search.screened_effects import ScreenedEffects
 
 #: No schedule has more steps than this, and so no more parts.
@@ -97,9 +99,7 @@ class LocoGen(Localization):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each layer by images in which it is patched; see `Localization.__call__`."""
-        layers = experiment.graph.sites.layers
-        if self.window != "grow" and self.window > len(layers):
-            raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
+        self._check_width(experiment)
         with metered(experiment.graph.denoiser) as meter:
             if self.search == "auto":
                 return self._auto(experiment, meter)
@@ -110,8 +110,22 @@ class LocoGen(Localization):
         sheet = runner.measured.sheet(patches)
         return LayerScores.of(effects, provenance=experiment.provenance(made_by), cost=meter.cost, **sheet)
 
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`; an upper bound where what is tried depends on what was found."""
+        self._check_width(experiment)
+        layers = len(experiment.graph.sites.layers)
+        if self.search == "auto":
+            return plan_search(experiment, self.budget)
+        stops_early = self.search == "sets" or self.window == "grow"
+        return plan_patches(experiment, self._method.most_patches(layers, self.parts), is_bound=stops_early)
+
+    def _check_width(self, experiment: Experiment) -> None:
+        layers = experiment.graph.sites.layers
+        if self.window != "grow" and self.window > len(layers):
+            raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
+
     @property
-    def _method(self) -> Callable[[PatchRunner], Patched]:
+    def _method(self) -> SmallestSets | GrowingWindows | Windows:
         """What chooses the patches."""
         if self.search == "sets":
             return SmallestSets(self.enough)

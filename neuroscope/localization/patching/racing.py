@@ -12,7 +12,8 @@ from neuroscope.core import checks
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence, p_minority, p_rank_reversal, p_tie
+from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence, Plan, p_minority, p_rank_reversal, p_tie
+from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
@@ -76,6 +77,13 @@ class Racing(Localization):
         confidence = Confidence(probability, measured, count, len(experiment.image_keys))
         sheet = second.measured.sheet([*finalists, *second.beside])
         return LayerScores.of(effects, provenance=experiment.provenance(self), cost=meter.cost, confidence=confidence, **sheet)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`; an upper bound: all layers in both races on all images."""
+        layers = len(experiment.graph.sites.layers)
+        first = plan_patches(self._shortened(experiment), layers, beside=False)
+        second = plan_patches(experiment, min(self.finalists, layers))
+        return Plan(first.images + second.images, first.nfe + second.nfe, is_bound=True)
 
     def _shortened(self, experiment: Experiment) -> Experiment:
         """The experiment of the first race; raises InvalidInput for a schedule that is given step by step."""

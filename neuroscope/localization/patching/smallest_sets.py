@@ -29,6 +29,10 @@ class SmallestSets:
         patches = [*found, *([Patch(rest)] if rest else []), *runner.beside]
         return Patched(patches, runner.measure(patches))
 
+    def most_patches(self, layers: int, _parts: int) -> int:
+        """How many sets of layers are measured at most, by the bound of Zeller and Hildebrandt (2002) for each set that is found."""
+        return sum(left**2 + 3 * left + 2 for left in range(1, layers + 1))
+
     def _shrunk(self, runner: PatchRunner, layers: tuple[int, ...]) -> tuple[int, ...]:
         """Layers that are enough, after ever finer parts were left out while the others stayed enough."""
         parts = 2

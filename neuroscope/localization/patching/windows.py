@@ -39,6 +39,10 @@ class Windows:
         patches += runner.beside
         return Patched(patches, runner.measure(patches))
 
+    def most_patches(self, layers: int, parts: int) -> int:
+        """How many patches of layers are measured."""
+        return (layers - self.width + 1) * parts
+
 
 @dataclass(frozen=True)
 class GrowingWindows:
@@ -57,6 +61,10 @@ class GrowingWindows:
             if found.effects.total_mean() <= 0 or is_enough(found.effects, self.enough):
                 break
         return found
+
+    def most_patches(self, layers: int, parts: int) -> int:
+        """How many patches of layers are measured at most: those of all widths."""
+        return sum(Windows(width).most_patches(layers, parts) for width in range(1, layers + 1))
 
 
 def is_enough(effects: Effects, share: float) -> bool:

@@ -14,14 +14,17 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
 from neuroscope.generation.teacher_forcing import TeacherForcing
 from neuroscope.localization.screening.local_attention import LocalAttention, for_each_attention
-from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, run_screen
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, plan_screen, run_screen
 
 KINDS = ("start", "before", "subject", "last subject", "after", "eos", "padding")
 _ROUNDING = 1e-5
+#: Of scoring all layers at one step: the row itself, every attention twice more, and against another prompt its projections.
+_MOST_NFE = {"nothing": 3.0, "other": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -69,6 +72,10 @@ class AttentionContribution(Localization):
             for pair in experiment.pairs:
                 self._chosen(experiment, spec.texts(pair)[0])
         return run_screen(experiment, self, spec, partial(one_by_one, partial(self._score_step, experiment)), self.steps, self.fidelity)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`; an upper bound: each attention is computed twice more, and is less than the whole row."""
+        return plan_screen(experiment, self, lambda _step: _MOST_NFE[self.against], is_bound=True)
 
     def _score_step(self, experiment: Experiment, forcing: TeacherForcing, step: TargetedStep) -> Float[np.ndarray, "layer"]:
         """The layers' shares of all norms at one step; NaN where all norms are 0."""

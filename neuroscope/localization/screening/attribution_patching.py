@@ -18,11 +18,12 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.localization.screening.local_attention import for_each_attention
-from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, run_screen
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, one_by_one, plan_screen, run_screen
 
 #: How many rows without gradients a batch may have.
 _BATCH_SIZE = 64
@@ -66,6 +67,11 @@ class AttributionPatching(Localization):
         """Scores each layer by gradients of single predictions; see `Localization.__call__`."""
         scorer = partial(one_by_one, self._score_step)
         return run_screen(experiment, self, PatchSpec(direction=self.direction), scorer, self.steps, self.fidelity)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`; an upper bound, as steps at which the target's prompt changes nothing cost less."""
+        whole = 3.0 + 3 * self.samples  # the total effect and both ends; a backward pass counts as two
+        return plan_screen(experiment, self, lambda _step: whole + 5.0 * self.recomputed, is_bound=True)
 
     def _score_step(self, forcing: TeacherForcing, targeted: TargetedStep) -> Float[np.ndarray, "layer"]:
         """The layers' gradients at one step, times the change; NaN where there is no total effect."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost, Fidelity
+from neuroscope.core.quality import Cost, Fidelity, Plan
+from neuroscope.generation.dry_run import plan_runs, recorded_steps
 from neuroscope.generation.experiment import Experiment, ImageKey, Localization, check_fits
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import PatchRunner, PatchSpec, random_order
@@ -77,6 +78,25 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
         checked = _fidelity(runner, effects, exact, fidelity) if fidelity else None
         cost = meter.cost + Cost(nfe=forcing.nfe)
     return LayerScores.of(effects, provenance=experiment.provenance(method), cost=cost, fidelity=checked)
+
+
+def plan_screen(experiment: Experiment, method: Localization, nfe_of_step: Callable[[StepInput], float], *, is_bound: bool = False) -> Plan:
+    """What `run_screen` will cost.
+
+    Args:
+        experiment: the prompts, seeds and metric.
+        method: the screen, with its options `steps` and `fidelity`.
+        nfe_of_step: the NFE of scoring all layers at one recorded step.
+        is_bound: whether these are upper bounds.
+    """
+    options: Any = method
+    layers, images = len(experiment.graph.sites.layers), len(experiment.image_keys)
+    check_fits(experiment, method, layers, "layers")
+    truncated, recorded = recorded_steps(experiment, options.steps)
+    exact = 1 if options.fidelity else 0
+    whole = plan_runs(experiment, exact * (2 + min(options.fidelity, layers)))  # its source is recorded, and is measured once
+    scoring = images * sum(map(nfe_of_step, recorded))
+    return Plan(whole.images, whole.nfe + (images - exact) * truncated + scoring, is_bound)
 
 
 def effects_of_steps(

@@ -13,11 +13,12 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Patch
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import TeacherForcing
 from neuroscope.interventions import ContextSwap
-from neuroscope.localization.screening.screen import TargetedStep, check_screen, run_screen, share
+from neuroscope.localization.screening.screen import TargetedStep, check_screen, plan_screen, run_screen, share
 from neuroscope.pipeline.graph import HookGraph
 
 
@@ -53,6 +54,13 @@ class TeacherForced(Localization):
         """Scores each layer on single predictions; see `Localization.__call__`."""
         spec = PatchSpec(roles=self.roles, direction=self.direction)
         return run_screen(experiment, self, spec, partial(forced_shares, self.roles), self.steps, self.fidelity)
+
+    def plan(self, experiment: Experiment) -> Plan:
+        """See `Localization.plan`."""
+        forcing = TeacherForcing(experiment.graph)
+        target = experiment.graph.text.conditions([experiment.pairs[0].absent])
+        changes = _changes(self.roles, experiment.graph, target, experiment.graph.sites.layers)
+        return plan_screen(experiment, self, lambda step: forcing.nfe_of(step, changes))
 
 
 def forced_shares(

@@ -7,6 +7,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neuroscope.core.quality import Plan
+from neuroscope.generation.dry_run import rows_of_run
+from neuroscope.generation.experiment import Experiment
+from neuroscope.generation.patch_runner import patches_beside
 from neuroscope.localization.search.settings import SETTINGS
 
 
@@ -91,3 +95,20 @@ class Budget:
             stacklevel=2,
         )
         return False
+
+
+def plan_search(experiment: Experiment, share: float) -> Plan:
+    """What a search with this budget costs at most.
+
+    With the whole budget, every layer may be measured alone and every group on the way to it, on all images.
+    """
+    layers, images = len(experiment.graph.sites.layers), len(experiment.image_keys)
+    run = rows_of_run(experiment.graph, experiment.generation, experiment.pairs[0].present)
+    budget = Budget(share, layers, len(patches_beside(experiment.graph)), images)
+    screening = SETTINGS.late_images * (2.0 + layers) / run
+    if share < 1:
+        most = max(budget.allowed, budget.least(screening))
+        return Plan(math.ceil(most), most * run, is_bound=True)
+    screened = SETTINGS.trusted_images + 1
+    runs = images * (1 + 2 * layers + budget.beside) + screened
+    return Plan(runs, (runs + screened * screening) * run, is_bound=True)
