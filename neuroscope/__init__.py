@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from neuroscope.core.statistics import Moments
     from neuroscope.editing import Folded, LocoEdit, edit, export_lora, fold
     from neuroscope.editing.updates import LinearUpdate
-    from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
+    from neuroscope.evaluation._evaluate import evaluate, generate, random_control
+    from neuroscope.evaluation._table import summarize
     from neuroscope.interventions import ContextMap, ContextSwap, EditReport, NeuronMask
     from neuroscope.localization import (
         AttentionContribution,
@@ -193,7 +194,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "neuroscope.editing": ("Folded", "LocoEdit", "edit", "export_lora", "fold"),
     "neuroscope.editing.updates": ("LinearUpdate",),
     # Making images and measuring
-    "neuroscope.evaluation._evaluate": ("evaluate", "generate", "random_control", "summarize"),
+    "neuroscope.evaluation._evaluate": ("evaluate", "generate", "random_control"),
+    "neuroscope.evaluation._table": ("summarize",),
     "neuroscope.metrics.clip_score": ("ClipScore",),
     "neuroscope.metrics.metric": ("Metric",),
     "neuroscope.metrics.shares": ("Flipped", "ImageShare", "LatentShare"),

@@ -12,12 +12,13 @@ from typing import Any, Self
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, choose, closest
+from neuroscope.core.sharing.summary import Shown, Summary
 
 _FIELDS = ("name", "present", "absent", "test")
 
 
 @dataclass(frozen=True)
-class Concept:
+class Concept(Shown):
     """A concept and its prompts.
 
     Attributes:
@@ -65,6 +66,12 @@ class Concept:
 
     def __repr__(self) -> str:
         return f"Concept({self.name!r}: {len(self.present)} pairs, {len(self.test)} test prompts)"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the pairs of prompts."""
+        import pandas as pd
+
+        return Summary.of(repr(self), pd.DataFrame({"present": self.present, "absent": self.absent}))
 
     @classmethod
     def style(cls, name: str, prompts: str = "general") -> Self:

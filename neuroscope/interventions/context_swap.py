@@ -18,6 +18,7 @@ from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
 from neuroscope.core.intervention import Call, Encoder, Intervention, ModelSpec, check_schedule_part, counted_sites
 from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import TEXT_ROLES, Site
 
 
@@ -116,6 +117,12 @@ class ContextSwap(Intervention):
     def conditions(self) -> Conditions:
         """What the other prompts say."""
         return Conditions(self.context, self.pooled)
+
+    def summary(self) -> Summary:
+        """See `Shown`: the sites that read the other prompts."""
+        import pandas as pd
+
+        return Summary.of(repr(self), pd.DataFrame({"path": list(self.paths)}))
 
     @property
     def changes_input(self) -> bool:
