@@ -37,15 +37,17 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.Printing,
 ) -> None:
-    """Make images, with saved interventions applied."""
+    """Make images, with saved interventions applied; each file says what it was made of (`neuroscope show IMAGE.png`)."""
     from neuroscope.core import storage
     from neuroscope.evaluation import generate as run
+    from neuroscope.generation import labels
 
     called = generation.open()
     changes = opening.open_interventions(apply)
     seeds = opening.counted_seeds(seed, count)
     pairs = [(text, each) for text in prompt for each in seeds]
-    paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
+    applied = opening.distinct_names(apply or [])
+    paths = [output_dir / labels.file_name(text, each, applied) for text, each in pairs]
     storage.check_writable_folder(output_dir)
     for path in paths:
         storage.refuse_overwriting_inputs(path, [generation.image] if generation.image is not None else [])
@@ -53,6 +55,7 @@ def generate(
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
     images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], **called)
     for made, path in zip(images, paths, strict=True):
+        labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))
     pooled = [
         f"{path}: pooled text: {said}"

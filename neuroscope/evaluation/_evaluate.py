@@ -23,6 +23,7 @@ from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
+from neuroscope.generation.labels import label_made, settings_of
 from neuroscope.generation.ledger import Ledger
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
@@ -174,6 +175,9 @@ def generate(
 ) -> list[Image]:
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
 
+    Each image says in `image.info`, and in the text of a PNG file that it is saved to, what it was made of: prompt, seed, model,
+    settings and interventions.
+
     Raises:
         InvalidInput: as many seeds as prompts are needed, or an option that the pipeline does not have.
     """
@@ -185,7 +189,11 @@ def generate(
         raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
     rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
     sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
-    return [image for _, images in sweep.run(rows) for image in images]
+    made = [image for _, images in sweep.run(rows) for image in images]
+    settings = settings_of(graph, generation)
+    for image, row in zip(made, rows, strict=True):
+        label_made(image, graph, row.text, row.seed, changed, settings)
+    return made
 
 
 def _check_any(**given: Sequence[Any]) -> None:
