@@ -135,8 +135,10 @@ class Sites(Shown, Sequence[Site]):
         table = self.to_frame().drop(columns="text_only")
         roles = dict.fromkeys(str(site.role) for site in self)
         widths = {role: {site.layer: site.width for site in self.where(role=role)} for role in roles}
-        heat = {role: [float(each.get(layer, math.nan)) for layer in [*self.layers, None]] for role, each in widths.items()}
-        return Summary.of(repr(self), table, heat, "neurons; one column a layer in execution order, the last for the pooled text")
+        columns: list[int | None] = [*self.layers, *([None] if "pooled" in roles else [])]
+        heat = {role: [float(each.get(layer, math.nan)) for layer in columns] for role, each in widths.items()}
+        pooled = ", the last for the pooled text" if "pooled" in roles else ""
+        return Summary.of(repr(self), table, heat, f"neurons; one column a layer in execution order{pooled}")
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -30,7 +30,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> 
     cells = ["".join(f'<td style="{_CELL}">{escape(each)}</td>' for each in row) for row in rows]
     body = "".join(f"<tr>{each}</tr>" for each in cells)
     more = f'<div style="opacity:.65">the first {len(rows)} of {count:,} rows</div>' if count > len(rows) else ""
-    return f'<table style="border-collapse:collapse;margin:4px 0"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
+    look = "border-collapse:collapse;margin:4px 0;font-size:13px"
+    return f'<table style="{look}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
 
 
 def heatmap(rows: Mapping[str, Sequence[float]], unit: str) -> str:
