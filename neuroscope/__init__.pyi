@@ -103,8 +103,8 @@ from neuroscope.evaluation._evaluate import (
     evaluate as evaluate,
     generate as generate,
     random_control as random_control,
-    summarize as summarize,
 )
+from neuroscope.evaluation._table import summarize as summarize
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
 from neuroscope.metrics.shares import (

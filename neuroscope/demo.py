@@ -21,7 +21,8 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit
-from neuroscope.evaluation._evaluate import evaluate, generate, random_control, summarize
+from neuroscope.evaluation._evaluate import evaluate, generate, random_control
+from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.localization import LocoGen, localize
 from neuroscope.metrics.clip_score import ClipScore

@@ -282,8 +282,8 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 
 def test_an_image_is_not_overwritten_by_what_is_made_of_it(refused, tmp_path):
     (tmp_path / "out").mkdir()
-    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "out" / "000-seed0.png")
-    assert "out/000-seed0.png is an input and would be overwritten" in refused(*GENERATE, "--image", "out/000-seed0.png")
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "out" / "a-red-star-seed0.png")
+    assert "out/a-red-star-seed0.png is an input and would be overwritten" in refused(*GENERATE, "--image", "out/a-red-star-seed0.png")
 
 
 def test_the_version_is_printed_and_groups_of_commands_print_their_help(run):

@@ -11,7 +11,7 @@ import pytest
 import neuroscope as ns
 from docs import imports, reference
 from neuroscope.cli import main
-from tests.hub import stand_in
+from tests.published import stand_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -136,7 +136,7 @@ def test_q_values_are_the_false_discovery_rates_of_all_neurons_together(scores):
 
 def test_the_table_is_tidy_and_strongest_first(scores):
     table = scores.to_frame()
-    assert list(table.columns) == ["site", "layer", "role", "neuron", "score", "stderr", "p_value", "q_value", "rank"]
+    assert list(table.columns) == ["layer", "role", "neuron", "score", "stderr", "p_value", "q_value", "rank", "site"]
     assert list(table["rank"]) == list(range(1, SITES.neuron_count + 1))
     assert table["score"].abs().is_monotonic_decreasing
     assert not table.duplicated(["site", "neuron"]).any()

@@ -20,6 +20,7 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
 from neuroscope.core.intervention import Call
+from neuroscope.core.sharing.summary import Summary, binned
 from neuroscope.core.sites import Site, Sites
 from neuroscope.core.statistics import Moments
 from neuroscope.core.tokens import TOKENS, Token
@@ -115,6 +116,17 @@ class Recording(Artifact):
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(arm)} {arm}" for arm in ARMS)
         return f"Recording({self.provenance.concept!r}: {counts} prompts, {len(self.sites)} sites, token {self.token!r})"
+
+    def summary(self) -> Summary:
+        """See `Shown`: how far each neuron's means in both arms lie apart."""
+        import pandas as pd
+
+        present, absent = self.mean("present"), self.mean("absent")
+        apart = {site: (present[site.path] - absent[site.path]).abs() for site in self.sites}
+        rows = [(site.layer, site.role, site.width, float(each.max()), int(each.argmax()), site.path) for site, each in apart.items()]
+        table = pd.DataFrame(rows, columns=["layer", "role", "neurons", "largest difference", "of neuron", "path"])
+        heat = {site.label: binned(each) for site, each in apart.items()}
+        return Summary.of(repr(self), table, heat, "difference of the means in both arms; neurons of each site, in their own order")
 
     def count(self, arm: str) -> int:
         """The number of prompts in an arm, "present" or "absent"; raises InvalidInput for another word."""

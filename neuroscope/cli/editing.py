@@ -1,4 +1,4 @@
-"""Commands that change what a model knows: edit, export."""
+"""Commands that change what a model knows, and that give the change to others: edit, export, push."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated, cast
 import typer
 
 from neuroscope.cli import opening, options, values
+from neuroscope.cli.commands import LightCommand
 
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(edit)
     app.command()(export)
+    app.command(cls=LightCommand)(push)
 
 
 def edit(
@@ -78,3 +80,28 @@ def export(
         {"output": str(path), "format": lora_format},
         f"wrote {path}\n{tools if lora_format == 'kohya' else f'load it with {place}'}",
     )
+
+
+def push(
+    *,
+    file: Path,
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub; it is made if it is not there.")],
+    base_model: Annotated[str, typer.Option(help="The hub's name of the model that it is for; by default the file's own.")] = "",
+    licence: Annotated[str, typer.Option(help="The licence's short name on the hub, such as mit.")] = "",
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", callback=values.files(), help="An image for the card, called by its name; repeatable.")
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA file that does the same, as `export` writes it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else read a repository that is made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; by default the main one.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Push a saved file with a model card to the Hugging Face hub; log in with `hf auth login` first."""
+    from neuroscope.core import artifacts
+
+    shown = dict(zip(opening.distinct_names(image or []), map(opening.open_image, image or []), strict=True))
+    found = artifacts.load(file)
+    address = found.push_to_hub(
+        repository, base_model=base_model, licence=licence, images=shown, lora=lora, private=private, revision=revision
+    )
+    options.report({"address": address}, f"pushed {file} to {address}\nload it with ns.load({repository!r})", as_json)

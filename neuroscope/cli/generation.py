@@ -37,9 +37,10 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images, with saved interventions applied."""
+    """Make images, with saved interventions applied; each file says what it was made of (`neuroscope show IMAGE.png`)."""
     from neuroscope.core import storage
     from neuroscope.evaluation import generate as run
+    from neuroscope.generation import labels
     from neuroscope.generation.arguments import check_generation
     from neuroscope.generation.dry_run import plan_images
 
@@ -47,7 +48,8 @@ def generate(
     changes = opening.open_interventions(apply)
     seeds = opening.counted_seeds(seed, count)
     pairs = [(text, each) for text in prompt for each in seeds]
-    paths = [output_dir / f"{number // count:03}-seed{each}.png" for number, (_, each) in enumerate(pairs)]
+    applied = opening.distinct_names(apply or [])
+    paths = [output_dir / labels.file_name(text, each, applied) for text, each in pairs]
     for path in paths:
         storage.refuse_overwriting_inputs(path, [generation.image] if generation.image is not None else [])
     if not printed.dry_run:
@@ -59,6 +61,7 @@ def generate(
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
     images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, **called)
     for made, path in zip(images, paths, strict=True):
+        labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))
     pooled = [
         f"{path}: pooled text: {said}"

@@ -66,10 +66,14 @@ def show(
     rows: Annotated[int, typer.Option(callback=values.whole(), help="Of neurons' scores: table rows to print.")] = 10,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a saved file holds."""
+    """Say what a saved file holds, or what an image (.png) was made of."""
     from neuroscope.core import artifacts
     from neuroscope.core.scores import NeuronScores
 
+    if file.suffix.lower() == ".png":
+        values.refuse_unused(ctx, {"rows": f"{file} is an image, which has no table"})
+        _show_image(file, as_json)
+        return
     found: Artifact = artifacts.load(file)
     header = artifacts.read_header(file)
     if as_json:
@@ -77,6 +81,16 @@ def show(
     if not isinstance(found, NeuronScores):
         values.refuse_unused(ctx, {"rows": f"{file} holds a {found.kind}, and only neuron-scores have a table to cut"})
     options.report(header, "\n".join(_described(found, header, rows)), as_json)
+
+
+def _show_image(file: Path, as_json: bool) -> None:
+    """Prints what an image was made of."""
+    from neuroscope.generation.labels import read_label
+
+    facts = read_label(file)
+    flat = {name: value for name, value in facts.items() if name != "settings"} | facts.get("settings", {})
+    lines = [f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in flat.items() if value != []]
+    options.report(facts, "\n".join(lines), as_json)
 
 
 def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:

@@ -44,10 +44,11 @@ def generation_options(image: Path | None = None, **options: Any) -> dict[str, A
 
     given = {name: value for name, value in options.items() if value is not None}
     check_values(given)
-    return given if image is None else given | {"image": _open_image(image)}
+    return given if image is None else given | {"image": open_image(image)}
 
 
-def _open_image(path: Path) -> Image:
+def open_image(path: Path) -> Image:
+    """An image file, in RGB; raises InvalidFile for one that cannot be read."""
     from PIL import Image
 
     try:

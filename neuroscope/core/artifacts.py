@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, overload
 
 import torch
@@ -26,7 +25,21 @@ from torch import Tensor
 from neuroscope.core.checks import instance
 from neuroscope.core.distribution import version
 from neuroscope.core.errors import ForeignFile, InvalidFile, InvalidInput, NeuroscopeError, closest
-from neuroscope.core.storage import FORMAT, Envelope, canonical, check_format, checksum, parse, typed, write_beside
+from neuroscope.core.sharing import hub
+from neuroscope.core.sharing.pushing import Pushable
+from neuroscope.core.storage import (
+    ADDED_FIELDS,
+    FORMAT,
+    RENAMED_FIELDS,
+    Envelope,
+    canonical,
+    check_format,
+    checksum,
+    parse,
+    typed,
+    with_present_names,
+    write_beside,
+)
 
 
 @dataclass(frozen=True)
@@ -40,31 +53,17 @@ class Provenance:
     contrast: str = ""
 
 
-__all__ = ["FLOATS", "Artifact", "load", "read_header", "save", "take", "write_beside"]
+__all__ = ["ADDED_FIELDS", "FLOATS", "RENAMED_FIELDS", "Artifact", "load", "read_header", "save", "take", "write_beside"]
 
 #: The number formats of tensors that are taken from a model as they are.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _KEY = "neuroscope"
 _PACKAGES = ("torch", "diffusers", "transformers")
-#: Header fields of earlier files by their paths, and what they are called now.
-RENAMED_FIELDS = MappingProxyType(
-    {
-        "effects.probes": "patches",
-        "cost.rows": "nfe",
-        "confidence.alone": "measured_layers",
-        "confidence.pictures": "measured_images",
-        "confidence.of": "total_images",
-        "confidence.screened": "screened_images",
-        "report.bystanders": "unrelated",
-    }
-)
-#: Header fields by their paths that earlier files lack, and what makes the value that they would have.
-ADDED_FIELDS = MappingProxyType({"provenance.contrast": str, "report.neighbours": dict})
 _ENVELOPE = {each.name for each in fields(Envelope)}
 _AGAIN = "make or copy it again"
 
 
-class Artifact(abc.ABC):
+class Artifact(Pushable):
     """A result that can be saved and loaded: tensors and a header of plain JSON values.
 
     Attributes:
@@ -89,6 +88,17 @@ class Artifact(abc.ABC):
             header: an object of `header_type`, whose fields have the declared types.
         """
 
+    def to_file(self) -> tuple[bytes, dict[str, Any]]:
+        """The bytes of its file, and the header without the checksum; raises InvalidInput for what no file can hold."""
+        tensors, header = self.to_parts()
+        tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        header = {"kind": self.kind, "format": FORMAT, "packages": _versions()} | header
+        try:
+            text = canonical(header | {"sha256": checksum(header, tensors)}).decode()
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"the {self.kind} holds what no file can: {error}; nothing was saved") from error
+        return to_bytes(tensors, {_KEY: text}), header
+
 
 Loaded = TypeVar("Loaded", bound=Artifact)
 
@@ -100,38 +110,35 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> Path:
         InvalidInput: this is nothing that can be saved.
         InvalidFile: the file cannot be written (no such folder, no permission, a full disk); nothing is left behind.
     """
-    tensors, header = instance("what is saved", artifact, Artifact, "neuroscope.NeuronMask(scores.top(50))").to_parts()
-    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    header = {"kind": artifact.kind, "format": FORMAT, "packages": _versions()} | header
-    try:
-        text = canonical(header | {"sha256": checksum(header, tensors)}).decode()
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"the {artifact.kind} holds what no file can: {error}; nothing was saved") from error
-    return write_beside(_path(path), to_bytes(tensors, {_KEY: text}))
+    instance("what is saved", artifact, Artifact, "neuroscope.NeuronMask(scores.top(50))")
+    return write_beside(_path(path), artifact.to_file()[0])
 
 
 @overload
-def load(path: str | os.PathLike[str]) -> Artifact: ...
+def load(path: str | os.PathLike[str], *, revision: str | None = None) -> Artifact: ...
 
 
 @overload
-def load(path: str | os.PathLike[str], kind: type[Loaded]) -> Loaded: ...
+def load(path: str | os.PathLike[str], kind: type[Loaded], *, revision: str | None = None) -> Loaded: ...
 
 
-def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artifact:
-    """Reads what `save` wrote; the class comes from the file's header.
+def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact, *, revision: str | None = None) -> Artifact:
+    """Reads what `save` or `push_to_hub` wrote; the class comes from the file's header.
 
     Args:
-        path: the file.
+        path: the file, or `owner/name` of a repository of the Hugging Face hub. A path that exists is read; only `owner/name`
+            without a suffix asks the hub, and the log says so at level INFO.
         kind: the class that is expected; by default any.
+        revision: of a repository a branch, a tag or a commit; by default the newest.
 
     Raises:
-        InvalidInput: `kind` is no class of results.
-        InvalidFile: there is no such file, it is damaged, not neuroscope's, of an older or a newer format, or of another kind.
+        InvalidInput: `kind` is no class of results, or a revision of a file.
+        InvalidFile: there is no such file or repository, the hub cannot be reached, or the file is damaged, not neuroscope's, of an
+            older or a newer format, or of another kind.
     """
     if not isinstance(kind, type) or not issubclass(kind, Artifact):
         raise InvalidInput(f"kind={kind!r} is no class of results; give one such as ns.NeuronMask, or leave it out")
-    file = _read(_path(path))
+    file = _read(_here(path, revision))
     found = file.kind
     if found is None:
         named = file.header["kind"]
@@ -154,8 +161,8 @@ def load(path: str | os.PathLike[str], kind: type[Artifact] = Artifact) -> Artif
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a saved file; raises InvalidFile like `load`."""
-    return _read(_path(path)).header
+    """The JSON header of a saved file, or of a repository of the hub; raises InvalidFile like `load`."""
+    return _read(_here(path)).header
 
 
 def take(tensors: Mapping[str, Tensor], name: str, *dtypes: torch.dtype) -> Tensor:
@@ -232,7 +239,7 @@ def _read(path: Path) -> _File:
     with _damaged(path):
         if checksum(header, tensors) != envelope.sha256:
             raise InvalidFile("its checksum is not that of its contents")
-    header = _with_present_names(header)
+    header = with_present_names(header)
     kind = _kind(envelope.kind)
     if kind is None:
         return _File(tensors, header, None, None, newer, [])
@@ -240,21 +247,6 @@ def _read(path: Path) -> _File:
         known: Any
         known, unknown = typed({name: value for name, value in header.items() if name not in _ENVELOPE}, kind.header_type, newer)
     return _File(tensors, header, kind, known, newer, unknown)
-
-
-def _with_present_names(header: dict[str, Any]) -> dict[str, Any]:
-    """A header whose fields are called as they are now, with those that earlier files lack."""
-    renamed = dict(header)
-    for path, name in RENAMED_FIELDS.items():
-        parent, _, former = path.partition(".")
-        fields_of = renamed.get(parent)
-        if isinstance(fields_of, dict) and former in fields_of and name not in fields_of:
-            renamed[parent] = {name if each == former else each: value for each, value in fields_of.items()}
-    for path, value in ADDED_FIELDS.items():
-        parent, _, name = path.partition(".")
-        if isinstance(renamed.get(parent), dict):
-            renamed[parent] = {name: value()} | renamed[parent]
-    return renamed
 
 
 def _open(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -289,6 +281,15 @@ def _damaged(path: str | os.PathLike[str], what: str = "damaged contents") -> It
     except (NeuroscopeError, ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         said = str(error) if isinstance(error, NeuroscopeError) else f"{type(error).__name__}: {error}"
         raise InvalidFile(f"{path} has {what} ({said}); {_AGAIN}") from error
+
+
+def _here(path: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The file itself, or what the hub has of a repository."""
+    if hub.is_repository(_path(path)):
+        return hub.download(os.fspath(path), revision)
+    if revision is not None:
+        raise InvalidInput(f"revision={revision!r} would be ignored: {path} is no repository of the hub; leave it out, or give owner/name")
+    return _path(path)
 
 
 def _path(path: str | os.PathLike[str]) -> Path:

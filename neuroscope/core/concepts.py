@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, choose, closest
+from neuroscope.core.sharing.summary import Shown, Summary
 
 _FIELDS = ("name", "present", "absent", "test")
 #: Of what a concept is against, how many are named.
@@ -19,7 +20,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Concept:
+class Concept(Shown):
     """A concept and its prompts.
 
     Attributes:
@@ -80,6 +81,12 @@ class Concept:
         named, more = list(self.against[:_NAMED]), len(self.against) - _NAMED
         *first, last = [*named, f"{more} more"] if more > 0 else named
         return f"against {', '.join(first)}{' and ' if first else ''}{last}"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the pairs of prompts."""
+        import pandas as pd
+
+        return Summary.of(repr(self), pd.DataFrame({"present": self.present, "absent": self.absent}))
 
     @classmethod
     def style(cls, name: str, prompts: str = "general", *, against: str | Iterable[str] | None = None) -> Self:

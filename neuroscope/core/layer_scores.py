@@ -20,6 +20,7 @@ from neuroscope.core.checks import finite, whole
 from neuroscope.core.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Confidence, Cost, Fidelity, FidelityHeader
+from neuroscope.core.sharing.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +111,11 @@ class LayerScores(Artifact):
     def __repr__(self) -> str:
         said = f": {self.verdict}" if self.effects else ""
         return f"LayerScores({self.provenance.concept!r} by {self.provenance.method}, {len(self.layers)} layers{said})"
+
+    def summary(self) -> Summary:
+        """See `Shown`: what the scores say, and the best layers with their intervals."""
+        table = self.to_frame().sort_values("score", ascending=False, kind="stable")
+        return Summary.of(repr(self), table, {"score": self.scores}, f"score; layers {self.layers[0]} to {self.layers[-1]}")
 
     @classmethod
     def of(cls, effects: Effects, **fields: Any) -> Self:

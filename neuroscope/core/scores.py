@@ -18,6 +18,7 @@ from neuroscope.core.checks import finite, finite_tensor, instance, whole
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Fidelity, FidelityHeader
+from neuroscope.core.sharing.summary import Summary, binned
 from neuroscope.core.sites import Site, Sites
 
 if TYPE_CHECKING:
@@ -81,6 +82,19 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
 
     def __repr__(self) -> str:
         return f"Neurons({self.count} neurons in {len(self)} sites)"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the sites with their neurons, and where in each site these are."""
+        import pandas as pd
+
+        rows = [
+            (number, len(chosen), self.widths[path], ", ".join(map(str, chosen[:6])) + (" …" if len(chosen) > 6 else ""), path)
+            for number, (path, chosen) in enumerate(self.items())
+        ]
+        table = pd.DataFrame(rows, columns=["site", "neurons", "of", "which", "path"])
+        marks = [np.bincount(chosen, minlength=self.widths[path]) for path, chosen in self.items()]
+        heat = {f"site {number}": binned(each) for number, each in enumerate(marks)}
+        return Summary.of(repr(self), table, heat, "neurons of each site, in their own order; dark where one is chosen")
 
     @property
     def count(self) -> int:
@@ -212,6 +226,14 @@ class NeuronScores(Artifact):
         contrast = self.provenance.contrast and f" {self.provenance.contrast}"
         return f"NeuronScores({self.provenance.concept!r}{contrast} by {self.provenance.method}: {size}{said})"
 
+    def summary(self) -> Summary:
+        """See `Shown`: the strongest neurons, and how strong all of them are, site by site."""
+        table = self.to_frame().drop(columns="rank")
+        first = table.iloc[0]
+        best = f"the strongest is neuron {first['neuron']} of {self.sites.at([first['site']])[0].label}"
+        heat = {site.label: binned(self.strength(site.path)) for site in self.sites}
+        return Summary.of(f"{self!r}; {best}", table, heat, "strength; neurons of each site, in their own order")
+
     def strength(self, path: str) -> Float[Tensor, "neuron"]:
         """How strongly each neuron of a site responds: its score's distance from neutral, or its score if one-sided."""
         return (self.scores[path] - self.neutral).abs() if self.two_sided else self.scores[path]
@@ -276,7 +298,7 @@ class NeuronScores(Artifact):
         return dict(zip(self.sites.paths, adjusted.split([site.width for site in self.sites]), strict=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """A table, strongest first: site, layer, role, neuron, score, stderr, p_value, q_value, rank (from 1)."""
+        """A table, strongest first: layer, role, neuron, score, stderr, p_value, q_value, rank (from 1), and the site's path."""
         import pandas as pd
 
         q_values = self.q_values()
@@ -284,7 +306,6 @@ class NeuronScores(Artifact):
         tables = [
             pd.DataFrame(
                 {
-                    "site": site.path,
                     "layer": site.layer,
                     "role": site.role,
                     "neuron": np.arange(site.width),
@@ -293,12 +314,14 @@ class NeuronScores(Artifact):
                     "p_value": (self.p_values or missing)[site.path].numpy(),
                     "q_value": (q_values or missing)[site.path].numpy(),
                     "strength": self.strength(site.path).numpy(),
+                    "site": site.path,
                 }
             )
             for site in self.sites
         ]
         table = pd.concat(tables).sort_values("strength", ascending=False, kind="stable", ignore_index=True).drop(columns="strength")
-        return table.assign(rank=np.arange(1, len(table) + 1))
+        table.insert(len(table.columns) - 1, "rank", np.arange(1, len(table) + 1))
+        return table
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

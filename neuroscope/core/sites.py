@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args, overload
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args, overload
 from neuroscope.core import checks
 from neuroscope.core.checks import whole
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose, closest
+from neuroscope.core.sharing.summary import Shown, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +91,7 @@ class Component:
         return f"{self.kind} {self.number}"
 
 
-class Sites(Sequence[Site]):
+class Sites(Shown, Sequence[Site]):
     """The ordered sites of a model, in execution order.
 
     Raises:
@@ -127,6 +129,16 @@ class Sites(Sequence[Site]):
     def __repr__(self) -> str:
         roles = ", ".join(dict.fromkeys(site.role for site in self))
         return f"Sites({len(self)} sites in {len(self.layers)} layers: {roles or 'none'}; {self.neuron_count:,} neurons)"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the first sites, and how wide each layer's are, role by role."""
+        table = self.to_frame().drop(columns="text_only")
+        roles = dict.fromkeys(str(site.role) for site in self)
+        widths = {role: {site.layer: site.width for site in self.where(role=role)} for role in roles}
+        columns: list[int | None] = [*self.layers, *([None] if "pooled" in roles else [])]
+        heat = {role: [float(each.get(layer, math.nan)) for layer in columns] for role, each in widths.items()}
+        pooled = ", the last for the pooled text" if "pooled" in roles else ""
+        return Summary.of(repr(self), table, heat, f"neurons; one column a layer in execution order{pooled}")
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -27,6 +28,20 @@ from torch import Tensor
 
 from neuroscope.core.errors import InvalidFile, closest
 
+#: Header fields of earlier files by their paths, and what they are called now.
+RENAMED_FIELDS = MappingProxyType(
+    {
+        "effects.probes": "patches",
+        "cost.rows": "nfe",
+        "confidence.alone": "measured_layers",
+        "confidence.pictures": "measured_images",
+        "confidence.of": "total_images",
+        "confidence.screened": "screened_images",
+        "report.bystanders": "unrelated",
+    }
+)
+#: Header fields by their paths that earlier files lack, and what makes the value that they would have.
+ADDED_FIELDS = MappingProxyType({"provenance.contrast": str, "report.neighbours": dict})
 _PARTIAL = re.compile(r"\.neuroscope-[0-9a-f]{32}\.partial")
 _KINDS = {
     stat.S_IFDIR: "Is a directory",
@@ -205,6 +220,21 @@ class Envelope:
     format: str
     packages: dict[str, str]
     sha256: str
+
+
+def with_present_names(header: dict[str, Any]) -> dict[str, Any]:
+    """A header whose fields are called as they are now, with those that earlier files lack."""
+    renamed = dict(header)
+    for path, name in RENAMED_FIELDS.items():
+        parent, _, former = path.partition(".")
+        fields_of = renamed.get(parent)
+        if isinstance(fields_of, dict) and former in fields_of and name not in fields_of:
+            renamed[parent] = {name if each == former else each: value for each, value in fields_of.items()}
+    for path, value in ADDED_FIELDS.items():
+        parent, _, name = path.partition(".")
+        if isinstance(renamed.get(parent), dict):
+            renamed[parent] = {name: value()} | renamed[parent]
+    return renamed
 
 
 def canonical(header: Mapping[str, Any]) -> bytes:

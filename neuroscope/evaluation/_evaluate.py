@@ -19,12 +19,13 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import Neurons
-from neuroscope.core.statistics import is_share, mean_interval
+from neuroscope.evaluation._table import COLUMNS, Evaluation
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.dry_run import plan_images
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
+from neuroscope.generation.labels import label_made, settings_of
 from neuroscope.generation.ledger import Ledger
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
@@ -32,7 +33,6 @@ from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
 
 Change = Intervention | Sequence[Intervention] | None
-COLUMNS = ("intervention", "prompt", "seed", "metric", "score")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def evaluate(
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Returns:
-        One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals.
+        One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals, which a
+        notebook shows.
 
     Raises:
         InvalidInput: no prompt, seed or metric, a seed given twice, two metrics with one name, an intervention named "none", a value of
@@ -111,7 +112,7 @@ def evaluate(
                 ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
                 bar.update(len(batch))
         table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
-    return pd.DataFrame(table, columns=list(COLUMNS))
+    return Evaluation(table, columns=list(COLUMNS))
 
 
 def refuse_shares(metrics: Iterable[Metric | Share]) -> None:
@@ -166,29 +167,6 @@ def _made(
             yield list(itertools.islice(rest, len(rows))), images
 
 
-def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Means of an evaluation with intervals over prompts (images of one prompt are not independent).
-
-    A metric whose scores in the table are all 0 or 1 gives shares of images, and their intervals are exact (Clopper and Pearson): 0 of
-    16 prompts leaves room for 0.21. Their number is that of the prompts, whatever the number of seeds. Other metrics have
-    bootstrap intervals, and none (NaN) where there is one prompt, or all prompts have the same mean.
-
-    Returns:
-        One row per intervention and metric, in the table's order: intervention, metric, mean, low, high, images.
-    """
-    _check_table(table)
-    confidence = checks.finite("confidence", confidence, above=0, most=1 - 1e-9)
-    checks.whole("seed", seed, least=0)
-    rows = []
-    shares = {str(metric): is_share(scores.to_numpy(dtype=float)) for metric, scores in table.groupby("metric", sort=False)["score"]}
-    for (name, metric), group in table.groupby(["intervention", "metric"], sort=False):
-        by_prompt = group.groupby("prompt", sort=False)["score"].mean().dropna().to_numpy()
-        low, high = mean_interval(by_prompt, shares[str(metric)], confidence, seed)
-        mean = float(by_prompt.mean()) if len(by_prompt) else np.nan
-        rows.append((name, metric, mean, low, high, int(group["score"].count())))
-    return pd.DataFrame(rows, columns=["intervention", "metric", "mean", "low", "high", "images"])
-
-
 def with_controls(interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:
     """The interventions with "none" in front and, behind each that holds masks, its random control."""
     if interventions.get("none") is not None:
@@ -224,6 +202,9 @@ def generate(
 ) -> list[Image]:
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
 
+    Each image says in `image.info`, and in the text of a PNG file that it is saved to, what it was made of: prompt, seed, model,
+    settings and interventions.
+
     Raises:
         InvalidInput: as many seeds as prompts are needed, or an option that the pipeline does not have.
     """
@@ -235,7 +216,11 @@ def generate(
         raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
     rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
     sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
-    return [image for _, images in sweep.run(rows) for image in images]
+    made = [image for _, images in sweep.run(rows) for image in images]
+    settings = settings_of(graph, generation)
+    for image, row in zip(made, rows, strict=True):
+        label_made(image, graph, row.text, row.seed, changed, settings)
+    return made
 
 
 def _check_any(**given: Sequence[Any]) -> None:
@@ -259,12 +244,6 @@ def check_run(
         checks.path("output", output)
     checks.flag("quiet", quiet)
     check_generation(graph.pipe, generation, verb)
-
-
-def _check_table(table: Any) -> None:
-    checks.instance("table", table, pd.DataFrame, "what ns.evaluate gives")
-    if missing := [name for name in COLUMNS if name != "seed" and name not in table.columns]:
-        raise InvalidInput(f"the table lacks the columns {', '.join(missing)}; give what ns.evaluate gives")
 
 
 def _named(interventions: Any, controls: bool) -> Mapping[str, Change]:

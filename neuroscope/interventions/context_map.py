@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from neuroscope.core.checks import finite, finite_tensor, instance, strings, who
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part, counted_sites
+from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.sites import TEXT_ROLES
 
 Factor = Float[Tensor, "rank channel"] | Mapping[str, Float[Tensor, "rank channel"]]
 
 
 @dataclass(frozen=True)
-class EditReport:
+class EditReport(Shown):
     """How well an edit is posed, and what it does beside what was asked.
 
     Attributes:
@@ -57,6 +58,12 @@ class EditReport:
             finite(f"the report's {name}", getattr(self, name), least=0)
         for name, move in self.neighbours.items():
             finite(f"the report's move of the neighbours of {name}", move, least=0)
+
+    def summary(self) -> Summary:
+        """See `Shown`: every figure."""
+        import pandas as pd
+
+        return Summary.of(str(self), pd.DataFrame(asdict(self).items(), columns=["figure", "value"], dtype=object))
 
     @classmethod
     def worst(cls, reports: Sequence[EditReport]) -> EditReport:
@@ -137,6 +144,16 @@ class ContextMap(Intervention):
     def __repr__(self) -> str:
         said = f"strength={self.strength}, rows={self.rows!r}, steps={self.steps}"
         return f"ContextMap({counted_sites(self.paths)}, rank {max(len(self.factors(path)[0]) for path in self.paths)}, {said})"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the report, and how far each direction that is read moves what a site reads."""
+        of = f" for {self.provenance.concept!r}" if self.provenance.concept else ""
+        shared = not isinstance(self.read, Mapping)
+        moved = {("all sites" if shared else f"site {number}"): self.factors(path) for number, path in enumerate(self.paths)}
+        heat = {name: (read.norm(dim=1) * write.norm(dim=1)).tolist() for name, (read, write) in moved.items()}
+        report = self.report.summary() if self.report else Summary("")
+        said = f"{self!r}{of}; {report.verdict}" if self.report else f"{self!r}{of}"
+        return replace(report, verdict=said, heat=heat, unit="length of each direction of the map, read times written")
 
     def factors(self, path: str) -> tuple[Float[Tensor, "rank channel"], Float[Tensor, "rank channel"]]:
         """What is read and written at a site.

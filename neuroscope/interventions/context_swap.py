@@ -19,6 +19,7 @@ from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
 from neuroscope.core.intervention import Call, Encoder, Intervention, ModelSpec, check_schedule_part, counted_sites
 from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import TEXT_ROLES, Site, Sites
 
 #: What masks may be stored as, beside floating-point numbers.
@@ -137,6 +138,12 @@ class ContextSwap(Intervention):
     def conditions(self) -> Conditions:
         """What the other prompts say."""
         return Conditions(self.context, self.pooled, self.mask)
+
+    def summary(self) -> Summary:
+        """See `Shown`: the sites that read the other prompts."""
+        import pandas as pd
+
+        return Summary.of(repr(self), pd.DataFrame({"path": list(self.paths)}))
 
     @property
     def changes_input(self) -> bool:

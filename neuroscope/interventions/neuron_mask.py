@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -16,6 +16,7 @@ from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
 from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part
 from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import Sites
 
 
@@ -78,6 +79,14 @@ class NeuronMask(Intervention):
     def values(self) -> Mapping[str, Float[Tensor, "neuron"]]:
         """The fill of the chosen neurons, by path."""
         return cast("Mapping[str, Tensor]", self.fill)
+
+    def summary(self) -> Summary:
+        """See `Shown`: the masked neurons of each site, and what the mask does to them."""
+        of = f" for {concept!r}" if (concept := self.neurons.provenance.concept) else ""
+        limits = [f"strength {self.strength:g}", f"{self.rows} rows", f"steps {self.steps[0]:g} to {self.steps[1]:g}"]
+        limits += [] if self.tokens is None else [f"tokens {', '.join(map(str, self.tokens))}"]
+        counted = f"{self.neurons.count} neurons in {len(self.neurons)} sites"
+        return replace(self.neurons.summary(), verdict=f"NeuronMask{of}: {counted}; {', '.join(limits)}")
 
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
         """See `Intervention`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import BatchLayout
 from neuroscope.core.errors import SiteNeverRan, UnknownSite, UnsupportedModel, closest
 from neuroscope.core.intervention import Call, Intervention, ModelSpec
+from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.sites import Component, Site, Sites
 from neuroscope.pipeline.activation_cache import ActivationCache
 from neuroscope.pipeline.block import block
@@ -35,7 +37,7 @@ from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.weights import head_counts
 
 
-class HookGraph:
+class HookGraph(Shown):
     """A pipeline with its sites as nodes, in the order in which one run of the denoiser was seen to call them.
 
     The only object that holds live modules. Nothing is hooked outside the `with` blocks of `apply` and `capture`.
@@ -69,6 +71,10 @@ class HookGraph:
         counts = f"{len(self.sites.layers)} layers, {len(self.sites)} sites, {self.sites.neuron_count:,} neurons"
         where = f"{self.pipe._execution_device}, {dtype_name(uncompiled(self.denoiser))}"
         return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts}, {where})"
+
+    def summary(self) -> Summary:
+        """See `Shown`: the model, and its sites."""
+        return replace(self.sites.summary(), verdict=repr(self))
 
     @cached_property
     def components(self) -> tuple[Component, ...]:

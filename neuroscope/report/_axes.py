@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from neuroscope.core import checks
 
@@ -20,6 +22,8 @@ SMALL, NORMAL = 6.5, 8.0
 DIVERGING, SEQUENTIAL = "vlag", "Blues"
 #: Pixels per inch of the image files that plots are written to.
 SAVED_DPI = 200
+Context = Literal["paper", "talk"]
+CONTEXTS: tuple[str, ...] = get_args(Context)
 #: The share of a panel's cell above it, for its title, and left of it, for its tick labels.
 _ABOVE, _LEFT = 0.28, 0.16
 #: Axes that are this many times as wide as tall have their panels side by side.
@@ -44,6 +48,20 @@ def check_axes(ax: Any) -> None:
 def figure_of(ax: Axes) -> Figure:
     """The figure that holds the axes, the outermost one if figures are nested."""
     return cast("Figure", ax.get_figure(root=True))
+
+
+def enlarge(figure: Figure) -> None:
+    """Makes a paper's figure one of a talk: its sides, texts and lines grow by the ratio of seaborn's contexts of these names.
+
+    Sides grow less than texts, so that these are larger beside the rest.
+    """
+    paper, talk = (sns.plotting_context(name) for name in ("paper", "talk"))
+    ratio = talk["font.size"] / paper["font.size"]
+    for text in cast("list[Text]", figure.findobj(Text)):
+        text.set_fontsize(text.get_fontsize() * ratio)
+    for line in cast("list[Line2D]", figure.findobj(Line2D)):
+        line.set_linewidth(line.get_linewidth() * ratio)
+    figure.set_size_inches(figure.get_size_inches() * ratio**0.75)
 
 
 def finish(ax: Axes, title: str) -> Axes:

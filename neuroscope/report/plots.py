@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.errors import InvalidFile, InvalidInput, choose
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.storage import write_beside
@@ -30,23 +30,29 @@ from neuroscope.interventions import NeuronMask
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.report._axes import (
     COLUMN,
+    CONTEXTS,
     DIVERGING,
     SAVED_DPI,
     SEQUENTIAL,
     SMALL,
+    Context,
     check_axes,
+    enlarge,
     figure_of,
     finish,
     heatmap,
     new_axes,
     wrapped,
 )
+from neuroscope.report._concepts import concepts, prompts
 from neuroscope.report._dose import dose
+from neuroscope.report._volcano import volcano
+from neuroscope.report._where import where
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "dose", "graph", "grid", "images", "layers", "neurons", "write"]
+__all__ = ["FORMATS", "concepts", "dose", "graph", "grid", "images", "layers", "neurons", "prompts", "volcano", "where", "write"]
 
 #: The suffixes of files that a figure can be written to.
 FORMATS = (".png", ".pdf", ".svg")
@@ -189,12 +195,13 @@ def graph(graph: HookGraph, *, ax: Axes | None = None) -> Axes:
     return finish(ax, f"{graph.model}: blue reads the prompt alone")
 
 
-def write(ax: Axes, path: str | Path) -> Path:
+def write(ax: Axes, path: str | Path, *, context: Context = "paper") -> Path:
     """Writes the figure of `ax`, closes it and returns the path.
 
     Args:
         ax: what a plot returned.
         path: the file; its suffix (.png, .pdf or .svg) is the format. A PNG has 200 pixels per inch.
+        context: "paper", or "talk" with texts and lines larger by the ratio of seaborn's contexts of these names.
 
     Raises:
         InvalidInput: an argument is of another kind.
@@ -205,7 +212,10 @@ def write(ax: Axes, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise InvalidFile(f"{path} has {f'the suffix {suffix}' if suffix else 'no suffix'}; a figure is written as {', '.join(FORMATS)}")
+    choose("context", context, CONTEXTS)
     figure = figure_of(ax)
+    if context == "talk":
+        enlarge(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=SAVED_DPI, format=suffix.removeprefix("."))
     plt.close(figure)

@@ -14,7 +14,7 @@ from neuroscope.core.artifacts import Artifact, load, read_header
 from neuroscope.core.errors import ForeignFile, InvalidFile, InvalidInput
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Site
-from neuroscope.evaluation._evaluate import COLUMNS
+from neuroscope.evaluation._table import COLUMNS
 
 Kind = TypeVar("Kind", bound=Artifact)
 _TEXTS = {"intervention": str, "prompt": str, "metric": str}

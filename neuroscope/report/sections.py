@@ -19,7 +19,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
 from neuroscope.core.scores import Neurons
 from neuroscope.core.sites import Site, Sites
-from neuroscope.evaluation._evaluate import summarize
+from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
 from neuroscope.report.figures import Figure, Sheet, shown
 from neuroscope.report.run import Run

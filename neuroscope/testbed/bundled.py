@@ -46,16 +46,23 @@ def load(name: str = "sd1", **options: Any) -> Any:
     if choose("bundled model", name, names()) not in pipelines():
         raise InvalidInput(f"{_PREFIX}{name} is no pipeline but what metrics read images with; give one of {', '.join(pipelines())}")
     import torch
-    from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(path(name), **({"dtype": torch.float32} | options))
+    from neuroscope.pipeline.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from diffusers import DiffusionPipeline
+
+        pipe = DiffusionPipeline.from_pretrained(path(name), **({"dtype": torch.float32} | options))
     pipe.register_to_config(_name_or_path=f"{_PREFIX}{name}")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def _constructed(name: str) -> Any:
-    from neuroscope.testbed.construction import build
+    from neuroscope.pipeline.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from neuroscope.testbed.construction import build
 
     family, plant, *seed = name.split("/")
     if len(seed) > 1 or not all(each.isascii() and each.isdecimal() and len(each) <= _DIGITS for each in seed):

@@ -1,0 +1,97 @@
+"""Several concepts side by side, and the prompts of one neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from scipy.cluster.hierarchy import leaves_list, linkage
+
+from neuroscope.attribution.recording import ARMS, Recording
+from neuroscope.core import checks
+from neuroscope.core.concepts import Concept
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.scores import NeuronScores
+from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
+
+
+def concepts(scores: Mapping[str, NeuronScores], *, top: int = 10, ax: Axes | None = None) -> Axes:
+    """A heatmap of concepts by neurons: which neurons several concepts share.
+
+    Columns are the strongest neurons of every concept. Each row is scaled to its own largest strength. Rows and columns that are
+    alike stand side by side (average linkage of Euclidean distances), in the order in which a clustermap has them.
+
+    Args:
+        scores: by concept, scores of the same sites.
+        top: how many neurons each concept gives.
+        ax: where to draw; by default a new figure, 6.8 inches wide.
+
+    Raises:
+        InvalidInput: fewer than two concepts, scores of different sites, or an argument of another kind.
+    """
+    given = dict(checks.instance("scores", scores, Mapping, '{"stipple": scores, "hatch": others}'))
+    for each in given.values():
+        checks.instance("one of the scores", each, NeuronScores, "ns.score(recording, ns.Welch())")
+    if len(given) < 2:
+        raise InvalidInput(f"{len(given)} concepts cannot be compared; give the scores of at least two")
+    first = next(iter(given.values())).sites
+    if any(each.sites != first for each in given.values()):
+        raise InvalidInput("the concepts have scores of different sites; score the same sites for each")
+    check_axes(ax)
+    chosen = [{(path, number) for path, some in each.top(top).items() for number in some} for each in given.values()]
+    columns = [(site, number) for site in first for number in range(site.width) if any((site.path, number) in each for each in chosen)]
+    rows = {name: [float(each.strength(site.path)[number]) for site, number in columns] for name, each in given.items()}
+    table = pd.DataFrame(rows, index=[f"{site.label} {number}" for site, number in columns]).T
+    table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)
+    table = table.iloc[_order(table.to_numpy()), _order(table.to_numpy().T)]
+    ax = ax or new_axes(COLUMN * 2, 1.2 + 0.24 * len(table))
+    heatmap(ax, table, "share of its largest", 1)
+    ax.set_xticks(np.arange(table.shape[1]) + 0.5, list(table.columns), rotation=90, fontsize=SMALL)
+    ax.set(xlabel="layer, role and neuron", ylabel="")
+    return finish(ax, "neurons of several concepts")
+
+
+def _order(rows: np.ndarray) -> list[int]:
+    """The order of rows in which those that are alike stand side by side."""
+    return [0] if len(rows) < 2 else [int(each) for each in leaves_list(linkage(rows, "average", optimal_ordering=True))]
+
+
+def prompts(recording: Recording, concept: Concept, path: str, neuron: int, *, count: int = 10, ax: Axes | None = None) -> Axes:
+    """The prompts at which a neuron is most active; blue ones have the concept, grey ones lack it.
+
+    Args:
+        recording: made with `keep_samples=True`.
+        concept: what was recorded.
+        path: the neuron's site.
+        neuron: its number in the site.
+        count: how many prompts.
+        ax: where to draw; by default a new figure, 6.8 inches wide.
+
+    Raises:
+        InvalidInput: the recording kept no samples or is of other prompts, or the site has no such neuron.
+        UnknownSite: the site was not recorded.
+    """
+    checks.instance("recording", recording, Recording, "ns.record(graph, concept, keep_samples=True)")
+    checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    check_axes(ax)
+    if not recording.samples:
+        raise InvalidInput("the recording keeps no single prompts; record with keep_samples=True")
+    (site,) = recording.sites.at([path])
+    checks.whole("neuron", neuron, least=0, most=site.width - 1)
+    texts = [text for arm in ARMS for text in getattr(concept, arm)]
+    values = torch.cat([recording.samples[arm][path][:, neuron] for arm in ARMS]).numpy()
+    if len(texts) != len(values):
+        raise InvalidInput(f"the concept has {len(texts)} prompts and the recording {len(values)}; give the concept that was recorded")
+    order = np.argsort(-values, kind="stable")[: checks.whole("count", count)]
+    ax = ax or new_axes(COLUMN * 2, 0.7 + 0.2 * len(order))
+    colours = ["tab:blue" if index < len(concept.present) else "0.7" for index in order]
+    ax.barh(np.arange(len(order)), values[order], color=colours, height=0.7)
+    ax.set_yticks(np.arange(len(order)), [wrapped(texts[index], 60, 1) for index in order], parse_math=False)
+    ax.invert_yaxis()
+    ax.set(xlabel="activation")
+    sns.despine(ax=ax)
+    return finish(ax, f"{site.label}, neuron {neuron}: top prompts (blue: with {concept.name})")
