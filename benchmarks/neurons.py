@@ -57,7 +57,20 @@ def concept(question: str) -> ns.Concept:
     """Every style against every other, or one style against "plain" alone."""
     if question != "style":
         return ns.Concept.style(question, prompts="testbed", against="plain")
-    return ns.Concept("style", *zip(*map(_described, itertools.count(), itertools.permutations(STYLES, 2)), strict=True))
+    return ns.Concept("style", *zip(*map(_scene, itertools.permutations(range(len(STYLES)), 2)), strict=True))
+
+
+def _scene(pair: tuple[int, int]) -> tuple[str, str]:
+    """One thing in each of two styles, so that no prompt stands in both arms.
+
+    Things follow the rounds of a tournament, in each of which every style meets one other; templates tell a pair from its reverse.
+    """
+    first, second = sorted(pair)
+    last = len(STYLES) - 1
+    meeting = (2 * first if second == last else first + second) % last
+    template = TEMPLATES[(meeting + (pair[0] > pair[1])) % len(TEMPLATES)]
+    present, absent = (template.format(THINGS[meeting], STYLES[number]) for number in pair)
+    return present, absent
 
 
 def against_others(style: str) -> ns.Concept:
@@ -79,6 +92,7 @@ def recorded(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[
 
 def attributed(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[tuple[str, ns.NeuronScores]]:
     """Rankings by gradients."""
+    yield "NeuronGradient", _ranked(graph, question, ns.NeuronGradient(), layer, pairs=None)
     for kind in ("gradient", "integrated"):
         yield f"IntegratedGradients({kind})", _ranked(graph, question, ns.IntegratedGradients(kind=kind), layer)
 
@@ -158,10 +172,8 @@ def nulls(graph: ns.HookGraph, layer: int) -> Iterator[str]:
             yield f"{role}s of layer {layer}, {method}: {found}"
 
 
-def _ranked(
-    graph: ns.HookGraph, question: str, method: ns.CausalAttribution, layer: int | None, output: Path | None = None
-) -> ns.NeuronScores:
-    options = {"layers": layer, "pairs": PAIRS[question], "batch_size": 32, "quiet": True, "output": output}
+def _ranked(graph: ns.HookGraph, question: str, method: ns.CausalAttribution, layer: int | None, **asked: Any) -> ns.NeuronScores:
+    options = {"layers": layer, "pairs": PAIRS[question], "batch_size": 32, "quiet": True} | asked
     return ns.rank(graph, concept(question), method, **options, **ns.testbed.GENERATION)
 
 

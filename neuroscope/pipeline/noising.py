@@ -85,10 +85,10 @@ def _begin(scheduler: Any, first: float) -> tuple[int, float]:
     """
     timesteps = scheduler.timesteps.double()
     length = int(scheduler.config.get("num_train_timesteps", 1000))
-    for unit in (1.0, 1 / length):
-        nearest = int((timesteps - first / unit).abs().argmin())
-        if abs(float(timesteps[nearest]) - first / unit) <= _ROUNDING * length:
-            return nearest, unit
+    nearest = [(int((timesteps - first / unit).abs().argmin()), unit) for unit in (1.0, 1 / length)]
+    near = [(number, unit) for number, unit in nearest if abs(float(timesteps[number]) - first / unit) <= _ROUNDING * length]
+    if near:
+        return min(near)  # runs begin early: 1 is the first of 1000 / 1000 rather than the last of 1000
     raise InvalidInput(f"the denoiser was called at {first:g}, which is no timestep of its {type(scheduler).__name__}; {INSTEAD}")
 
 

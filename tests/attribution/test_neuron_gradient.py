@@ -1,0 +1,107 @@
+"""Expected gradients on noised images: the gradient against finite differences, what is drawn, what it costs, what it finds."""
+
+import pytest
+import torch
+
+import neuroscope as ns
+from neuroscope.attribution import plan_ranking
+from neuroscope.attribution.target_distance import TargetDistance
+from neuroscope.generation.teacher_forcing import record_steps
+from neuroscope.testbed.plant import PLANT
+from tests.families import tiny
+from tests.localization.planted import SMALL, STIPPLE, concept_of
+
+CONCEPT = concept_of(STIPPLE)
+
+
+@pytest.fixture(scope="module")
+def graph() -> ns.HookGraph:
+    return ns.HookGraph(tiny.sd1())
+
+
+def rank(graph, **options) -> ns.NeuronScores:
+    method = ns.NeuronGradient(samples=options.pop("samples", 4))
+    return ns.rank(graph, options.pop("concept", CONCEPT), method, layers=9, quiet=True, **SMALL | options)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_gradients_are_finite_differences_along_the_way(graph, share):
+    with record_steps(graph, [0], stop_after=True) as recorded:
+        graph.pipe(STIPPLE[0][0], generator=torch.Generator().manual_seed(0), output_type="latent", **SMALL)
+    source, target = (graph.text.conditions([text]) for text in STIPPLE[0])
+    distance = TargetDistance(graph, recorded[0][0].inputs, target)
+    sites = graph.sites.where(layer=[8, 9], role=("key", "value"))
+    slopes, _ = distance.gradients(sites, [share])
+    read = [dict(graph.text.read_each(sites, each)) for each in (source, target)]
+    changes = {site.path: (graph.module(site)(read[1][site]) - graph.module(site)(read[0][site])).detach() for site in sites}
+    found = sum((slopes[path] * changes[path]).sum().item() for path in sites.paths)
+    width = 1e-4
+    before, after = (distance.gradients(sites, [share + by])[1].item() for by in (-width, width))
+    assert found == pytest.approx((before - after) / (2 * width), rel=1e-4)
+
+
+def test_the_distance_is_nothing_where_every_site_reads_the_target(graph):
+    with record_steps(graph, [0], stop_after=True) as recorded:
+        graph.pipe(STIPPLE[0][0], generator=torch.Generator().manual_seed(0), output_type="latent", **SMALL)
+    distance = TargetDistance(graph, recorded[0][0].inputs, graph.text.conditions([STIPPLE[0][1]]))
+    _, far = distance.gradients(graph.sites.where(role=("key", "value")), [0.0])
+    _, near = distance.gradients(graph.sites.where(role=("key", "value")), [1.0])
+    assert near.item() < 1e-9 < far.item()
+
+
+def test_weights_and_their_gradients_are_left_as_they_were(graph):
+    before = {name: (each.requires_grad, each.grad) for name, each in graph.denoiser.named_parameters()}
+    rank(graph)
+    assert before == {name: (each.requires_grad, each.grad) for name, each in graph.denoiser.named_parameters()}
+
+
+@pytest.mark.parametrize(("samples", "images", "guidance"), [(1, 1, 3.0), (3, 3, 1.0), (5, len(STIPPLE), 3.0)])
+def test_the_cost_is_the_first_call_of_an_image_and_four_a_sample(graph, samples, images, guidance):
+    found = rank(graph, samples=samples, guidance_scale=guidance)
+    assert found.cost.nfe == images * (2 if guidance > 1 else 1) + 4 * samples
+    called = SMALL | {"guidance_scale": guidance}
+    assert plan_ranking(graph, CONCEPT, ns.NeuronGradient(samples=samples), layers=9, **called).nfe == found.cost.nfe
+
+
+def test_the_number_of_steps_costs_nothing(graph):
+    assert rank(graph).cost.nfe == rank(graph, num_inference_steps=SMALL["num_inference_steps"] + 7).cost.nfe
+
+
+def test_standard_errors_and_p_values_are_over_samples(graph):
+    assert rank(graph, samples=2).stderr == {}
+    found = rank(graph, samples=3)
+    assert all((found.stderr[path] > 0).all() and (found.p_values[path] <= 1).all() for path in found.sites.paths)
+
+
+def test_more_seeds_are_more_images(graph):
+    assert rank(graph, samples=6, seeds=[0, 1]).cost.nfe == 6 + 4 * 6
+
+
+def test_prompts_that_say_the_same_are_warned_of(graph):
+    pipe = tiny.sd1()
+    for name, module in pipe.unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.weight.data.zero_()
+    with pytest.warns(UserWarning, match="the other prompt changes no prediction, so no neuron can be found; give other prompts"):
+        found = rank(ns.HookGraph(pipe))
+    assert all((each == 0).all() for each in found.scores.values())
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_sample_is_refused(samples):
+    with pytest.raises(ns.InvalidInput, match=f"samples={samples} is not"):
+        ns.NeuronGradient(samples=samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [PLANT.style, None], ids=["the layer", "all layers"])
+def test_the_bundled_models_planted_neurons_come_first_for_under_200_nfe(layers):
+    from benchmarks.neurons import concept
+
+    graph = ns.HookGraph(ns.testbed.load("sd1"))
+    (path,) = graph.sites.where(layer=PLANT.style, role="value").paths
+    width = graph.sites.at([path])[0].width
+    planted = ns.Neurons({path: PLANT.neurons(width)}, {path: width})
+    found = ns.rank(graph, concept("style"), layers=layers, quiet=True, **ns.testbed.GENERATION)
+    assert found.cost.nfe <= 200
+    assert (found.top(PLANT.neuron_count) & planted).count / PLANT.neuron_count >= 0.96
