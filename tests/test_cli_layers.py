@@ -75,7 +75,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
     with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "pt") as lora:
         assert len(lora.keys()) == 4
         assert all(key.startswith("unet.") for key in lora.keys())
-    code, out, _ = run("export", file, "--format", "kohya", "--dtype", "float16", "-o", tmp_path / "no-stipple.safetensors")
+    code, out, _ = run("export", file, "--format", "kohya", "--file-dtype", "float16", "-o", tmp_path / "no-stipple.safetensors")
     assert code == 0
     assert "put it into ComfyUI's models/loras or A1111's models/Lora, or load it with pipe.load_lora_weights" in out
     with safe_open(tmp_path / "no-stipple.safetensors", "pt") as lora:

@@ -333,7 +333,7 @@ def test_an_interrupt_during_imports_is_one_line_and_130(started):
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
     command = [sys.executable, *started, "sites"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    while not _handles_interrupts(process.pid):
+    while process.poll() is None and not _handles_interrupts(process.pid):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate()

@@ -60,7 +60,7 @@ def export(
     files: Annotated[list[Path], typer.Argument(callback=values.files(), help="Saved edits and masks, composed in this order.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="A folder, or a file that ends in .safetensors.")] = Path("lora"),
     lora_format: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI, A1111 and diffusers.")] = "diffusers",
-    dtype: Annotated[str, typer.Option(help="The file's numbers: float32, float16 or bfloat16.")] = "float32",
+    file_dtype: Annotated[str, typer.Option("--file-dtype", help="The file's numbers: float32, float16 or bfloat16.")] = "float32",
     model: options.ModelOptions,
     printed: options.Printing,
 ) -> None:
@@ -73,7 +73,9 @@ def export(
     storage.refuse_overwriting_inputs(file, files)
     changes = opening.open_interventions(files)
     storage.check_writable_folder(file.parent)
-    path = export_lora(model.open(printed), changes, output_dir, format=cast("LoraFormat", lora_format), dtype=cast("LoraDtype", dtype))
+    path = export_lora(
+        model.open(printed), changes, output_dir, format=cast("LoraFormat", lora_format), dtype=cast("LoraDtype", file_dtype)
+    )
     place = f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})"
     tools = f"put it into ComfyUI's models/loras or A1111's models/Lora, or load it with {place}"
     printed.report(
