@@ -36,8 +36,8 @@ METHODS: Mapping[str, ns.Localization] = {
     "forced": ns.TeacherForced(),
     "racing": ns.Racing(),
     "sufficiency": ns.LocoGen(direction="sufficiency"),
-    "gradient": ns.NeuronGradient(layers=12),
-    "ablation": ns.NeuronAblation(layers=12, roles="value", group=32),
+    "gradient": ns.IntegratedGradients(),
+    "ablation": ns.NeuronAblation(roles="value", group=32),
 }
 #: Methods that make so many images that two prompts and one seed must do.
 COSTLY = ("gradient", "ablation", "sets", "grow")
@@ -45,11 +45,14 @@ COSTLY = ("gradient", "ablation", "sets", "grow")
 
 def results_of_methods() -> Iterator[tuple[str, Any]]:
     graph = ns.HookGraph(ns.testbed.load("sd1"))
-    concept = ns.Concept.style("stipple", prompts="testbed")
+    concept = ns.Concept.style("stipple", prompts="testbed", against="plain")
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "quiet": True}
     for name, method in METHODS.items():
         seeds, pairs = ([0], 2) if name in COSTLY else ([0, 1], 3)
-        yield f"sd1-{name}", ns.localize(graph, concept, method, ns.LatentShare(), seeds, pairs=pairs, **options)
+        if isinstance(method, ns.CausalAttribution):
+            yield f"sd1-{name}", ns.rank(graph, concept, method, layers=12, seeds=seeds, pairs=pairs, **options)
+        else:
+            yield f"sd1-{name}", ns.localize(graph, concept, method, ns.LatentShare(), seeds, pairs=pairs, **options)
 
 
 def results_of_family(family: str) -> Iterator[tuple[str, Any]]:

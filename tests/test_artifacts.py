@@ -68,7 +68,7 @@ def test_the_header_says_what_the_file_is(tmp_path):
     header = read_header(save(NEURONS, tmp_path / "x.safetensors"))
     assert (header["kind"], header["format"]) == ("neurons", "2.0")
     assert header["widths"] == {"a": 4, "b": 3}
-    assert header["provenance"] == {"family": "family", "model": "model", "concept": "concept", "method": "method"}
+    assert header["provenance"] == {"family": "family", "model": "model", "concept": "concept", "method": "method", "contrast": ""}
     assert header["packages"].keys() == {"neuroscope", "torch", "diffusers", "transformers"}
 
 

@@ -104,7 +104,7 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         ([*LOCALIZE, "--method", "LocoGen(window=17)"], "window=17 is wider than the model's 16 layers; give 1 to 16"),
         (
             [*LOCALIZE, "--method", "IntegratedGradients(steps=1)"],
-            r"NeuronGradient ranks neurons, and localize finds layers; write neuroscope rank --method 'NeuronGradient\(steps=1\)'",
+            r"IntegratedGradients ranks neurons, and localize finds layers; write neuroscope rank --method 'Integr.*\(steps=1\)'",
         ),
         ([*LOCALIZE, "--method", "Welch"], "Welch ranks neurons, and localize finds layers; write neuroscope rank --method Welch"),
         (

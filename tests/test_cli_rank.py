@@ -10,7 +10,7 @@ import neuroscope as ns
 from neuroscope.cli import main
 
 SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--quiet"]
-GRADIENT = "NeuronGradient(roles=('value',), steps=1, samples=1, fidelity=0)"
+GRADIENT = "IntegratedGradients(roles=('value',), steps=1, samples=1, fidelity=0)"
 STYLE = ["rank", "--style", "stipple"]
 
 
@@ -62,7 +62,7 @@ def test_the_default_method_is_a_gradient(run, monkeypatch):
 
     monkeypatch.setattr(ns.NeuronGradient, "__call__", look)
     assert run(*STYLE, "--layers", 8, "--layers", 9, *SHORT)[2] == "neuroscope: seen\n"
-    assert asked == [(ns.NeuronGradient(), (8, 9), (0,), 8)]
+    assert asked == [(ns.NeuronGradient(), (8, 9), (0,), 24)]
 
 
 def test_a_response_method_ranks_from_a_concept_too(run, recording):
@@ -114,7 +114,7 @@ def test_what_does_not_fit_a_recording_is_refused(run, recording, options, words
         ([*STYLE, "--method", "LocoGen(window=2)"], r"LocoGen finds layers, .*; write neuroscope localize --method 'LocoGen\(window=2\)'"),
         (
             [*STYLE, "--method", "NeuronGradient(layers=8)"],
-            "'layers' is no option of NeuronGradient; it has kind, roles, steps, sam",
+            "'layers' is no option of NeuronGradient; it has roles, samples",
         ),
         ([*STYLE, "--layer", "16"], "layer 16 is unknown; these sites have layers 0 to 15"),
         ([*STYLE, "--pairs", "99"], "--pairs=99 are more than the concept's 24; give at most these"),

@@ -317,7 +317,7 @@ def test_a_closed_standard_output_is_quiet(capfd, monkeypatch, untyped):
 
 
 def test_an_interrupt_of_a_command_is_one_line_and_130(run, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **_options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("neuroscope.pipeline.loading.load_pipeline", interrupted)

@@ -57,7 +57,7 @@ def test_the_first_line_says_where_the_model_runs_and_the_second_what_it_costs(r
     code, out, err = run("generate", *PROMPT, *SHORT, "-o", "out")
     assert code == 0
     assert err.splitlines()[:2] == [str(footprint(pipe)), "1 image, 2 NFE; the time is known after the first batch"]
-    assert out == "wrote out/000-seed0.png\n"
+    assert out == "wrote out/a-red-circle-in-the-style-of-plain-seed0.png\n"
     for flag in ("--quiet", "--json"):
         assert str(footprint(pipe)) not in run("generate", *PROMPT, *SHORT, "-o", "out", flag)[2]
 

@@ -68,9 +68,9 @@ class TestPlaces:
     def test_they_are_the_components_that_a_real_run_calls_in_its_order(self, name):
         pipe = tiny.PIPELINES[name]()
         graph, called, handles = HookGraph(pipe), [], []
-        for path, module in pipe.unet.named_modules():
+        for path, module in graph.denoiser.named_modules():
             if kind := kind_of(path, module):
-                hook = lambda *_, path=path, kind=kind: called.append((f"unet.{path}", kind))  # noqa: E731
+                hook = lambda *_, path=path, kind=kind: called.append((f"{graph.family.component}.{path}", kind))  # noqa: E731
                 handles.append(module.register_forward_pre_hook(hook))
         tiny.draw(pipe, num_inference_steps=1, height=16, width=16)
         for handle in handles:

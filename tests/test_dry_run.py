@@ -8,12 +8,12 @@ import pytest
 
 import neuroscope as ns
 from neuroscope import CausalTracing, HookGraph, InvalidInput, LocoGen, NeuronAblation, localize
+from neuroscope.attribution import plan_ranking
 from neuroscope.attribution.recording import record
 from neuroscope.core.quality import Plan
 from neuroscope.evaluation import evaluate, generate, plan_evaluation
 from neuroscope.generation.dry_run import plan_images, predicting_zeros, rows_of_run
 from neuroscope.localization import plan_localization
-from neuroscope.localization._localize import _checked
 from neuroscope.testbed.construction.pipelines import generation_of
 from tests.families import tiny
 from tests.localization.planted import SMALL
@@ -94,10 +94,9 @@ def test_a_plan_says_itself_and_refuses_no_numbers():
 
 
 def test_exact_ablation_costs_what_its_plan_says(graph, concept):
-    method = NeuronAblation(layers=8, roles="value", group=16)
-    experiment = _checked(graph, concept, method, ns.LatentShare(), [0], 1, SMALL)
-    plan = method.plan(experiment)
-    assert plan.nfe == method(experiment).cost.nfe
+    method = NeuronAblation(roles="value", group=16)
+    plan = plan_ranking(graph, concept, method, layers=8, pairs=1, **SMALL)
+    assert plan.nfe == ns.rank(graph, concept, method, layers=8, pairs=1, quiet=True, **SMALL).cost.nfe
     assert plan.images == 2 + sum(-(-site.width // 16) for site in graph.sites.where(layer=8, role="value"))
 
 

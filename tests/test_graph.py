@@ -274,8 +274,8 @@ class TestSilentSites:
 
 class TestModels:
     def test_it_shows_model_family_and_counts(self, graph):
-        text = "HookGraph(StableDiffusionPipeline 'StableDiffusionPipeline', stable-diffusion-unet: 16 layers, 96 sites, 4,608 neurons)"
-        assert repr(graph) == text
+        counts = "16 layers, 96 sites, 4,608 neurons, cpu, float64"
+        assert repr(graph) == f"HookGraph(StableDiffusionPipeline 'StableDiffusionPipeline', stable-diffusion-unet: {counts})"
 
     def test_a_loaded_pipeline_is_named_after_its_place(self, pipe, tmp_path):
         pipe.save_pretrained(tmp_path / "mine")

@@ -70,6 +70,7 @@ def test_names_tell_metrics_apart():
 @pytest.mark.parametrize(("name", "clip"), [("testbed:sd1", "testbed:clip"), ("runwayml/stable-diffusion-v1-5", PUBLISHED_CLIP)])
 def test_the_clip_that_fits_the_models_pictures_is_chosen(graph, monkeypatch, name, clip):
     monkeypatch.setattr(graph, "model", name)
+    monkeypatch.setattr(ClipScore, "loaded", lambda _score: None)
     assert bind(ClipScore("hatch"), graph) == ClipScore("hatch", clip)
     assert bind(ClipScore("hatch", "mine"), graph) == ClipScore("hatch", "mine")
     assert bind(Reader("colour", "red"), graph) == Reader("colour", "red")

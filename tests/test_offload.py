@@ -9,8 +9,10 @@ from torch import nn
 from neuroscope import (
     AttentionContribution,
     AttributionPatching,
+    CausalAttribution,
     CausalTracing,
     HookGraph,
+    IntegratedGradients,
     LatentShare,
     LocoEdit,
     LocoGen,
@@ -23,6 +25,7 @@ from neuroscope import (
     export_lora,
     fold,
     localize,
+    rank,
     record,
     score,
 )
@@ -40,7 +43,8 @@ METHODS = [
     AttributionPatching(steps=1, samples=2, fidelity=0),
     AttributionPatching(steps=1, samples=1, recomputed=True, fidelity=0),
     CausalTracing(component="text"),
-    NeuronGradient(layers=8, steps=1, samples=2, fidelity=0),
+    IntegratedGradients(steps=1, samples=2, fidelity=0),
+    NeuronGradient(samples=3),
 ]
 
 
@@ -66,7 +70,11 @@ def offloaded(request):
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_localisation_finds_the_same(method, graph, offloaded):
-    found, expected = (localize(each, CONCEPT, method, LatentShare(), **SHORT) for each in (offloaded, graph))
+    neurons = isinstance(method, CausalAttribution)
+    found, expected = (
+        rank(each, CONCEPT, method, layers=8, **SHORT) if neurons else localize(each, CONCEPT, method, LatentShare(), **SHORT)
+        for each in (offloaded, graph)
+    )
     if hasattr(expected, "effects"):
         torch.testing.assert_close(found.effects.values, expected.effects.values, rtol=1e-6, atol=1e-6, equal_nan=True)
     else:

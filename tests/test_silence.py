@@ -150,8 +150,9 @@ def attention(query, key, value, attn_bias=None, op=None, scale=None):
 
 
 def slice_attention(pipe):
-    pipe.unet.set_attention_slice("max")
-    assert any("Sliced" in type(each).__name__ for each in pipe.unet.attn_processors.values())
+    denoiser = HookGraph(pipe).denoiser
+    denoiser.set_attention_slice("max")
+    assert any("Sliced" in type(each).__name__ for each in denoiser.attn_processors.values())
 
 
 def by_xformers(pipe):

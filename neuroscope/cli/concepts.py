@@ -10,7 +10,7 @@ import typer
 
 from neuroscope.cli import methods, opening, options, values
 from neuroscope.cli.localization import MetricOptions
-from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.errors import InvalidFile, InvalidInput, choose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,9 +59,11 @@ def record_(
     """Record statistics of activations with and without a concept."""
     from neuroscope.attribution.recording import record
     from neuroscope.core import artifacts
+    from neuroscope.core.tokens import TOKENS
     from neuroscope.generation.arguments import check_generation
     from neuroscope.generation.dry_run import plan_images
 
+    choose("token", token, TOKENS)
     opening.check_output(output, concept.concept, generation.image)
     chosen = concept.open(model)
     called = generation.open()

@@ -1,12 +1,20 @@
 """PixArt's own: its prompts, its predictions, the size of its images, and every method on pipelines in which the answer is planted."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
+from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha
+from PIL import Image
 
 import neuroscope as ns
+from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.teacher_forcing import TeacherForcing, record_steps
 from neuroscope.testbed import build, planted
 from tests.families import tiny
+from tests.pipelines import parts
+from tests.pipelines.build import PIPELINES
 
 SMALL = {"num_inference_steps": 2, "use_resolution_binning": False, "height": 32, "width": 32}
 LAYER_METHODS = {
@@ -59,12 +67,15 @@ def test_every_kind_of_component_of_a_transformer_is_traced(kind):
     assert scores.to_frame().set_index("layer")["score"][:layer].abs().max() < 0.05
 
 
-@pytest.mark.parametrize("method", [ns.NeuronGradient(fidelity=0), ns.NeuronAblation(group=16)], ids=["gradient", "ablation"])
+@pytest.mark.parametrize(
+    "method", [ns.NeuronGradient(samples=8), ns.IntegratedGradients(fidelity=0), ns.NeuronAblation(group=16)], ids=repr
+)
 def test_every_method_finds_the_planted_neurons(method):
     record = planted(graph_of("neurons").pipe)
     ((path, chosen),) = record.neurons.items()
-    scores = localized("neurons", replace(method, layers=record.layers[0], roles="value"))
-    top = scores.top(len(chosen)) if isinstance(method, ns.NeuronGradient) else scores.top(2 * method.group)
+    given = {"pairs": 1, "quiet": True, **record.generation}
+    scores = ns.rank(graph_of("neurons"), record.concept, replace(method, roles="value"), layers=record.layers[0], **given)
+    top = scores.top(2 * method.group if isinstance(method, ns.NeuronAblation) else len(chosen))
     assert set(chosen) <= set(top[path])
 
 

@@ -288,7 +288,9 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         "plots.dose": Verb(ns.plots.dose, {"table": table}, {"table": (None, "t.csv", [1], pd.DataFrame()), "ax": AXES}),
         "plots.graph": Verb(ns.plots.graph, {"graph": graph}, {"graph": GRAPH, "ax": AXES}),
         "plots.write": Verb(
-            ns.plots.write, {"ax": ax, "path": folder / "p.png"}, {"ax": (None, "p", plt.figure()), "path": (*PATH, None, "p.xyz")}
+            ns.plots.write,
+            {"ax": ax, "path": folder / "p.png"},
+            {"ax": (None, "p", plt.figure()), "path": (*PATH, None, "p.xyz"), "context": (*TEXT, "loud")},
         ),
         "Concept": Verb(
             ns.Concept,

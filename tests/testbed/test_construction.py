@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from neuroscope import InvalidInput, testbed
+from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
-LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23}
+LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16}
 POOLED = ("sdxl", "if-1", "if-2")
 EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
 FAST = [
@@ -99,7 +99,7 @@ class TestBuild:
         pipe = build(family, "nothing")
         image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation).images[0]
         assert 0 <= image.min() < image.max() <= 1
-        layers = [path for path, _ in pipe.unet.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
+        layers = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
         assert len(layers) == LAYERS[family]
 
 
