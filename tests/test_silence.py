@@ -151,6 +151,8 @@ def attention(query, key, value, attn_bias=None, op=None, scale=None):
 
 def slice_attention(pipe):
     denoiser = HookGraph(pipe).denoiser
+    if not hasattr(denoiser, "set_attention_slice"):
+        pytest.skip("this denoiser's attention is never sliced")
     denoiser.set_attention_slice("max")
     assert any("Sliced" in type(each).__name__ for each in denoiser.attn_processors.values())
 
