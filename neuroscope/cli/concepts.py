@@ -128,7 +128,7 @@ def rank(
 
     opening.check_output(output, file, concept.concept, generation.image, resume)
     opening.check_output(resume, concept.concept, generation.image)
-    text = ranking.method or ("NeuronGradient()" if file is None else "Welch()")
+    text = ranking.method if ranking.method is not None else ("NeuronGradient()" if file is None else "Welch()")
     methods.refuse_layer_methods(text)
     if file is not None:
         scores = _rank_recording(ctx, file, text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, cast, get_args
 
 import typer
 
 from neuroscope.cli import opening, options, values
 from neuroscope.cli.commands import LightCommand
+from neuroscope.core.errors import choose
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +70,7 @@ def export(
     from neuroscope.editing import export_lora
     from neuroscope.editing.lora import LoraDtype, LoraFormat, lora_file
 
+    choose("dtype", file_dtype, get_args(LoraDtype))
     file = lora_file(output_dir, lora_format)
     storage.refuse_overwriting_inputs(file, files)
     changes = opening.open_interventions(files)

@@ -41,9 +41,11 @@ def sites(
     if config is not None:
         unused = [each.name for each in fields(model) if each.name != "config"]
         values.refuse_unused(ctx, dict.fromkeys(unused, "the sites are those of --config, and no model is opened"))
-    graph = None if config is not None else model.open(printed)
+    graph = None if config is not None else model.open(None)
     found = graph.sites if graph else sites_from_config(config or "")
     chosen = found.where(layer=sites.layer or None, role=sites.role or None)
+    if graph is not None:
+        printed.note_model(graph.pipe)
     table = chosen.to_frame()
     text = f"{graph or config}\n{table.to_string(index=False)}\n{chosen}"
     options.say(table.to_json(orient="records", indent=1) if printed.as_json else text)

@@ -44,6 +44,12 @@ class Printing:
         """Prints the result, as text or as JSON."""
         report(facts, text, self.as_json)
 
+    def note_model(self, pipe: Any) -> None:
+        """Prints where a model runs and how large it is, on standard error."""
+        from neuroscope.pipeline.placement import footprint
+
+        self.note(str(footprint(pipe)))
+
     def note(self, text: str) -> None:
         """Prints a line beside the result, on standard error."""
         if not self.quiet and not self.as_json:
@@ -58,9 +64,7 @@ class Running(Printing):
 
     def stops_at(self, plan: Plan | None, pipe: Any) -> bool:
         """Says where the model runs and what the work will cost, if that is known; True where nothing more is asked."""
-        from neuroscope.pipeline.placement import footprint
-
-        self.note(str(footprint(pipe)))
+        self.note_model(pipe)
         text = "the cost of this method is not known before it runs" if plan is None else f"{plan}"
         text += "" if plan is not None and not plan.nfe else "; the time is known after the first batch"
         if self.dry_run:
@@ -110,18 +114,20 @@ class ModelOptions:
         """Whether it is a single checkpoint."""
         return Path(self.model).suffix == ".safetensors"
 
-    def open_pipeline(self, printed: Printing) -> Any:
-        """The pipeline, after a line on where it runs and how large it is; a `Running` command says that once all is checked."""
+    def open_pipeline(self, printed: Printing | None) -> Any:
+        """The pipeline, after a line on where it runs and how large it is.
+
+        `Running` commands, and those without `printed`, say that once all is checked.
+        """
         from neuroscope.pipeline.loading import load_pipeline
-        from neuroscope.pipeline.placement import footprint
 
         given = {name: value for name, value in vars(self).items() if name not in ("model", "lora", "config")}
         pipe = load_pipeline(self.model, **given, config=None if self.config is None else str(self.config), loras=self.lora or ())
-        if not isinstance(printed, Running):
-            printed.note(str(footprint(pipe)))
+        if printed is not None and not isinstance(printed, Running):
+            printed.note_model(pipe)
         return pipe
 
-    def open(self, printed: Printing) -> HookGraph:
+    def open(self, printed: Printing | None) -> HookGraph:
         """The hook graph of the pipeline, as `open_pipeline`."""
         from neuroscope.pipeline.graph import HookGraph
 
