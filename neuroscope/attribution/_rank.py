@@ -20,10 +20,8 @@ from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.experiment import PAIRS, Localization, choose_layers, open_experiment, run_method
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
+from neuroscope.pipeline.families import TEXT_OPTIONS
 from neuroscope.pipeline.graph import HookGraph
-
-#: What a recording of keys and values follows of the pipeline's options.
-_FOLLOWED = ("clip_skip",)
 
 
 class _Default(IntEnum):
@@ -65,7 +63,8 @@ def rank(
         batch_size: prompts or images at a time; by default 16 prompts, or as many images as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
-        **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` alone.
+        **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` and
+            `clean_caption` alone.
 
     Returns:
         The scores, higher for more control, with their cost; `.top(k)` are the neurons to mask.
@@ -142,7 +141,7 @@ def _by_response(
     """The scores of a recording of key and value sites that is made here."""
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     check_generation(graph.pipe, generation, rank)
-    _refuse_unused(method, [name for name in generation if name not in _FOLLOWED])
+    _refuse_unused(method, [name for name in generation if name not in TEXT_OPTIONS])
     sites = graph.sites.where(layer=choose_layers(graph, layers), role=("key", "value"), text_only=True)
     size = BATCH_SIZE if batch_size is None else batch_size
     return score(record(graph, concept, sites, keep_samples=method.needs_samples, batch_size=size, quiet=quiet, **generation), method)

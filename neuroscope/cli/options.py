@@ -29,7 +29,10 @@ Resume = Annotated[Path | None, typer.Option(help="Keep finished images' scores 
 Method = Annotated[
     str, typer.Option(help="The method that scores a recording, as in Python, such as Welch; an unknown one lists the known ones.")
 ]
-Pairs = Annotated[int | None, typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, or all of fewer.")]
+Pairs = Annotated[
+    int | None,
+    typer.Option(callback=values.whole(), help="How many pairs of prompts; by default 8, all for NeuronGradient."),
+]
 
 
 @dataclass(frozen=True)

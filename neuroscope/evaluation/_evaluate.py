@@ -138,7 +138,8 @@ def plan_evaluation(
     check_run(graph, None, None, False, generation, evaluate)
     interventions = _named(interventions, controls)
     changes = with_controls(interventions) if controls else interventions
-    return plan_images(graph, [prompt for _ in changes for prompt in prompts for _ in seeds], generation)
+    counted = checks.seeds(seeds, " to evaluate with")
+    return plan_images(graph, [prompt for _ in changes for prompt in prompts for _ in counted], generation)
 
 
 def _jobs(
