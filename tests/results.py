@@ -50,9 +50,9 @@ def results_of_methods() -> Iterator[tuple[str, Any]]:
     for name, method in METHODS.items():
         seeds, pairs = ([0], 2) if name in COSTLY else ([0, 1], 3)
         if isinstance(method, ns.CausalAttribution):
-            yield f"sd1-{name}", ns.rank(graph, concept, method, layers=12, seeds=seeds, pairs=pairs, **options)
+            yield f"method-{name}", ns.rank(graph, concept, method, layers=12, seeds=seeds, pairs=pairs, **options)
         else:
-            yield f"sd1-{name}", ns.localize(graph, concept, method, ns.LatentShare(), seeds, pairs=pairs, **options)
+            yield f"method-{name}", ns.localize(graph, concept, method, ns.LatentShare(), seeds, pairs=pairs, **options)
 
 
 def results_of_family(family: str) -> Iterator[tuple[str, Any]]:

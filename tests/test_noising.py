@@ -7,7 +7,7 @@ import torch
 
 import neuroscope as ns
 from neuroscope.generation.teacher_forcing import record_steps
-from neuroscope.pipeline.noising import NoisedRun
+from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
 from tests.families import tiny
 from tests.test_schedule import SCHEDULERS, scheduler_of
 
@@ -25,7 +25,8 @@ def begun(name: str, prediction: str = "epsilon"):
 
 
 def noised(scheduler, latents, predicted) -> NoisedRun:
-    return NoisedRun(scheduler, {"sample": latents, "timestep": scheduler.timesteps[0]}, predicted, NAMES)
+    first = scheduler.timesteps[0]
+    return NoisedRun(NoiseLevels.of(scheduler, float(first)), {"sample": latents, "timestep": first}, predicted, NAMES)
 
 
 def drawn(*seeds: int) -> list[torch.Tensor]:
@@ -68,7 +69,8 @@ def test_a_flow_models_latents_lie_on_the_line_from_image_to_noise():
     image /= image.std()
     sigma = float(scheduler.sigmas[0])
     time = scheduler.timesteps[:1] / 1000
-    run = NoisedRun(scheduler, {"sample": (1 - sigma) * image + sigma * noise, "timestep": time}, noise - image, NAMES)
+    given = {"sample": (1 - sigma) * image + sigma * noise, "timestep": time}
+    run = NoisedRun(NoiseLevels.of(scheduler, float(time)), given, noise - image, NAMES)
     torch.testing.assert_close(run.image, image)
     random = torch.randn(image.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for number in range(STEPS):
@@ -83,8 +85,9 @@ def test_a_runs_first_call_is_a_call_at_the_first_place(make):
     with record_steps(graph, [0], stop_after=True) as recorded:
         graph.pipe(tiny.PROMPT, generator=torch.Generator().manual_seed(0), num_inference_steps=STEPS, height=16, width=16)
     step = recorded[0][0]
-    run = NoisedRun(graph.pipe.scheduler, step.inputs, step.output, graph.family.arguments)
-    assert len(run.levels) == STEPS
+    levels = NoiseLevels.of(graph.pipe.scheduler, float(step.inputs["timestep"]))
+    run = NoisedRun(levels, step.inputs, step.output, graph.family.arguments)
+    assert len(levels.levels) == STEPS
     made = run.at(0.0, seed=0)
     assert made.keys() == step.inputs.keys()
     assert made["timestep"].item() == step.inputs["timestep"].item()
@@ -104,7 +107,7 @@ def test_what_is_not_known_is_refused():
         noised(begun("EDMEulerScheduler"), latents, predicted)
     scheduler = begun("DDIMScheduler")
     with pytest.raises(ns.InvalidInput, match=re.escape(f"called at 123.5, which is no timestep of its DDIMScheduler; {instead}")):
-        NoisedRun(scheduler, {"sample": latents, "timestep": 123.5}, predicted, NAMES)
+        NoiseLevels.of(scheduler, 123.5)
     given = {"sample": latents, "timestep": scheduler.timesteps[0], "mid_block_additional_residual": latents}
     with pytest.raises(ns.InvalidInput, match="the denoiser is given mid_block_additional_residual by another network"):
-        NoisedRun(scheduler, given, predicted, NAMES)
+        NoisedRun(NoiseLevels.of(scheduler, float(scheduler.timesteps[0])), given, predicted, NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
-from neuroscope.generation.experiment import PAIRS, Localization, choose_layers, open_experiment, run_method
+from neuroscope.generation.experiment import PAIRS, Experiment, Localization, choose_layers, open_experiment, run_method
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
 from neuroscope.pipeline.families import TEXT_OPTIONS
@@ -75,28 +76,13 @@ def rank(
         InvalidFile: `output` cannot be written.
         NonFiniteActivation: an activation, a prediction or a gradient is NaN or infinite.
     """
-    if isinstance(method, Localization):
-        raise InvalidInput(
-            f"{method!r} scores layers, and rank scores neurons; write ns.localize(graph, concept, ns.{method!r}, metric, ...)"
-        )
-    checks.instance("method", method, (CausalAttribution, Attribution), "ns.NeuronGradient()")
+    _check_method(method)
     if isinstance(method, Attribution):
         of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is _Default.PAIRS else pairs}
         _refuse_unused(method, [name for name, value in of_images.items() if value is not None])
         return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
-    with open_experiment(
-        rank,
-        graph,
-        concept,
-        LatentShare() if metric is None else metric,
-        (0,) if seeds is None else seeds,
-        generation,
-        layers=layers,
-        pairs=method.default_pairs if pairs is _Default.PAIRS else pairs,
-        batch_size=batch_size,
-        output=output,
-        quiet=quiet,
-    ) as experiment:
+    options = {"layers": layers, "batch_size": batch_size, "output": output, "quiet": quiet}
+    with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return run_method(experiment, method)
 
 
@@ -120,13 +106,30 @@ def plan_ranking(
     Raises:
         InvalidInput: as in `rank`.
     """
+    _check_method(method)
     if isinstance(method, Attribution):
         return Plan(0, 0)
-    checks.instance("method", method, CausalAttribution, "ns.NeuronGradient()")
-    asked, measured = method.default_pairs if pairs is _Default.PAIRS else pairs, LatentShare() if metric is None else metric
-    options: dict[str, Any] = {"layers": layers, "pairs": asked, "batch_size": batch_size, "output": None, "quiet": True}
-    with open_experiment(rank, graph, concept, measured, (0,) if seeds is None else seeds, generation, **options) as experiment:
+    options = {"layers": layers, "batch_size": batch_size, "output": None, "quiet": True}
+    with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return method.plan(experiment)
+
+
+def _check_method(method: Any) -> None:
+    """Raises InvalidInput for what is no method of `rank`."""
+    if isinstance(method, Localization):
+        raise InvalidInput(
+            f"{method!r} scores layers, and rank scores neurons; write ns.localize(graph, concept, ns.{method!r}, metric, ...)"
+        )
+    checks.instance("method", method, (CausalAttribution, Attribution), "ns.NeuronGradient()")
+
+
+def _experiment(
+    graph: HookGraph, concept: Concept, method: CausalAttribution, metric: Any, seeds: Any, pairs: Any, generation: Any, **options: Any
+) -> AbstractContextManager[Experiment]:
+    """The experiment of a causal method, with `rank`'s defaults for what was not given."""
+    options["pairs"] = method.default_pairs if pairs is _Default.PAIRS else pairs
+    measured = LatentShare() if metric is None else metric
+    return open_experiment(rank, graph, concept, measured, (0,) if seeds is None else seeds, generation, **options)
 
 
 def _by_response(

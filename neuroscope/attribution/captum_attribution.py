@@ -12,12 +12,10 @@ from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegrat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.attribution.patching_metric import WIDER, PatchingMetric
+from neuroscope.attribution.patching_metric import GRADIENT_MEMORY, WIDER, PatchingMetric
 from neuroscope.core.errors import NonFiniteActivation
 
 Kind = Literal["gradient", "integrated"]
-#: A row with gradients takes about this many times the memory of a row without.
-_GRADIENT_MEMORY = 16
 #: Where gradients overflow in half precision: at how many scales of the loss to try, each so many times the one before.
 _SCALES, _SMALLER = 6, 2.0**-4
 
@@ -40,7 +38,7 @@ def attribute(metric: PatchingMetric, modules: Sequence[nn.Module], kind: Kind, 
     """
     for _ in range(_SCALES):
         with _without_reminders():
-            parts = KINDS[kind](metric, list(modules), samples, max(1, batch_size // _GRADIENT_MEMORY))
+            parts = KINDS[kind](metric, list(modules), samples, max(1, batch_size // GRADIENT_MEMORY))
         found = torch.cat([part.detach().double().flatten(0, -2).sum(dim=0).cpu() for part in parts]) / metric.scale
         if found.isfinite().all():
             return found

@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution.patching_metric import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
@@ -27,12 +27,10 @@ from neuroscope.generation.dry_run import recorded_steps
 from neuroscope.generation.experiment import Experiment, ImageKey
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
-from neuroscope.generation.teacher_forcing import StepInput
+from neuroscope.generation.teacher_forcing import StepInput, joined
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.noising import NoisedRun
+from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
 
-#: A row with gradients takes about this many times the memory of a row without.
-_GRADIENT_MEMORY = 16
 #: Distances below this are rounding.
 _ROUNDING = 1e-6
 
@@ -123,39 +121,27 @@ class NeuronGradient(CausalAttribution):
         record = partial(collect_steps, graph, [0], recorded, stop_after=True)
         for _ in sweep.run([Row(experiment.pairs[pair].present, seed) for pair, seed in images], record):
             pass
-        return {
-            image: NoisedRun(graph.pipe.scheduler, step.inputs, step.output, graph.family.arguments)
-            for image, (step,) in zip(images, recorded, strict=True)
-        }
+        names = graph.family.arguments
+        noise = NoiseLevels.of(graph.pipe.scheduler, float(torch.as_tensor(recorded[0][0].inputs[names["timestep"]]).flatten()[0]))
+        return {image: NoisedRun(noise, step.inputs, step.output, names) for image, (step,) in zip(images, recorded, strict=True)}
 
     def _in_batches(
         self, experiment: Experiment, sweep: Sweep, sites: Sites, draws: Sequence[_Draw], runs: dict[ImageKey, NoisedRun]
     ) -> Iterator[tuple[Float[Tensor, "sample neuron"], Float[Tensor, "sample"]]]:
         """Each neuron's drop of the distance, and the distance itself, at the samples."""
-        size = max(1, sweep.batch_size // _GRADIENT_MEMORY)
+        size = max(1, sweep.batch_size // GRADIENT_MEMORY)
         with tqdm(total=len(draws), desc=f"ranking {experiment.name}", unit="sample", disable=experiment.quiet) as bar:
             for first in range(0, len(draws), size):
                 batch = draws[first : first + size]
                 pairs = [experiment.pairs[draw.image[0]] for draw in batch]
                 source, target = (Conditions.of([sweep.conditions(pair[arm]) for pair in pairs]) for arm in (0, 1))
-                inputs = _together([runs[draw.image].at(draw.place, draw.seed) for draw in batch])
+                inputs = joined([runs[draw.image].at(draw.place, draw.seed) for draw in batch], range(len(batch)))
                 distance = TargetDistance(experiment.graph, inputs, target)
                 slopes, distances = distance.gradients(sites, [draw.share for draw in batch])
                 changes = _changes(experiment.graph, sites, source, target)
                 parts = [(slopes[path] * changes[path]).sum(dim=1) for path in sites.paths]
                 yield torch.cat(parts, dim=1).cpu(), distances.cpu()
                 bar.update(len(batch))
-
-
-def _together(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The arguments of several calls of one row, as those of one call."""
-
-    def join(*values: Any) -> Any:
-        rows = isinstance(values[0], Tensor) and values[0].ndim and len(values[0]) == 1
-        return torch.cat(values) if rows else values[0]
-
-    joined: dict[str, Any] = tree_map(join, calls[0], *calls[1:])
-    return joined
 
 
 @torch.no_grad()

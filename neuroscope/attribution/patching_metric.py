@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import NonFiniteActivation
+from neuroscope.core.sites import TEXT_ROLES
 from neuroscope.generation.teacher_forcing import StepInput
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.families import uncompiled
@@ -22,10 +23,12 @@ from neuroscope.pipeline.graph import HookGraph
 
 #: What to do about numbers that overflow.
 WIDER = "load the pipeline in a wider format, such as torch_dtype=torch.bfloat16 or torch.float32"
-_HALF = (torch.float16, torch.bfloat16)
+#: The formats in which small gradients vanish, so that a loss is scaled.
+HALF = (torch.float16, torch.bfloat16)
+#: A row with gradients takes about this many times the memory of a row without.
+GRADIENT_MEMORY = 16
 #: Of a gradient with respect to the prediction: float16 ends at 2**16, and gradients of sites may be larger than those of the prediction.
 _LARGEST = 2.0**8
-_TEXT = ("key", "value", "pooled")
 _ROUNDING = 1e-5
 
 
@@ -62,7 +65,7 @@ class PatchingMetric:
         self._source = step.output.double()
         self.rows_with_gradients = 0
         self.end = float("nan")
-        every = ContextSwap.reading(target, graph.sites.where(role=_TEXT).paths, rows="all")
+        every = ContextSwap.reading(target, graph.sites.where(role=TEXT_ROLES).paths, rows="all")
         self._swap = replace(every, paths=tuple(paths))
         with torch.no_grad():
             self._total = self._predict([[every]]) - self._source
@@ -71,7 +74,7 @@ class PatchingMetric:
             raise NonFiniteActivation(f"the prediction at step {step.step} is NaN or infinite in {self.dtype}; {WIDER}")
         length = float(self._total.norm())
         self.length = length if length > _ROUNDING * float(self._source.norm()) else 0.0
-        self.scale = self._first_scale() if self.length and self.dtype in _HALF else 1.0
+        self.scale = self._first_scale() if self.length and self.dtype in HALF else 1.0
 
     def __call__(self, amount: Float[Tensor, "row 1"]) -> Float[Tensor, "row"]:
         """The metric of rows whose moving sites read this much of the target's prompt: from 0, none, to 1, all.

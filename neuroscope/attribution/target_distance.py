@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuroscope.attribution.patching_metric import WIDER
+from neuroscope.attribution.patching_metric import HALF, WIDER
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import NonFiniteActivation
 from neuroscope.core.intervention import Call
@@ -21,7 +21,6 @@ from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 
-_HALF = (torch.float16, torch.bfloat16)
 #: In half precision the distance is multiplied by the first of these with which no gradient overflows, so that small ones do not vanish:
 #: float16 reaches from 6e-8 to 65,504.
 _SCALES = (2.0**10, 2.0**4, 2.0**-2)
@@ -68,7 +67,7 @@ class TargetDistance:
             kept.setdefault(call.site.path, activation.requires_grad_())
 
         moved = [[replace(swap, paths=sites.paths, strength=share)] for swap, share in zip(self._swaps, shares, strict=True)]
-        scales = _SCALES if self._target.dtype in _HALF else (1.0,)
+        scales = _SCALES if self._target.dtype in HALF else (1.0,)
         with torch.enable_grad(), _frozen(self._graph.denoiser), self._graph.apply_each(moved), self._graph.observe(sites, keep):
             difference = (self._predict() - self._target).flatten(1)
             distances = difference.double().norm(dim=1) / math.sqrt(difference.shape[1])

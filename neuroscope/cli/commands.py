@@ -52,14 +52,11 @@ class ModelCommand(LightCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Imports the libraries and what runs models, then runs the command."""
-        import diffusers
-        import transformers
+        from neuroscope.pipeline.quiet import quiet_libraries
 
         import_module("neuroscope.pipeline.graph")
-        for library in (diffusers, transformers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()
-        return super().invoke(ctx)
+        with quiet_libraries():
+            return super().invoke(ctx)
 
 
 class App(typer.Typer):

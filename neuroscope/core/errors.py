@@ -60,3 +60,8 @@ def choose(what: str, value: str, allowed: Collection[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise InvalidInput(f"{what} {value!r} is unknown; choose one of {', '.join(allowed)}{closest(value, allowed)}")
     return value
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

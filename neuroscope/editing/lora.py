@@ -18,6 +18,7 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidFile, InvalidInput, UnsupportedModel, choose
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.scores import Neurons
+from neuroscope.core.sharing.pushing import LORA
 from neuroscope.core.storage import write_beside
 from neuroscope.editing.constants import constant_at
 from neuroscope.editing.factors import balanced
@@ -28,7 +29,6 @@ from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.weights import has_bias
 
-FILE = "pytorch_lora_weights.safetensors"
 LoraFormat = Literal["diffusers", "kohya"]
 LoraDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -93,7 +93,7 @@ def lora_file(path: str | os.PathLike[str], format: str) -> Path:
     given = checks.path("path", path)
     if given.suffix == ".safetensors":
         return given
-    return given / (FILE if format == "diffusers" else f"{given.resolve().name}.safetensors")
+    return given / (LORA if format == "diffusers" else f"{given.resolve().name}.safetensors")
 
 
 class _Lora(NamedTuple):

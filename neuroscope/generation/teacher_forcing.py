@@ -172,7 +172,7 @@ class TeacherForcing:
         begins = [self._begin(change, list(shares)) for change in every]
         order = sorted(range(len(every)), key=begins.__getitem__)
         growth = _Growth([*range(len(steps)), *(owners[number] for number in order)], len(steps) + begins.count(0))
-        inputs = _joined([step.inputs for step in steps], growth.owners[: growth.rows])
+        inputs = joined([step.inputs for step in steps], growth.owners[: growth.rows])
         with ExitStack() as stack:
             for number, (path, share) in enumerate(shares.items()):
                 if path != _FIRST_CALL:
@@ -187,9 +187,9 @@ class TeacherForcing:
 
     def nfe_of(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> float:
         """The NFE of `predict` with these arguments, the unchanged row included; nothing is computed."""
-        shares = [1.0, *stage_shares(self.graph.family, self.graph.denoiser, step.inputs).values()]
-        stages = [_FIRST_CALL, *stage_shares(self.graph.family, self.graph.denoiser, step.inputs)]
-        return 1.0 + sum(shares[self._begin(change, stages)] for change in changes)
+        shares = {_FIRST_CALL: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, step.inputs)}
+        stages, parts = list(shares), list(shares.values())
+        return 1.0 + sum(parts[self._begin(change, stages)] for change in changes)
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""
@@ -262,7 +262,7 @@ def _is_alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _joined(inputs: Sequence[Mapping[str, Any]], images: Sequence[int]) -> dict[str, Any]:
+def joined(inputs: Sequence[Mapping[str, Any]], images: Sequence[int]) -> dict[str, Any]:
     """The inputs of recorded steps that share a call, with one row for each of these images."""
 
     def join(*values: Any) -> Any:
@@ -270,5 +270,5 @@ def _joined(inputs: Sequence[Mapping[str, Any]], images: Sequence[int]) -> dict[
             return values[0]
         return torch.cat(values)[torch.tensor(images, device=values[0].device)]
 
-    joined: dict[str, Any] = tree_map(join, *map(dict, inputs))
-    return joined
+    together: dict[str, Any] = tree_map(join, *map(dict, inputs))
+    return together

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, first_line
 
 #: What names of checkpoint files end in; those that hold pickles are refused.
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -44,10 +44,9 @@ def load_checkpoint(path: Path, config: str | None = None, **options: Any) -> An
     try:
         pipe = kind.from_single_file(str(path), config=folder, local_files_only=config is not None, **options)
     except Exception as error:  # whatever diffusers raises of weights that do not fit the configuration
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidInput(
-            f"{path} cannot be loaded as the {kind.__name__} of {folder!r}: {said}; give the configuration that belongs to it with "
-            "--config (config=)"
+            f"{path} cannot be loaded as the {kind.__name__} of {folder!r}: {first_line(error)}; give the configuration that belongs to it "
+            "with --config (config=)"
         ) from error
     pipe.register_to_config(_name_or_path=str(path))
     return pipe

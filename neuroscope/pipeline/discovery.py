@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel
+from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel, first_line
 from neuroscope.core.intervention import ModelSpec
 from neuroscope.core.sites import TEXT_ROLES, Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
@@ -192,7 +192,7 @@ def _numbers(value: Any) -> list[float]:
 
 def _in_a_line(error: Exception) -> str:
     """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neuroscope.core.errors import InvalidInput, closest
+from neuroscope.core.errors import InvalidInput, closest, first_line
 from neuroscope.pipeline.checkpoint import SUFFIXES, load_checkpoint
-from neuroscope.pipeline.placement import DEVICES, DTYPES, OFFLOADS, place, placement
+from neuroscope.pipeline.placement import place, placement
 
 #: The entry points of collections: modules with `load(name)`, which gives a pipeline, and `path(name)`, the folder of a model.
 GROUP = "neuroscope.models"
-__all__ = ["DEVICES", "DTYPES", "GROUP", "OFFLOADS", "load_pipeline", "resolve"]
 
 
 def load_pipeline(
@@ -68,7 +67,7 @@ def _opened(model: str, options: Mapping[str, Any], given: dict[str, str]) -> An
         return DiffusionPipeline.from_pretrained(model, **options, **given)
     except Exception as error:  # a damaged folder can make diffusers raise anything
         raise InvalidInput(
-            f"the model {model!r} cannot be loaded: {_first_line(error)} Give testbed:NAME, a folder of save_pretrained, a .safetensors "
+            f"the model {model!r} cannot be loaded: {first_line(error)} Give testbed:NAME, a folder of save_pretrained, a .safetensors "
             "checkpoint, or a hub id"
         ) from error
 
@@ -87,11 +86,7 @@ def _put_on(pipe: Any, lora: str) -> None:
     try:
         pipe.load_lora_weights(lora)
     except Exception as error:  # whatever diffusers and peft raise of a file that does not fit
-        raise InvalidInput(f"the LoRA {lora!r} cannot be put on {type(pipe).__name__}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvalidInput(f"the LoRA {lora!r} cannot be put on {type(pipe).__name__}: {first_line(error)}") from error
 
 
 def resolve(model: str) -> str | Path:

@@ -65,6 +65,36 @@ class NoiseLevel:
         return mixed
 
 
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The noise levels of runs with the same schedule.
+
+    Attributes:
+        levels: of each iteration, in order.
+        prediction: what the denoiser predicts; see `NoiseLevel.image`.
+        unit: what the denoiser is given for 1 of a timestep.
+    """
+
+    levels: tuple[NoiseLevel, ...]
+    prediction: str
+    unit: float
+
+    @classmethod
+    def of(cls, scheduler: Any, first: float) -> NoiseLevels:
+        """The levels of runs that begin with a timestep.
+
+        Args:
+            scheduler: of diffusers, with its timesteps set.
+            first: the timestep that the denoiser was first called with.
+
+        Raises:
+            InvalidInput: the scheduler mixes images with noise in a way that is not known, or has no such timestep.
+        """
+        prediction, (begin, unit) = _prediction(scheduler), _begin(scheduler, first)
+        twin = copy.deepcopy(scheduler)
+        return cls(tuple(_level(twin, number) for number in range(begin, len(scheduler.timesteps))), prediction, unit)
+
+
 def _prediction(scheduler: Any) -> str:
     """What the denoiser predicts."""
     if hasattr(scheduler, "scale_noise"):
@@ -93,62 +123,61 @@ def _begin(scheduler: Any, first: float) -> tuple[int, float]:
 
 
 def _level(scheduler: Any, number: int) -> NoiseLevel:
-    """One level, by what the scheduler's own methods, which are linear, do to ones and zeros."""
+    """One level, by what the scheduler's own methods, which are linear, do to ones and zeros; it changes the scheduler's state."""
     timestep = scheduler.timesteps[number : number + 1]
     one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
 
     def mixed(image: Tensor, random: Tensor) -> float:
-        fresh = _fresh(scheduler)
-        made = fresh.scale_noise(image, timestep, random) if hasattr(fresh, "scale_noise") else fresh.add_noise(image, random, timestep)
-        return float(made)
+        _rewind(scheduler)
+        if hasattr(scheduler, "scale_noise"):
+            return float(scheduler.scale_noise(image, timestep, random))
+        return float(scheduler.add_noise(image, random, timestep))
 
-    scaled = _fresh(scheduler).scale_model_input(one, timestep[0]) if hasattr(scheduler, "scale_model_input") else one
-    return NoiseLevel(float(timestep), mixed(one, zero), mixed(zero, one), float(scaled))
+    signal, noise = mixed(one, zero), mixed(zero, one)
+    _rewind(scheduler)
+    scaled = scheduler.scale_model_input(one, timestep[0]) if hasattr(scheduler, "scale_model_input") else one
+    return NoiseLevel(float(timestep), signal, noise, float(scaled))
 
 
-def _fresh(scheduler: Any) -> Any:
-    """A copy that has made no step, as its methods depend on that."""
-    fresh = copy.deepcopy(scheduler)
+def _rewind(scheduler: Any) -> None:
+    """Forgets where a run is, as a scheduler's methods depend on that."""
     for name in ("_step_index", "_begin_index"):
-        if hasattr(fresh, name):
-            setattr(fresh, name, None)
-    return fresh
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, None)
 
 
 class NoisedRun:
     """A run, known by its first call, whose inputs at any noise level can be made.
 
     Args:
-        scheduler: the pipeline's, with the run's timesteps.
+        noise: the levels of its schedule.
         inputs: the arguments of the first call by name, with one row each.
         predicted: [1, channel, ...], the prediction.
         names: what the denoiser calls its latents and timestep (`Family.arguments`).
 
     Raises:
-        InvalidInput: the scheduler's noise levels are not known, or another network's results are among the arguments.
+        InvalidInput: another network's results are among the arguments.
     """
 
     def __init__(
-        self, scheduler: Any, inputs: Mapping[str, Any], predicted: Float[Tensor, "1 channel ..."], names: Mapping[str, str]
+        self, noise: NoiseLevels, inputs: Mapping[str, Any], predicted: Float[Tensor, "1 channel ..."], names: Mapping[str, str]
     ) -> None:
         if foreign := [name for name, value in inputs.items() if "residual" in name and value is not None]:
             raise InvalidInput(f"the denoiser is given {foreign[0]} by another network, which holds for one noise level; {INSTEAD}")
-        self._inputs, self._names = inputs, names
+        self._noise, self._inputs, self._names = noise, inputs, names
         self._latents, self._time = inputs[names["latents"]], torch.as_tensor(inputs[names["timestep"]]).flatten()[:1]
-        prediction = _prediction(scheduler)
-        begin, self._unit = _begin(scheduler, float(self._time))
-        self.levels = tuple(_level(scheduler, number) for number in range(begin, len(scheduler.timesteps)))
         given = self._latents[:, : predicted.shape[1]].double()
-        self.image = _limited(self.levels[0].image(given, predicted.double(), prediction))
+        self.image = _limited(noise.levels[0].image(given, predicted.double(), noise.prediction))
 
     def at(self, place: float, seed: int) -> dict[str, Any]:
         """The arguments of a call at a place of the schedule, from 0.0 (its beginning) to 1.0, with noise of a seed."""
-        level = self.levels[min(int(place * len(self.levels)), len(self.levels) - 1)]
+        levels = self._noise.levels
+        level = levels[min(int(place * len(levels)), len(levels) - 1)]
         random = torch.randn(self.image.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         noisy = self._latents.clone()
         noisy[:, : self.image.shape[1]] = level.given(self.image, random.to(self.image.device)).to(noisy)
-        time = torch.full_like(self._time, 0).double() + level.timestep * self._unit
-        return {**self._inputs, self._names["latents"]: noisy, self._names["timestep"]: time.to(self._time.dtype)}
+        time = torch.full_like(self._time, level.timestep * self._noise.unit, dtype=torch.float64).to(self._time.dtype)
+        return {**self._inputs, self._names["latents"]: noisy, self._names["timestep"]: time}
 
 
 def _limited(image: Tensor) -> Tensor:

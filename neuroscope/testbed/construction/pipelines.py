@@ -235,7 +235,6 @@ def _t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
 
 def _deepfloyd(**config: Any) -> dict[str, Any]:
     text = 64
-    tokenizer, text_encoder = _t5(text)
     unet = UNet2DConditionModel(
         out_channels=6,
         act_fn="gelu",
@@ -251,5 +250,6 @@ def _deepfloyd(**config: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **config,
     )
+    tokenizer, text_encoder = _t5(text)  # drawn after the UNet, or a seed would give another pipeline
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet}
     return parts | {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
