@@ -63,6 +63,22 @@ def untyped() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch, untyped):
+    """A function that runs a command line in an empty folder, and gives its exit status, what it printed, and its errors."""
+    from neuroscope.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(each) for each in arguments])
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def shared_pipeline_stays_as_it_was(request) -> Iterator[None]:
     yield

@@ -9,20 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 import neuroscope as ns
-from neuroscope.cli import main
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch, untyped):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

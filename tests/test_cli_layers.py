@@ -8,21 +8,9 @@ import torch
 from safetensors import safe_open
 
 from neuroscope import ContextMap, LayerScores, load
-from neuroscope.cli import main
 
 LOCALIZE = ["localize", "--style", "stipple", "-o", "x"]
 SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--pairs", "1", "--seeds", "1", "--quiet"]
-
-
-@pytest.fixture
-def run(capsys, untyped):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    return run
 
 
 def test_layers_are_found_shown_drawn_and_reported(run, tmp_path):

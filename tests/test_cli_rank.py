@@ -7,24 +7,10 @@ import pytest
 import torch
 
 import neuroscope as ns
-from neuroscope.cli import main
 
 SHORT = ["--num-inference-steps", "2", "--guidance-scale", "1", "--quiet"]
 GRADIENT = "IntegratedGradients(roles=('value',), steps=1, samples=1, fidelity=0)"
 STYLE = ["rank", "--style", "stipple"]
-
-
-@pytest.fixture
-def run(capsys, untyped, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,8 @@ load = functools.cache(ns.testbed.load)
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch, untyped):
-    monkeypatch.chdir(tmp_path)
+def run(run, monkeypatch):
     monkeypatch.setattr(ns.testbed, "load", load)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
     return run
 
 

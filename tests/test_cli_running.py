@@ -24,16 +24,8 @@ RUNS = {
 
 
 @pytest.fixture
-def run(capsys, untyped, pipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run(run, pipe, monkeypatch):
     monkeypatch.setattr("neuroscope.pipeline.loading.load_pipeline", lambda _model, **_options: pipe)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
     return run
 
 

@@ -7,22 +7,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import neuroscope as ns
-from neuroscope.cli import main
 from neuroscope.generation.labels import FIELDS, file_name, label, read_label
 from tests.families.tiny import mask
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch, untyped):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(each) for each in arguments])
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
