@@ -57,7 +57,7 @@ def rank(
         concept: pairs of prompts with the concept and without it. Only neurons on which the two differ are found.
         method: `NeuronGradient()` by default.
         layers: score the neurons of these layers; None for all.
-        metric: what a causal method measures in images; `LatentShare()` by default.
+        metric: what a causal method measures in images; `LatentShare()` by default, and nothing else for `NeuronGradient`.
         seeds: seeds of the initial noise, the same for every prompt; `(0,)` by default.
         pairs: how many of the concept's pairs a causal method uses, evenly spaced; all where there are fewer, or for None. By default 8,
             and all for `NeuronGradient`, whose cost hardly depends on them. A response method uses all.

@@ -19,6 +19,7 @@ from neuroscope.attribution.patching_metric import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
@@ -28,6 +29,7 @@ from neuroscope.generation.experiment import Experiment, ImageKey
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput, joined
+from neuroscope.metrics.shares import LatentShare
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
 
@@ -63,7 +65,8 @@ class NeuronGradient(CausalAttribution):
         samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
 
     Raises:
-        InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known.
+        InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known, or a metric other than
+            `LatentShare`.
         NonFiniteActivation: when it runs, a prediction or a gradient is NaN or infinite.
     """
 
@@ -79,6 +82,7 @@ class NeuronGradient(CausalAttribution):
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
+        self._check(experiment)
         sites = self.sites(experiment)
         draws = self._draws(experiment)
         texts = [text for pair in experiment.pairs for text in pair]
@@ -98,9 +102,18 @@ class NeuronGradient(CausalAttribution):
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `ExperimentMethod.plan`."""
+        self._check(experiment)
         images = min(self.samples, len(experiment.image_keys))
         first, _ = recorded_steps(experiment, [0])
         return Plan(0, images * first + 4 * self.samples)
+
+    def _check(self, experiment: Experiment) -> None:
+        """Raises InvalidInput for a metric that would be ignored."""
+        if not isinstance(experiment.metric, LatentShare):
+            raise InvalidInput(
+                f"{experiment.metric!r} would be ignored: {self!r} makes no image, and measures how far predictions move; leave the metric "
+                "out, or give ns.NeuronAblation()"
+            )
 
     def _draws(self, experiment: Experiment) -> list[_Draw]:
         """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""

@@ -87,6 +87,18 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
     assert all((each == 0).all() for each in found.scores.values())
 
 
+@pytest.mark.parametrize("metric", [ns.ImageShare(), ns.testbed.Reader("style", "stipple")])
+def test_a_metric_that_would_be_ignored_is_refused_before_any_call(graph, metric):
+    with (
+        tiny.counted(graph.denoiser) as calls,
+        pytest.raises(ns.InvalidInput, match=r"would be ignored: NeuronGradient\(samples=4\) makes no"),
+    ):
+        rank(graph, metric=metric)
+    with pytest.raises(ns.InvalidInput, match="would be ignored"):
+        plan_ranking(graph, CONCEPT, ns.NeuronGradient(), metric=metric, **SMALL)
+    assert calls == []
+
+
 @pytest.mark.parametrize("samples", [0, -1])
 def test_no_sample_is_refused(samples):
     with pytest.raises(ns.InvalidInput, match=f"samples={samples} is not"):
