@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import neuroscope as ns
-from neuroscope.cli.opening import generation_options, open_graph
+from neuroscope.cli.opening import generation_options
+from neuroscope.pipeline.loading import load_pipeline
 
 #: What is published, by family and the number of layers: the layer of each attribute (0-based).
 PUBLISHED = {
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--num-inference-steps", type=int)
     parser.add_argument("--image", type=Path)
     asked = parser.parse_args()
-    graph = open_graph(asked.model)
+    graph = ns.HookGraph(load_pipeline(asked.model))
     options = generation_options(asked.image, num_inference_steps=asked.num_inference_steps)
     needs = inspect.signature(type(graph.pipe).__call__).parameters.get("image")
     if needs is not None and asked.image is None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import paper_table
-from neuroscope import HookGraph, InvalidInput
+from neuroscope import InvalidInput
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.plant import PLANT
 
@@ -46,7 +46,7 @@ def test_other_families_are_compared_with_their_own_layers(capsys, monkeypatch, 
 
 
 def test_a_model_for_enlarging_asks_for_a_picture(capsys, monkeypatch):
-    monkeypatch.setattr(paper_table, "open_graph", lambda _model: HookGraph(build_unplanted("if-2", 0)))
+    monkeypatch.setattr(paper_table, "load_pipeline", lambda _model: build_unplanted("if-2", 0))
     with pytest.raises(InvalidInput, match="testbed:if-2/layer enlarges an image; give a small one with --image"):
         table(capsys, monkeypatch, "testbed:if-2/layer")
 

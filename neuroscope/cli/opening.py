@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 
     from neuroscope.core.concepts import Concept
     from neuroscope.core.intervention import Intervention
-    from neuroscope.pipeline.graph import HookGraph
-
-
-def open_graph(model: str) -> HookGraph:
-    """The hook graph of `--model`."""
-    from neuroscope.pipeline.graph import HookGraph
-    from neuroscope.pipeline.loading import load_pipeline
-
-    return HookGraph(load_pipeline(model))
 
 
 def open_interventions(paths: list[Path] | None) -> list[Intervention]:
