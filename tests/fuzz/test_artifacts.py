@@ -34,6 +34,9 @@ TEXTS = {
     "list": lambda text, rng: f"[{text}]",
 }
 
+#: Where entries of a mapping have names of their own, so that one may be missing as an item of a list may.
+_ENTRIES = "report.neighbours."
+
 
 def test_every_kind_has_an_example():
     assert {type(each) for each in EXAMPLES} == set(members(Artifact)), "a new kind of artefact needs an example in tests/fuzz/examples.py"
@@ -135,7 +138,9 @@ def in_header(path: Path, whole: bytes, parts: Parts, rng: random.Random, case: 
         del parent[key]
     else:
         (former if isinstance(former, dict) else header)["strenght"] = rng.choice(VALUES)
-    free = place.startswith("packages") or (damage == "missing" and (isinstance(parent, list) or place in ADDED_FIELDS))
+    free = place.startswith("packages") or (
+        damage == "missing" and (isinstance(parent, list) or place in ADDED_FIELDS or place.startswith(_ENTRIES))
+    )
     loaded = used(write_parts(path, parts[0], header), case)
     wrong = damage == "new" or (damage == "missing") or kind_of(former) != kind_of(parent[key])
     if loaded and damage == "value" and parent[key] is None:
