@@ -38,6 +38,7 @@ from neuroscope.cli import main
 from neuroscope.report import plots, sections, tables
 from neuroscope.report import scores as rankings
 from neuroscope.report.figures import EmbeddedImage, Figure
+from tests import browsing
 
 BLANK = EmbeddedImage("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}
@@ -220,6 +221,17 @@ def test_it_needs_nothing_beside_itself(page, run):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", report(run).read_text())
     assert all(page.alts)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(browsing.missing()), reason=browsing.missing())
+def test_the_page_is_right_in_every_window(whole, tmp_path):
+    address = report(whole, tmp_path / "report.html").as_uri()
+    with browsing.chromium() as browser:
+        for width in browsing.SIZES:
+            with browsing.opened(browser, address, width) as (shown, wrong):
+                assert browsing.faults(shown) == {}
+                assert wrong == []
 
 
 def test_headings_are_in_order(run):

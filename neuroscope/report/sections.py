@@ -179,8 +179,9 @@ def other_images(run: Run) -> Section:
 
 def costs(run: Run) -> dict[str, Cost]:
     """By file, what finding layers or ranking neurons cost, where that was measured."""
-    found = [*run.of_kind(LayerScores).items(), *run.of_kind(NeuronScores).items()]
-    return {name: scores.cost for name, scores in found if scores.cost}
+    layers, neurons = run.of_kind(LayerScores), run.of_kind(NeuronScores)
+    known = {name: scores.cost for name, scores in layers.items()} | {name: scores.cost for name, scores in neurons.items()}
+    return {name: each for name, each in known.items() if each}
 
 
 def cost(run: Run) -> Section:
