@@ -235,7 +235,7 @@ def record(
     for arm in ARMS:
         prompts = getattr(concept, arm)
         tally = _Tally(keep_samples)
-        with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", disable=quiet) as bar:
+        with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", unit="prompt", disable=quiet) as bar:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
                 _record_text(graph, text, batch, token, concept.name, tally, graph.text.options(generation))

@@ -17,7 +17,7 @@ from neuroscope.attribution.recording import Recording
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
-from neuroscope.core.scores import Neurons
+from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Site, Sites
 from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
@@ -177,9 +177,16 @@ def other_images(run: Run) -> Section:
     return section("Other images", [Part(figures=figures)])
 
 
+def costs(run: Run) -> dict[str, Cost]:
+    """By file, what finding layers or ranking neurons cost, where that was measured."""
+    layers, neurons = run.of_kind(LayerScores), run.of_kind(NeuronScores)
+    known = {name: scores.cost for name, scores in layers.items()} | {name: scores.cost for name, scores in neurons.items()}
+    return {name: each for name, each in known.items() if each}
+
+
 def cost(run: Run) -> Section:
-    """The cost of each localisation in NFE, seconds and GiB of peak memory, and the sum of several."""
-    known = {name: scores.cost for name, scores in run.of_kind(LayerScores).items() if scores.cost}
+    """The cost of each localisation and ranking in NFE, seconds and GiB of peak memory, and the sum of several."""
+    known = costs(run)
     rows = [(labelled(run, name), each) for name, each in known.items()]
     if len(rows) > 1:
         rows.append(("all", reduce(add, known.values())))
@@ -266,7 +273,7 @@ def _origin(run: Run, name: str) -> dict[str, str]:
 
 def _costs(rows: list[tuple[str, Cost]]) -> pd.DataFrame:
     cells = [(name, each.nfe, round(each.seconds, 1), round(each.peak_bytes / 2**30, 2)) for name, each in rows]
-    return pd.DataFrame(cells, columns=["localisation", "NFE", "seconds", "peak GiB"])
+    return pd.DataFrame(cells, columns=["result", "NFE", "seconds", "peak GiB"])
 
 
 def _described(sites: Sites) -> str:
