@@ -105,6 +105,10 @@ from neuroscope.evaluation._evaluate import (
     random_control as random_control,
 )
 from neuroscope.evaluation._table import summarize as summarize
+from neuroscope.generation.executors import (
+    Executor as Executor,
+    Local as Local,
+)
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
 from neuroscope.metrics.shares import (

@@ -110,7 +110,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
     image = Image.new("RGB", (8, 8))
     table = pd.DataFrame({"intervention": ["none"], "prompt": ["a"], "seed": [0], "metric": ["m"], "score": [1.0], "neurons": [1]})
     sweep = {"batch_size": NUMBER, "quiet": FLAG}
-    ledger = sweep | {"output": PATH}
+    ledger = sweep | {"output": PATH, "executor": (None, "ray", ns.Local, 3)}
     ax = plt.subplots()[1]
     layers = scores.by_layer()
     other = {"other": (None, "scores", 3, layers)}
