@@ -1,13 +1,17 @@
 """The laws of dose responses, their planted truth, and the words of their errors."""
 
+import json
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 
 import neuroscope as ns
 from neuroscope.evaluation import plan_dose_response
@@ -35,14 +39,14 @@ def scores(graph, concept):
     return ns.rank(graph, concept, ns.Welch(), layers=3, quiet=True)
 
 
-def run(graph, scores, **options):
+def measure(graph, scores, **options):
     defaults = {"prompts": PROMPTS, "metrics": Brightness(), "budgets": [2, 8], "seeds": [3], "quiet": True, "num_inference_steps": 2}
     return ns.dose_response(graph, scores, **(defaults | {"fill": 3.0} | options))
 
 
 @pytest.fixture(scope="module")
 def response(graph, scores):
-    return run(graph, scores, unrelated=UNRELATED)
+    return measure(graph, scores, unrelated=UNRELATED)
 
 
 def of(response, control, metric="brightness"):
@@ -104,25 +108,25 @@ class TestLaws:
 
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_the_batch_size_does_not_matter(self, graph, scores, response, batch_size):
-        again = run(graph, scores, unrelated=UNRELATED, batch_size=batch_size)
+        again = measure(graph, scores, unrelated=UNRELATED, batch_size=batch_size)
         pd.testing.assert_frame_equal(again.to_frame().drop(columns="score"), response.to_frame().drop(columns="score"))
         assert (again.scores - response.scores).abs().max() <= ROUNDING
         assert (again.changes - response.changes).abs().max() <= ROUNDING / 255
 
     def test_a_finished_ledger_gives_the_same_without_an_image(self, graph, scores, response, tmp_path, monkeypatch):
         ledger = tmp_path / "dose.jsonl"
-        first = run(graph, scores, unrelated=UNRELATED, output=ledger)
+        first = measure(graph, scores, unrelated=UNRELATED, output=ledger)
         assert torch.equal(first.scores, response.scores)
         monkeypatch.setattr(Sweep, "run", lambda *_: pytest.fail("an image is made again"))
-        again = run(graph, scores, unrelated=UNRELATED, output=ledger)
+        again = measure(graph, scores, unrelated=UNRELATED, output=ledger)
         assert torch.equal(again.scores, first.scores)
         assert torch.equal(again.changes, first.changes)
 
     def test_a_further_budget_makes_only_its_own_images(self, graph, scores, tmp_path, monkeypatch):
         ledger = tmp_path / "dose.jsonl"
-        run(graph, scores, output=ledger)
+        measure(graph, scores, output=ledger)
         before = len(ledger.read_text().splitlines())
-        run(graph, scores, output=ledger, budgets=[2, 4, 8])
+        measure(graph, scores, output=ledger, budgets=[2, 4, 8])
         assert len(ledger.read_text().splitlines()) - before == 2 * len(PROMPTS)
 
     def test_it_comes_back_from_a_file(self, response, tmp_path):
@@ -141,11 +145,11 @@ class TestLaws:
         assert plan.images == (len(PROMPTS) + len(UNRELATED)) * 2 * 6
         counted, made = [], Sweep.run
         monkeypatch.setattr(Sweep, "run", lambda self, rows: counted.append(len(rows)) or made(self, rows))
-        run(graph, scores, unrelated=UNRELATED, seeds=[3, 4])
+        measure(graph, scores, unrelated=UNRELATED, seeds=[3, 4])
         assert sum(counted) == plan.images
 
     def test_metrics_after_the_first_are_side_effects(self, graph, scores):
-        found = run(graph, scores, metrics=[Brightness("first"), Brightness("second")])
+        found = measure(graph, scores, metrics=[Brightness("first"), Brightness("second")])
         assert found.metrics == ("first", "second")
         assert torch.equal(found.scores[0], found.scores[1])
         assert list(found.to_frame()["metric"].unique()) == ["first", "second"]
@@ -222,13 +226,87 @@ class TestSmallest:
         )
 
 
+class TestShowing:
+    def test_the_plot_has_a_panel_a_metric_with_its_unit(self, response):
+        ax = ns.plots.dose(response)
+        assert [panel.get_title(loc="left") for panel in ax.child_axes] == ["brightness (score)", "image change (RMS of pixels)"]
+        assert ns.plots.dose(made(20, 40)).get_ylabel() == "share of images"
+        plt.close("all")
+
+    def test_the_report_says_how_many(self, tmp_path):
+        ns.save(made(20, 39, 40), tmp_path / "dose.safetensors")
+        Image.new("RGB", (8, 8)).save(tmp_path / "dose.png")
+        page = ns.report(tmp_path).read_text()
+        assert "shown: 4 of 64 neurons suffice" in page
+        assert page.count("Scores against the number of masked neurons") == 1
+        assert "Effect of each mask as a share of that of all neurons" in page
+
+    def test_the_command_line_plots_and_shows_it(self, run, tmp_path):
+        ns.save(made(20, 39, 40), "dose.safetensors")
+        code, out, _ = run("show", "dose.safetensors")
+        assert code == 0
+        assert "4 of 64 neurons suffice" in out
+        assert run("plot", "dose.safetensors", "-o", "dose.png")[0] == 0
+        with Image.open("dose.png") as image:
+            assert image.width > 100
+        code, _, said = run("plot", "dose.safetensors", "--top", 3, "-o", "dose.png")
+        assert code == 2
+        assert "it does not belong to this plot of a dose-response" in said
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def ask(self, run, graph, scores, recording):
+        def ask(*more):
+            short = ["--num-inference-steps", 1, "--seeds", 1, "--quiet"]
+            return run("dose", "s.st", "--prompt", "a red star", "--read", "object=star", "--budget", 2, *short, "-o", "d.st", *more)
+
+        bundled = ns.HookGraph(ns.testbed.load("sd1"))
+        concept = ns.Concept.style("stipple", prompts="testbed")
+        recorded = ns.record(bundled, concept, bundled.sites.where(layer=12, role="value"), quiet=True)
+        ns.save(recorded, "r.st")
+        ns.save(ns.score(recorded, ns.Welch()), "s.st")
+        return ask
+
+    def test_it_writes_a_dose_response(self, ask):
+        code, out, _ = ask("--json", "--fill", "absent", "--recording", "r.st", "--unrelated", "a blue ring")
+        facts = json.loads(out)
+        found = ns.load("d.st", ns.DoseResponse)
+        assert code == 0
+        assert (found.budgets, found.prompts, found.unrelated_prompts) == ((2,), ("a red star",), ("a blue ring",))
+        assert facts["smallest"] is None
+        assert facts["verdict"] == found.verdict
+        assert [row["neurons"] for row in facts["shares"]] == [2, 2, found.neuron_count]
+
+    def test_a_dry_run_makes_nothing(self, ask):
+        code, out, _ = ask("--dry-run", "--json", "--unrelated", "a blue ring")
+        assert code == 0
+        assert json.loads(out)["images"] == 2 * 4
+        assert not Path("d.st").exists()
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--fill", "absent"], "--fill absent needs means, and scores hold none; give a number, such as --fill 0, or --recording FILE"),
+            (["--budget", "1"], "budgets=[2, 1] do not grow"),
+            (["--style", "stipple"], "the prompts are given by --prompt"),
+            (["--metric", "LatentShare"], "give evaluate a metric of single images"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, ask, more, said):
+        code, _, error = ask(*more)
+        assert code == 2
+        assert said in error
+        assert not Path("d.st").exists()
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("budgets", "said"),
         [
             ([8, 2], r"budgets=\[8, 2\] do not grow; give whole numbers in ascending order, each once"),
             ([2, 2], r"budgets=\[2, 2\] do not grow"),
-            ([10**6], "one of budgets=1000000 is not allowed; give 0 to 64"),
+            ([10**6], "one of budgets=1000000 is not allowed; give 1 to 64"),
             ([-1], "one of budgets=-1"),
             ([1.5], "one of budgets=1.5"),
             ("12", "budgets='12' are no numbers of neurons"),
@@ -237,15 +315,15 @@ class TestRefusals:
     )
     def test_budgets(self, graph, scores, budgets, said, untyped):
         with pytest.raises(ns.InvalidInput, match=said):
-            run(graph, scores, budgets=budgets)
+            measure(graph, scores, budgets=budgets)
 
     def test_what_is_no_ranking(self, graph, untyped):
         with pytest.raises(ns.InvalidInput, match="scores is a NoneType, which does not fit; give one such as ns.rank"):
-            run(graph, None)
+            measure(graph, None)
 
     def test_a_metric_of_the_name_of_unrelated_changes(self, graph, scores):
         with pytest.raises(ns.InvalidInput, match="the name 'image change' is that of the change of unrelated images"):
-            run(graph, scores, metrics=Brightness("image change"))
+            measure(graph, scores, metrics=Brightness("image change"))
 
     def test_doses_out_of_order(self):
         response = made(40)

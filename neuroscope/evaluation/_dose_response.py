@@ -125,10 +125,10 @@ def _budgets(scores: Any, budgets: Any) -> tuple[int, ...]:
         return tuple(2**power for power in range(widest.bit_length()) if 2**power < widest)
     if isinstance(budgets, str | bytes | Mapping) or not isinstance(budgets, Iterable):
         raise InvalidInput(f"budgets={checks.shown(budgets)} are no numbers of neurons; give whole numbers in ascending order, as [4, 16]")
-    given = tuple(checks.whole("one of budgets", each, least=0, most=every) for each in budgets)
+    given = tuple(checks.whole("one of budgets", each, most=every) for each in budgets)
     if list(given) != sorted(set(given)):
         raise InvalidInput(f"budgets={list(given)} do not grow; give whole numbers in ascending order, each once")
-    return tuple(each for each in given if 0 < each < every)
+    return tuple(each for each in given if each < every)
 
 
 def _masks(scores: NeuronScores, fill: Any, budgets: Sequence[int]) -> dict[Dose, Change]:

@@ -24,7 +24,7 @@ from neuroscope.evaluation._image_change import ImageChange
 NO_CHANGE, TOP, RANDOM, ALL = "no change", "top neurons", "random neurons", "all neurons"
 #: The doses that the others are compared with: the untouched model, and all neurons.
 REFERENCES = (NO_CHANGE, ALL)
-SHARE_OF_IMAGES, SCORE, PIXELS = "share of images", "score", "root mean square of pixels"
+SHARE_OF_IMAGES, SCORE, PIXELS = "share of images", "score", "RMS of pixels"
 
 
 @dataclass(frozen=True)
