@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, cast
 
@@ -19,9 +19,11 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Site, Sites
+from neuroscope.evaluation._response import DoseResponse
 from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
-from neuroscope.report.figures import Figure, Sheet, shown
+from neuroscope.report import plots
+from neuroscope.report.figures import Figure, Sheet, drawn, shown
 from neuroscope.report.run import Run
 from neuroscope.report.tables import Table, counted, tabled
 
@@ -156,13 +158,17 @@ def interventions(run: Run) -> Section:
 
 
 def evaluation(run: Run) -> Section:
-    """Evaluations with 95 % intervals, and the files images.png and dose.png.
+    """Evaluations and dose responses with 95 % intervals, and the files images.png and, without a dose response, dose.png.
 
     Raises:
         InvalidFile: one of the two files is damaged.
     """
     parts = [_evaluation(name, table) for name, table in run.tables.items()]
+    doses = run.of_kind(DoseResponse)
+    parts += [_dose(name, response) for name, response in doses.items()]
     for file, (title, alt, caption) in _EVALUATED.items():
+        if file == "dose.png" and doses:
+            continue
         parts.append(Part(title, file, figures=shown(run.images, file, alt, caption)))
     return section("Evaluation on held-out prompts", parts)
 
@@ -261,6 +267,14 @@ def _evaluation(name: str, table: pd.DataFrame) -> Part:
     return Part(
         "Evaluation", name, text=text, facts=facts({"prompts": prompts}), tables=[tabled(summarize(table), "Scores by metric", by="metric")]
     )
+
+
+def _dose(name: str, response: DoseResponse) -> Part:
+    """The smallest mask that suffices, the plot, and each mask's share of the effect of all neurons."""
+    _, alt, caption = _EVALUATED["dose.png"]
+    table = tabled(response.shares(), "Effect of each mask as a share of that of all neurons", by="control")
+    said = f"{response.metrics[0]}: {response.verdict}."
+    return Part("Dose", name, finding=said, figures=[drawn(partial(plots.dose, response), alt, caption)], tables=[table])
 
 
 def _origin(run: Run, name: str) -> dict[str, str]:

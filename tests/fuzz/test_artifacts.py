@@ -168,7 +168,7 @@ def in_tensors(path: Path, whole: bytes, parts: Parts, rng: random.Random, case:
             return False
         tensors[name] = before.clone()
         tensors[name].view(-1)[rng.randrange(before.numel())] = torch.nan if damage == "nan" else -torch.inf
-        wrong = not (damage == "nan" and name in ("effects", "full"))
+        wrong = not (damage == "nan" and name in ("effects", "full", "measured"))
     elif damage == "dtype":
         tensors[name] = before.to(rng.choice([each for each in (*FLOATS, torch.int64, torch.bool) if each != before.dtype]))
         wrong = not (
