@@ -20,6 +20,7 @@ from neuroscope import (
     LocoGen,
     NeuronAblation,
     Welch,
+    dose_response,
     evaluate,
     localize,
     rank,
@@ -104,6 +105,14 @@ def test_an_evaluation_does_not_depend_on_the_executor(graph):
     options = SMALL | {"batch_size": 5, "quiet": True}
     alone, scattered = (evaluate(graph, *asked, executor=each, **options) for each in (Local(), Scattered()))
     pd.testing.assert_frame_equal(scattered, alone, check_exact=True)
+
+
+def test_a_dose_response_does_not_depend_on_the_executor(graph):
+    scores = rank(graph, CONCEPT, Welch(), layers=3, quiet=True)
+    options = SMALL | {"metrics": Corner(), "budgets": [2], "unrelated": ["a cup"], "seeds": [0, 1], "batch_size": 5, "quiet": True}
+    alone, scattered = (dose_response(graph, scores, CONCEPT.present, executor=each, **options) for each in (Local(), Scattered()))
+    assert torch.equal(alone.scores, scattered.scores)
+    assert torch.equal(alone.changes, scattered.changes)
 
 
 def test_a_metric_that_fails_is_the_callers_own_error(graph):

@@ -19,6 +19,7 @@ from neuroscope.core.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
 from neuroscope.evaluation._image_change import ImageChange
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
+from neuroscope.generation.executors import Executor, Local
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.pipeline.graph import HookGraph
@@ -39,6 +40,7 @@ def dose_response(
     batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
+    executor: Executor = Local(),
     **generation: Any,
 ) -> DoseResponse:
     """Evaluates masks of the k strongest neurons for growing k: what they do to the concept, and what else they do.
@@ -62,6 +64,7 @@ def dose_response(
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
         quiet: show no progress bar.
+        executor: where images are made, by default in this process.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Raises:
@@ -78,7 +81,8 @@ def dose_response(
     metrics = tuple(bind(each, graph) for each in checks.several("metrics", metrics, Metric, 'ns.ClipScore("the style of Van Gogh")'))
     if taken := [each.name for each in metrics if each.name == ImageChange.name]:
         raise InvalidInput(f"the name {taken[0]!r} is that of the change of unrelated images; give the metric another")
-    shared: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet, **generation}
+    run: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet}
+    shared = run | {"executor": executor} | generation
     table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
     measured = table["score"].to_numpy(dtype=float).reshape(len(masks), len(prompts), len(seeds), len(metrics))
     return DoseResponse(
