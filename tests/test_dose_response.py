@@ -144,7 +144,7 @@ class TestLaws:
         plan = plan_dose_response(graph, scores, PROMPTS, budgets=[2, 8], unrelated=UNRELATED, seeds=[3, 4], num_inference_steps=2)
         assert plan.images == (len(PROMPTS) + len(UNRELATED)) * 2 * 6
         counted, made = [], Sweep.run
-        monkeypatch.setattr(Sweep, "run", lambda self, rows: counted.append(len(rows)) or made(self, rows))
+        monkeypatch.setattr(Sweep, "run", lambda self, rows, *rest: counted.append(len(rows)) or made(self, rows, *rest))
         measure(graph, scores, unrelated=UNRELATED, seeds=[3, 4])
         assert sum(counted) == plan.images
 
