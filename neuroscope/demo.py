@@ -19,8 +19,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit
-from neuroscope.evaluation import DoseResponse, evaluate, generate, random_control, summarize
-from neuroscope.evaluation import dose_response as evaluate_doses
+from neuroscope.evaluation import DoseResponse, dose_response, evaluate, generate, random_control, summarize
 from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.localization import LocoGen, localize
 from neuroscope.metrics.clip_score import ClipScore
@@ -76,7 +75,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
 
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
-    response = dose_response(graph, found, quiet)
+    response = _doses(graph, found, quiet)
     save(response, folder / "dose.safetensors")
     count = _smallest(response)
     mask = _through_file(found.mask(count), folder / "mask.safetensors")
@@ -110,14 +109,14 @@ def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
     return len(planted & set(scores.top(PLANT.neuron_count).get(site.path, ())))
 
 
-def dose_response(graph: HookGraph, found: _Found, quiet: bool = False) -> DoseResponse:
+def _doses(graph: HookGraph, found: _Found, quiet: bool) -> DoseResponse:
     """Masks of growing size on every object and colour, in prompts that nothing was ranked with, and on prompts in other styles."""
     style = found.concept.name
     manners = itertools.cycle((f"{style} style, a {{}}", f"a {{}} drawn in a {style} manner"))
     prompts = [manner.format(f"{colour} {thing}") for (thing, colour), manner in zip(_THINGS, manners, strict=False)]
     options: dict[str, Any] = {"metrics": _readers(style), "fill": found.recording.mean("absent"), "budgets": BUDGETS}
     unrelated = [prompt for prompt in UNRELATED if style not in prompt]
-    return evaluate_doses(graph, found.scores, prompts, **options, unrelated=unrelated, seeds=SEEDS[:1], quiet=quiet, **testbed.GENERATION)
+    return dose_response(graph, found.scores, prompts, **options, unrelated=unrelated, seeds=SEEDS[:1], quiet=quiet, **testbed.GENERATION)
 
 
 def _smallest(response: DoseResponse) -> int:

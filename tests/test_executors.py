@@ -115,6 +115,21 @@ def test_a_dose_response_does_not_depend_on_the_executor(graph):
     assert torch.equal(alone.changes, scattered.changes)
 
 
+class Forgetful(Workers):
+    """Leaves the last task out."""
+
+    def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
+        yield from Local().run(work, tasks[:-1], done)
+
+
+def test_a_task_that_is_left_out_is_refused(graph):
+    wanted = r"Forgetful did not make all rows of 1 of \d+ tasks; an executor gives back every row of each"
+    with pytest.raises(InvalidInput, match=wanted):
+        localize(graph, CONCEPT, LocoGen(), LatentShare(), executor=Forgetful(), **ONCE)
+    with pytest.raises(InvalidInput, match=wanted):
+        evaluate(graph, {"mask": tiny.mask(graph, layer=3)}, CONCEPT.present, [3], Corner(), executor=Forgetful(), quiet=True, **SMALL)
+
+
 def test_a_metric_that_fails_is_the_callers_own_error(graph):
     class Broken:
         name = "broken"

@@ -21,7 +21,7 @@ from neuroscope.evaluation._table import COLUMNS, Evaluation
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.dry_run import plan_images
-from neuroscope.generation.executors import Executor, Local, Part, Task, Work
+from neuroscope.generation.executors import Executor, Local, Part, Task, Work, make
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
 from neuroscope.generation.labels import label_made, settings_of
@@ -112,9 +112,9 @@ def evaluate(
             sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
             batches = _batches(jobs, sweep.batch_size, todo)
             work = Work(sweep, tuple(bound), "evaluating", quiet)
-            for number, part in workers.run(work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo)):
+            for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo)):
                 ledger.add(_scores(batches[number], part))
-        scores = {job.key: ledger.known(job.key, names) or {} for job in jobs}
+        scores = {job.key: ledger.rows[job.key] for job in jobs}
     table = [(job.name, job.prompt, job.seed, metric, scores[job.key][metric]) for job in jobs for metric in names]
     return Evaluation(table, columns=list(COLUMNS))
 

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.layer_scores import contact_sheet
 from neuroscope.generation.batches import Sweep
-from neuroscope.generation.executors import Local, Part, Task, Work
+from neuroscope.generation.executors import Local, Part, Task, Work, make
 from neuroscope.generation.experiment import Experiment, ImageKey, RunBatch, RunKey
 from neuroscope.generation.keys import key_of, method_key
 from neuroscope.generation.model_content import state
@@ -63,8 +63,8 @@ class Measured:
         self._work = Work(sweep, metrics, f"localizing {experiment.name}", experiment.quiet)
         #: Of each image the source and the target that were made, which shares are measured against.
         self._ends: dict[ImageKey, dict[str, Any]] = {}
-        #: Runs whose source or target is not made yet, with what was made of them: tasks may come in any order.
-        self._waiting: dict[RunKey, Any] = {}
+        #: Of each image the runs whose source or target is not made yet, with what was made of them: tasks may come in any order.
+        self._waiting: dict[ImageKey, dict[RunKey, Any]] = {}
         #: The batches of sources and targets that were not made, as the ledger holds their scores.
         self._skipped: dict[RunKey, _Batch] = {}
 
@@ -82,7 +82,7 @@ class Measured:
         self._skipped.update({run: batch for batch in batches for run in batch.ends if run not in made})
         todo = list(dict.fromkeys(each for batch in todo for each in (*self._skipped_ends(batch), batch)))
         workers = Local() if any(group.force for group in groups) else self._experiment.workers
-        for number, part in workers.run(self._work, [self._task(batch) for batch in todo]):
+        for number, part in make(workers, self._work, [self._task(batch) for batch in todo]):
             self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
 
     def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
@@ -174,18 +174,20 @@ class Measured:
     def _shares(self, runs: Sequence[RunKey], made: Sequence[Any]) -> dict[RunKey, float]:
         """The shares of these runs, and of earlier ones that waited for a source or a target among them."""
         for run, each in zip(runs, made, strict=True):
-            ends = self._ends.setdefault((run.pair, run.seed), {})
+            image = run.pair, run.seed
             if isinstance(run.patch, str):
-                ends[run.patch] = each
-            self._waiting[run] = each
-        found = {run: share for run, each in self._waiting.items() if (share := self._share(run, each)) is not None}
-        for run in found:
-            del self._waiting[run]
+                self._ends.setdefault(image, {})[run.patch] = each
+            self._waiting.setdefault(image, {})[run] = each
+        found: dict[RunKey, float] = {}
+        for image in dict.fromkeys((run.pair, run.seed) for run in runs):
+            shares = {run: share for run, each in self._waiting[image].items() if (share := self._share(run, each)) is not None}
+            self._waiting[image] = {run: each for run, each in self._waiting[image].items() if run not in shares}
+            found |= shares
         return found
 
     def _share(self, run: RunKey, made: Any) -> float | None:
         """How far a run moved; None before its source and its target are made."""
-        ends, metric = self._ends[run.pair, run.seed], self._experiment.metric
+        ends, metric = self._ends.get((run.pair, run.seed), {}), self._experiment.metric
         if run.patch == "source":
             return 0.0
         return metric(made, ends["source"], ends["target"]) if isinstance(metric, Share) and len(ends) == len(_ENDS) else None

@@ -109,7 +109,7 @@ def note_origin(change: Intervention, model: str, noted: set[str]) -> None:
             f"the {change.kind} was made on {change.made_on!r} and is applied to {model!r}; its sites and widths match, but "
             "what it does there may differ, so evaluate it on this model",
             UserWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
 
 

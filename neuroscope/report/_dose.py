@@ -140,9 +140,7 @@ def _draw_metric(ax: Axes, table: pd.DataFrame) -> list[Line2D]:
     return [line for line in ax.lines[before:] if len(np.asarray(line.get_xdata()))]
 
 
-def _draw_level(
-    ax: Axes, name: str, scores: pd.Series, interval: Callable[[pd.Series], tuple[float, float]], look: Mapping[str, Any]
-) -> None:
+def _draw_level(ax: Axes, name: str, scores: pd.Series, interval: _Interval, look: Mapping[str, Any]) -> None:
     """A level line in the band of its interval."""
     low, high = interval(scores)
     if np.isfinite(low):

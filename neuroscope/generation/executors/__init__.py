@@ -2,6 +2,7 @@
 
 from neuroscope.generation.executors.executor import Executor as Executor
 from neuroscope.generation.executors.executor import Workers as Workers
+from neuroscope.generation.executors.executor import make as make
 from neuroscope.generation.executors.local import Local as Local
 from neuroscope.generation.executors.tasks import Part as Part
 from neuroscope.generation.executors.tasks import Task as Task

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tqdm.auto import tqdm
 
+from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.pipeline.graph import HookGraph
 
@@ -46,6 +47,22 @@ class Workers(Executor):
         Yields:
             The number of a task, and what was made of it.
         """
+
+
+def make(workers: Workers, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
+    """What workers make of tasks; see `Workers.run`.
+
+    Raises:
+        InvalidInput: they are through and left rows out.
+    """
+    left = [set(range(len(task.rows))) for task in tasks]
+    for number, part in workers.run(work, tasks, done):
+        left[number] -= set(part.numbers)
+        yield number, part
+    if lost := sum(map(bool, left)):
+        raise InvalidInput(
+            f"{type(workers).__name__} did not make all rows of {lost} of {len(tasks)} tasks; an executor gives back every row of each"
+        )
 
 
 def progress(work: Work, tasks: Sequence[Task], done: int) -> tqdm:
