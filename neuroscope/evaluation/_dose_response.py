@@ -17,7 +17,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
-from neuroscope.evaluation._image_change import ImageChange
+from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.interventions import NeuronMask
@@ -162,7 +162,7 @@ def _changes(
     masked = {str(dose): mask for dose, mask in masks.items() if mask is not None}
     found = np.zeros((len(masks), len(prompts), len(seeds)))
     for number, seed in enumerate(seeds):
-        metric = ImageChange(graph, seed, generation, shared["batch_size"])
+        metric = UntouchedImages(seed, tuple(prompts), generation, shared["batch_size"]).bound_to(graph)
         table = evaluate(graph, masked, prompts, [seed], metric, **shared)
         found[1:, :, number] = table["score"].to_numpy(dtype=float).reshape(len(masked), len(prompts))
     return torch.from_numpy(found)
