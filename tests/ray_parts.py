@@ -3,7 +3,6 @@
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,9 +86,9 @@ class Logged:
 
 
 def note(log: str, what: str, prompts) -> None:
-    """Adds lines to a file that several processes write, each in one piece."""
-    line = "".join(f"{what}\t{prompt}\n" for prompt in prompts).encode()
-    file = os.open(Path(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    """Adds lines with this process's number to a file that several processes write, in one piece."""
+    line = "".join(f"{what}\t{prompt}\t{os.getpid()}\n" for prompt in prompts).encode()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, line)
     os.close(file)
 

@@ -191,6 +191,14 @@ class TestFailures:
         with pytest.raises(InvalidInput, match="what the tasks share .* cannot be sent to workers: .* Give objects that can be pickled"):
             evaluate(graph, {}, ["a cup"], [0], Local(), executor=workers, quiet=True, **SMALL)
 
+    def test_a_full_object_store_is_said(self, workers, graph, monkeypatch):
+        def refuse(_value):
+            raise ray.exceptions.ObjectStoreFullError("no room for 3 bytes")
+
+        monkeypatch.setattr(ray, "put", refuse)
+        with pytest.raises(InvalidInput, match="Ray's object store has no room for what the tasks share .*: .*no room for 3 bytes"):
+            evaluate(graph, {}, ["a cup"], [0], Corner(), executor=workers, quiet=True, **SMALL)
+
     @pytest.mark.parametrize(
         ("pipeline", "error", "said"),
         [

@@ -79,6 +79,7 @@ def rank(
             pipeline does not have, a method's option that does not fit the model, or an argument that the method would ignore.
         InvalidFile: `output` cannot be written.
         NonFiniteActivation: an activation, a prediction or a gradient is NaN or infinite.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     _check_method(method)
     if isinstance(method, Attribution):
