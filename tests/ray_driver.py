@@ -11,7 +11,7 @@ from neuroscope.generation.executors import Part, Task, Work, Workers
 from tests import ray_parts
 from tests.localization.planted import SMALL
 
-PROMPTS = [f"a red circle {number}" for number in range(40)]
+PROMPTS = [f"a red circle {number}" for number in range(120)]
 WORKERS = 2
 FAILED = 3
 
