@@ -32,7 +32,7 @@ PROMPT = "a red circle in the style of stipple"
 PROCESSES = 2
 #: The goals: of what two bare processes reach, of one process's speed, of a task's time, of all workers' time.
 GOALS = {"of two bare processes": 0.97, "times one bare process": 1.9, "of a task's time": 0.02, "busy": 0.95}
-SLEEPERS, ACTORS, SLEEPS = 200, 4, 10
+SLEEPERS, ACTORS, SLEEPS = 200, 4, 20
 
 
 def main() -> None:
@@ -172,7 +172,9 @@ def busy_sleeping() -> float:
     sleepers = iter([Sleeper(actor, number) for number in range(each) for actor in actors])
     workers = RayWorkers(ray, lambda: next(sleepers), SLEEPERS, lambda _: None)
     work = Work(Sweep(ns.HookGraph(ns.testbed.load("sd1")), [PROMPT], ns.testbed.GENERATION, batch_size=1), quiet=True)
-    seconds = _seconds(workers, work, [Task((Row(PROMPT, 0),), (PROMPT,))] * (SLEEPERS * SLEEPS))
+    task = Task((Row(PROMPT, 0),), (PROMPT,))
+    _seconds(workers, work, [task] * SLEEPERS)  # all are there
+    seconds = _seconds(workers, work, [task] * (SLEEPERS * SLEEPS))
     for actor in actors:
         ray.kill(actor)
     return SLEEPS / seconds

@@ -133,6 +133,30 @@ def test_a_change_of_images_does_not_depend_on_what_is_asked_first(graph):
     assert list(reversed([float(replica(images[:1], [prompt])[0]) for prompt in reversed(prompts)])) == forwards.tolist()
 
 
+class Weighed(Workers):
+    """Notes how many bytes are sent for what tasks share, for a task, and back."""
+
+    def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
+        self.shared, self.tasks = len(pickle.dumps(work.shipped)), max(len(pickle.dumps(task)) for task in tasks)
+        self.back = 0
+        for number, part in Local().run(work, tasks, done):
+            self.back = max(self.back, len(pickle.dumps(part)) / len(part.numbers))
+            yield number, part
+
+
+def test_no_more_is_sent_than_is_needed(graph):
+    """A view of a tensor is pickled with all that it is a view of, which would make the bytes grow with the square of a batch."""
+    weighed = Weighed()
+    localize(graph, CONCEPT, LocoGen(), LatentShare(), keep_images=0, executor=weighed, **ONCE)
+    prompts = [*CONCEPT.present, *CONCEPT.absent]
+    context = graph.text.conditions(prompts[:1]).context
+    latent = 4 * (SMALL["height"] // graph.pipe.vae_scale_factor) ** 2 * context.element_size()
+    header = 1000  # of names and of each tensor's form
+    assert weighed.shared < (len(prompts) + 1) * (context.nbytes + header)
+    assert weighed.tasks < len(prompts) * (context.nbytes + header) + ONCE["batch_size"] * header
+    assert weighed.back < latent + header
+
+
 class Forgetful(Workers):
     """Leaves the last task out."""
 

@@ -102,7 +102,7 @@ class Sweep:
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
         distinct = list(dict.fromkeys(texts))
         encoded = graph.text.conditions(distinct, **graph.text.options(generation)) if distinct else ()
-        self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
+        self._conditions = {text: encoded[number].alone() for number, text in enumerate(distinct)} | dict(contexts or {})
         self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
 

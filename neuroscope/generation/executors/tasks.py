@@ -107,5 +107,5 @@ def perform(work: Work, task: Task) -> Iterator[Part]:
         scores = {metric.name: [float(score) for score in metric(images, prompts)] for metric in work.metrics}
         shown = [number for number in task.shown if number in numbers]
         drawn = sweep.images([made[number - numbers.start] for number in shown]) if shown else []
-        kept = [] if work.metrics else [each.cpu() if isinstance(each, Tensor) else each for each in made]
+        kept = [] if work.metrics else [each.to("cpu", copy=True) if isinstance(each, Tensor) else each for each in made]
         yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)))
