@@ -20,8 +20,8 @@ pytest.importorskip("ray", reason="ray has no build for this Python")
 KILLS = 50
 #: An image takes so long beside its denoising.
 SECONDS = 0.3
-#: The longest time between two kills, in seconds: workers start in about ten.
-LONGEST = 12.0
+#: The longest time between two kills, in seconds, and the share of kills that do not wait for a new image first, as in a start.
+LONGEST, EARLY = 6.0, 0.2
 #: A run that is not killed any more ends within this time.
 PATIENCE = 300.0
 
@@ -74,6 +74,14 @@ class Run:
             time.sleep(0.1)
         return False
 
+    def wait_for_news(self) -> bool:
+        """Waits until something was made, or until the table is there; whether it is."""
+        before, until = len(self.log()), time.monotonic() + PATIENCE
+        while len(self.log()) == before and time.monotonic() < until:
+            if self.wait(0.2):
+                return True
+        return False
+
     def log(self) -> list[list[str]]:
         """What was made and kept, in order."""
         file = self._folder / "log"
@@ -120,11 +128,14 @@ def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(cluster, expect
         (folder := tmp_path / str(len(killed))).mkdir()
         run = Run(cluster, folder)
         try:
-            while len(killed) < KILLS and not run.wait(float(rng.uniform(0, LONGEST))):
+            while len(killed) < KILLS:
+                if (rng.uniform() > EARLY and run.wait_for_news()) or run.wait(float(rng.uniform(0, LONGEST))):
+                    break
                 kinds: list[Callable[[np.random.Generator], bool]] = [run.kill_process, run.kill_process, run.kill_node, run.kill_driver]
                 kind = kinds[rng.integers(len(kinds))]
                 if kind(rng):
                     killed.append(kind.__name__)
+                    (tmp_path / "killed").write_text("\n".join(killed))
             assert run.wait(PATIENCE)
             run.check(expected)
         finally:
