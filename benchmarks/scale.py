@@ -45,6 +45,10 @@ def main() -> None:
     with ns.Ray(workers=PROCESSES, threads=1).open(graph) as workers, bare_processes(asked.batch_size) as bare:
         workers_against_processes(workers, work, task, bare, asked)
     overhead(work, task, asked)
+    caller = handling(work)
+    print(f"the caller handles a result in {1000 * caller:.2f} ms, so that it keeps up with {1 / caller:.0f} tasks a second")
+    simulated = simulate(Cluster(SLEEPERS, 1.0, spread=0.0, start=0.0, handling=caller), SLEEPERS * SLEEPS)
+    print(f"simulated: {SLEEPERS} workers with tasks of one second are {simulated.busy:.1%} busy")
     print(f"{SLEEPERS} concurrent sleeps of one second in {ACTORS} actors: {busy_sleeping():.1%} busy (goal {GOALS['busy']:.0%})")
     ray.shutdown()
 
@@ -118,6 +122,17 @@ def overhead(work: Work, task: Task, asked: Any) -> None:
     print(f"a task of {len(task.rows)} images takes {alone:.2f} s alone, and the executor {1000 * each:.2f} ms more:")
     print(f"{each / alone:.3%} of a task's time (goal at most {share:.0%})")
     print(f"bytes: {sent:,} sent for a task, {back:,} back, {shared:,} once for each worker")
+
+
+def handling(work: Work, tasks: int = 2000) -> float:
+    """How many seconds the caller needs for a result, where as many workers as there are cores have made everything already."""
+    parts = [Part(range(1), {"score": [0.0]})]
+    workers = RayWorkers(ray, lambda: ray.remote(Instant).options(num_cpus=0).remote(parts), PROCESSES, lambda _: None)
+    task = Task((Row(PROMPT, 0),), (PROMPT,))
+    _seconds(workers, work, [task] * 20)
+    seconds = _seconds(workers, work, [task] * tasks)
+    workers.close()
+    return seconds / tasks
 
 
 class Instant:
