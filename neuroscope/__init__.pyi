@@ -112,6 +112,7 @@ from neuroscope.evaluation._table import summarize as summarize
 from neuroscope.generation.executors import (
     Executor as Executor,
     Local as Local,
+    Ray as Ray,
 )
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
@@ -140,6 +141,7 @@ from neuroscope.core.errors import (
     NoSmallestMask as NoSmallestMask,
     SiteNeverRan as SiteNeverRan,
     SiteRanUnevenly as SiteRanUnevenly,
+    TasksFailed as TasksFailed,
     UnknownSite as UnknownSite,
     UnsupportedModel as UnsupportedModel,
 )
