@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_ev
 from neuroscope.evaluation._image_change import ImageChange
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
+from neuroscope.generation.ledgers import Output
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.pipeline.graph import HookGraph
@@ -38,7 +38,7 @@ def dose_response(
     unrelated: Sequence[str] = (),
     seeds: Iterable[int] = range(4),
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: Output = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -62,7 +62,8 @@ def dose_response(
             mean square of the difference of pixels, 0 to 1.
         seeds: seeds of the initial noise.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
+            ends in .jsonl is one file.
         quiet: show no progress bar.
         executor: where images are made, by default in this process.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
@@ -73,6 +74,7 @@ def dose_response(
         InvalidFile: `output` cannot be written or read.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("executor", executor, Executor, "ns.Local()")
     check_run(graph, batch_size, output, quiet, generation, dose_response)
     masks = _masks(scores, fill, _budgets(scores, budgets))
     prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds, " to evaluate")
@@ -82,8 +84,10 @@ def dose_response(
     if taken := [each.name for each in metrics if each.name == ImageChange.name]:
         raise InvalidInput(f"the name {taken[0]!r} is that of the change of unrelated images; give the metric another")
     run: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet}
-    shared = run | {"executor": executor} | generation
-    table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+    with executor.open(graph) as workers:
+        shared = run | {"executor": workers} | generation
+        table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+        changes = _changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else None
     measured = table["score"].to_numpy(dtype=float).reshape(len(masks), len(prompts), len(seeds), len(metrics))
     return DoseResponse(
         doses=tuple(masks),
@@ -92,7 +96,7 @@ def dose_response(
         seeds=seeds,
         scores=torch.tensor(measured.transpose(3, 0, 1, 2).copy()),
         unrelated_prompts=unrelated,
-        changes=_changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else None,
+        changes=changes,
         provenance=replace(scores.provenance, family=graph.family.name, model=graph.model),
     )
 
