@@ -19,7 +19,7 @@ from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Experiment, Localization, choose_layers, open_experiment, run_method
-from neuroscope.generation.ledgers import Output
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
 from neuroscope.pipeline.families import TEXT_OPTIONS
@@ -42,7 +42,7 @@ def rank(
     seeds: Iterable[int] | None = None,
     pairs: int | None = _Default.PAIRS,
     batch_size: int | None = None,
-    output: Output = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,

@@ -19,7 +19,7 @@ from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_ev
 from neuroscope.evaluation._image_change import ImageChange
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
-from neuroscope.generation.ledgers import Output
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.pipeline.graph import HookGraph
@@ -38,7 +38,7 @@ def dose_response(
     unrelated: Sequence[str] = (),
     seeds: Iterable[int] = range(4),
     batch_size: int | None = None,
-    output: Output = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,

@@ -25,7 +25,7 @@ from neuroscope.generation.executors import Executor, Local, Part, Task, Work, W
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
 from neuroscope.generation.labels import label_made, settings_of
-from neuroscope.generation.ledgers import Ledger, Output, check_output, open_ledger
+from neuroscope.generation.ledgers import Ledger, LedgerPlace, check_output, open_ledger
 from neuroscope.generation.metering import metered
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
@@ -54,7 +54,7 @@ def evaluate(
     *,
     controls: bool = True,
     batch_size: int | None = None,
-    output: Output = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -270,7 +270,7 @@ def _check_any(**given: Sequence[Any]) -> None:
 def check_run(
     graph: HookGraph,
     batch_size: int | None,
-    output: Output,
+    output: LedgerPlace,
     quiet: bool,
     generation: Mapping[str, Any],
     verb: Callable[..., Any],

@@ -24,7 +24,7 @@ from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
-from neuroscope.generation.ledgers import Ledger, Output, check_output, open_ledger
+from neuroscope.generation.ledgers import Ledger, LedgerPlace, check_output, open_ledger
 from neuroscope.generation.metering import metered
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
@@ -250,7 +250,7 @@ def open_experiment(
     pairs: int | None,
     keep_images: int = 0,
     batch_size: int | None,
-    output: Output,
+    output: LedgerPlace,
     quiet: bool,
     executor: Executor = Local(),
 ) -> Iterator[Experiment]:

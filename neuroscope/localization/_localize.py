@@ -13,7 +13,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
-from neuroscope.generation.ledgers import Output
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
@@ -29,7 +29,7 @@ def localize(
     pairs: int | None = PAIRS,
     keep_images: int = 4,
     batch_size: int | None = None,
-    output: Output = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,

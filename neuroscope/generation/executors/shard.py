@@ -90,7 +90,7 @@ class Shard:
             ("batch_size", "all shards must cut the same tasks"),
         ):
             if options.get(name) is None:
-                raise InvalidInput(f"{name} is missing: {why}; give {name}={_EXAMPLES[name]}")
+                raise InvalidInput(f"{name} is missing: {why}; give {name}={_EXAMPLES[name]} (--{name.replace('_', '-')})")
         executor = options.pop("executor", Local())
         checks.instance("executor", executor, Executor, "ns.Local()")
         try:

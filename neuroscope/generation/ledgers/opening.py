@@ -35,7 +35,7 @@ class ResumeAnyway:
 
 
 #: What a verb's `output` may be.
-Output = str | os.PathLike[str] | ResumeAnyway | None
+LedgerPlace = str | os.PathLike[str] | ResumeAnyway | None
 
 
 def check_output(output: object) -> None:
@@ -44,7 +44,7 @@ def check_output(output: object) -> None:
         checks.path("output", output)
 
 
-def open_ledger(output: Output, conditions: Callable[[], RunConditions]) -> Ledger:
+def open_ledger(output: LedgerPlace, conditions: Callable[[], RunConditions]) -> Ledger:
     """The ledger of a verb's `output`: in memory for None, in one JSON-lines file, or in a folder.
 
     A file that exists goes on as JSON lines, whatever its name, and a name that ends in .jsonl begins as such; all else is a folder.
