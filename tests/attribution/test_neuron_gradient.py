@@ -1,6 +1,7 @@
 """Expected gradients on noised images: the gradient against finite differences, what is drawn, what it costs, what it finds."""
 
 import pytest
+import scipy.stats
 import torch
 
 import neuroscope as ns
@@ -71,6 +72,21 @@ def test_standard_errors_and_p_values_are_over_samples(graph):
     assert rank(graph, samples=2).stderr == {}
     found = rank(graph, samples=3)
     assert all((found.stderr[path] > 0).all() and (found.p_values[path] <= 1).all() for path in found.sites.paths)
+
+
+def test_p_values_ask_for_an_effect_of_a_size_and_scores_do_not(graph):
+    options = {"layers": 9, "quiet": True, **SMALL}
+    every, large = (ns.rank(graph, CONCEPT, ns.NeuronGradient(samples=4, least=least), **options) for least in (0.0, 0.02))
+    for path, scores in every.scores.items():
+        assert torch.equal(scores, large.scores[path])
+        expected = scipy.stats.t.sf((scores - 0.02) / every.stderr[path], 3)
+        torch.testing.assert_close(large.p_values[path], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("method", [ns.NeuronGradient, ns.IntegratedGradients])
+def test_a_share_below_nothing_is_refused(method):
+    with pytest.raises(ns.InvalidInput, match=r"least=-0.1 is not allowed; give at least 0"):
+        method(least=-0.1)
 
 
 def test_more_seeds_are_more_images(graph):
