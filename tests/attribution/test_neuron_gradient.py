@@ -124,7 +124,7 @@ def test_no_sample_is_refused(samples):
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [PLANT.style, None], ids=["the layer", "all layers"])
 def test_the_bundled_models_planted_neurons_come_first_for_under_200_nfe(layers):
-    from benchmarks.neurons import concept
+    from benchmarks.style_pairs import concept
 
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     (path,) = graph.sites.where(layer=PLANT.style, role="value").paths
