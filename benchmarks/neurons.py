@@ -1,10 +1,11 @@
 """How well rankings of neurons find those that carry a concept, at what cost, and what their first neurons do together.
 
-python -m benchmarks.neurons            (all parts, about an hour on one core; or some of style, stipple, constructed, q-values, natural)
+python -m benchmarks.neurons            (all parts, over an hour on one core; or some of them by name)
 
 "style" asks the trained model for the neurons that tell every style from every other, which is what the planted ones carry; "stipple" for
 those that tell one style from "plain". Shares of lost styles are read off held-out images in which the first 28 neurons read another style.
-"constructed" has plants of every family, "q-values" counts what is wrong among the sure neurons, "natural" has a model without a plant.
+"exact" compares rankings of the first question with exact ablation. "constructed" has plants of every family, "q-values" counts what is
+wrong among the sure neurons, "natural" has a model without a plant.
 Finished rows are kept in benchmarks/results/neurons.json. `python -m benchmarks.tables` writes the docs' tables.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,26 @@ def main() -> None:
         PARTS[part](kept, asked.output)
 
 
-def rank_trained(question: str, kept: Kept, folder: Path) -> None:
-    """Every ranking of the trained model's neurons, at the planted layer and over all layers (without exact ablation)."""
+def rank_trained(question: str, kept: Kept) -> None:
+    """Every ranking of the trained model's neurons, at the planted layer, with styles lost, and over all layers."""
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     for layer in (PLANT.style, None):
         place = {"question": question, "layers": "all" if layer is None else str(layer)}
-        if kept.holds("trained", **place):
-            continue
-        rankings = dict(recorded(graph, question, layer)) | dict(attributed(graph, question, layer))
-        if layer is not None:
-            rankings["exact ablation"] = exact(graph, question, layer, folder)
-        kept.add("trained", *(place | row for row in judged_rankings(graph, question, rankings)))
-    if question == "style" and not kept["nulls"]:
+        if not kept.holds("trained", **place):
+            rankings = dict(recorded(graph, question, layer)) | dict(attributed(graph, question, layer))
+            kept.add("trained", *(place | row for row in judged_rankings(graph, question, rankings, None if layer is None else Lost)))
+
+
+def rank_exactly(kept: Kept, folder: Path) -> None:
+    """The planted layer's neurons by exact ablation, and how other rankings agree with it; both nulls of rankings by response."""
+    graph = ns.HookGraph(ns.testbed.load("sd1"))
+    if not kept["exact"]:
+        reference = exact(graph, "style", PLANT.style, folder)
+        rankings = dict(recorded(graph, "style", PLANT.style)) | dict(attributed(graph, "style", PLANT.style))
+        rows = judged_rankings(graph, "style", rankings | {"exact ablation": reference}, Lost)
+        agreement = {name: correlation(scores, reference) for name, scores in rankings.items()}
+        kept.add("exact", *(row | agreement.get(row["ranking"], {}) for row in rows))
+    if not kept["nulls"]:
         kept.add("nulls", *nulls(graph, PLANT.style))
 
 
@@ -95,21 +103,19 @@ def exact(graph: ns.HookGraph, question: str, layer: int, folder: Path) -> ns.Ne
     return ns.load(path, ns.NeuronScores)
 
 
-def judged_rankings(graph: ns.HookGraph, question: str, rankings: Rankings) -> Iterator[Result]:
-    """One row a ranking, and one for each set of neurons that they are compared with."""
-    reference = rankings.get("exact ablation")
-    sites, truth = rankings["Welch()"].sites, trained_truth(graph)
-    lost = Lost(graph, question)
+def judged_rankings(graph: ns.HookGraph, question: str, rankings: Rankings, lose: type[Lost] | None) -> Iterator[Result]:
+    """One row a ranking, and, where images are to be made, one for each set of neurons that they are compared with."""
+    truth = trained_truth(graph)
+    lost = lose(graph, question) if lose else None
     for name, scores in rankings.items():
         row: Result = {"ranking": name, "nfe": scores.cost.nfe if scores.cost else 0} | judged(scores, truth, truth)
-        if reference is not None:
-            row |= {"of_exact": row["nfe"] / reference.cost.nfe} | correlation(scores, reference)
-        yield row | {f"lost_by_{count}": lost(scores.top(count)) for count in (FEW, TOP)}
-    rng = np.random.default_rng(0)
-    drawn = [lost(_chosen(sites, rng.permutation(sites.neuron_count)[:TOP])) for _ in range(RANDOM)]
-    planted = ns.Neurons.at(graph.sites.at(truth), truth)
-    others = {"planted": lost(planted), "random": float(np.mean(drawn)), "whole layer": lost(_all(graph)), "none": lost(None)}
-    yield from ({"ranking": f"({name})", f"lost_by_{TOP}": share} for name, share in others.items())
+        yield row | ({f"lost_by_{count}": lost(scores.top(count)) for count in (FEW, TOP)} if lost else {})
+    if lost:
+        sites, rng = rankings["Welch()"].sites, np.random.default_rng(0)
+        drawn = [lost(_chosen(sites, rng.permutation(sites.neuron_count)[:TOP])) for _ in range(RANDOM)]
+        planted = ns.Neurons.at(graph.sites.at(truth), truth)
+        others = {"planted": lost(planted), "random": float(np.mean(drawn)), "whole layer": lost(_all(graph)), "none": lost(None)}
+        yield from ({"ranking": f"({name})", f"lost_by_{TOP}": share} for name, share in others.items())
 
 
 class Lost:
@@ -179,8 +185,9 @@ PARTS: dict[str, Callable[[Kept, Path], None]] = {
     "constructed": lambda kept, _: rank_constructed(kept),
     "q-values": lambda kept, _: count_sure(kept),
     "natural": rank_natural,
-    "style": partial(rank_trained, "style"),
-    "stipple": partial(rank_trained, "stipple"),
+    "style": lambda kept, _: rank_trained("style", kept),
+    "stipple": lambda kept, _: rank_trained("stipple", kept),
+    "exact": rank_exactly,
 }
 
 if __name__ == "__main__":

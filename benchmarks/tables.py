@@ -39,7 +39,7 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """A page with all of its tables made anew."""
-    return _TABLE.sub(lambda found: f"{found[1]}{found[2]}{TABLES[found[1]]()}", text)
+    return _TABLE.sub(lambda found: f"{found[1]}{found[2]}\n{TABLES[found[1]]()}\n", text)
 
 
 def constructed() -> str:
@@ -113,19 +113,14 @@ def natural() -> str:
 
 
 def trained(question: str, layers: str) -> str:
-    """By ranking: planted neurons that are found, agreement with exact ablation, and styles lost."""
+    """By ranking: planted neurons that are found, and styles lost."""
     rows = _rows("neurons", "trained")
     rows = rows[(rows["question"] == question) & (rows["layers"] == layers)]
     cells = []
+    lost = [] if layers == "all" else ["lost_by_7", "lost_by_28"]
     for _, row in rows.iterrows():
-        cell = [_name(row["ranking"]), _number(row["nfe"], ",.0f"), *[_number(row[each]) for each in _JUDGED[:3]]]
-        if layers != "all":
-            known = not np.isnan(row["rank_correlation"])
-            cell += [_number(row["of_exact"], ".1%")]
-            cell += [f"{row['rank_correlation']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if known else ""]
-        cells.append([*cell, _number(row["lost_by_7"]), _number(row["lost_by_28"])])
-    agreement = [] if layers == "all" else ["of exact ablation's", "rank correlation with it"]
-    return _markdown(["ranking", "NFE", *_TRAINED, *agreement, "styles lost by 7", "by 28"], cells)
+        cells.append([_name(row["ranking"]), _number(row["nfe"], ",.0f"), *[_number(row[each]) for each in [*_JUDGED[:3], *lost]]])
+    return _markdown(["ranking", "NFE", *_TRAINED, *["styles lost by 7", "by 28"][: len(lost)]], cells)
 
 
 def sdxl_edits() -> str:
@@ -136,7 +131,7 @@ def sdxl_edits() -> str:
     return _markdown(
         ["the concept passes through", *heads],
         [
-            [said, *[f"{each[name].mean():.2f} [{each[name].min():.2f}, {each[name].max():.2f}]" for name in columns]]
+            [said, *[f"{_number(each[name].mean())} [{_number(each[name].min())}, {_number(each[name].max())}]" for name in columns]]
             for plant, said in CARRIERS.items()
             for each in [rows[rows["plant"] == plant]]
         ],
@@ -167,7 +162,7 @@ def _name(ranking: str) -> str:
 
 
 def _number(value: float, form: str = ".2f") -> str:
-    return "" if pd.isna(value) else format(value, form)
+    return "" if pd.isna(value) else format(value, form).replace("-0.00", "0.00")
 
 
 def _range(values: pd.Series) -> str:
