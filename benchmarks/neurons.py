@@ -3,8 +3,8 @@
 python -m benchmarks.neurons            (all parts, over an hour on one core; or some of them by name)
 
 "style" asks the trained model for the neurons that tell every style from every other, which is what the planted ones carry; "stipple" for
-those that tell one style from "plain". Shares of lost styles are read off held-out images in which the first 28 neurons read another style.
-"exact" compares rankings of the first question with exact ablation. "constructed" has plants of every family, "q-values" counts what is
+those that tell one style from "plain". "exact" compares rankings of the first question with exact ablation; shares of lost styles are read
+off held-out images in which the first 28 neurons read another style. "constructed" has plants of every family, "q-values" counts what is
 wrong among the sure neurons, "natural" has a model without a plant.
 Finished rows are kept in benchmarks/results/neurons.json. `python -m benchmarks.tables` writes the docs' tables.
 """
@@ -55,13 +55,13 @@ def main() -> None:
 
 
 def rank_trained(question: str, kept: Kept) -> None:
-    """Every ranking of the trained model's neurons, at the planted layer, with styles lost, and over all layers."""
+    """Every ranking of the trained model's neurons, at the planted layer and over all layers."""
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     for layer in (PLANT.style, None):
         place = {"question": question, "layers": "all" if layer is None else str(layer)}
         if not kept.holds("trained", **place):
             rankings = dict(recorded(graph, question, layer)) | dict(attributed(graph, question, layer))
-            kept.add("trained", *(place | row for row in judged_rankings(graph, question, rankings, None if layer is None else Lost)))
+            kept.add("trained", *(place | row for row in judged_rankings(graph, rankings)))
 
 
 def rank_exactly(kept: Kept, folder: Path) -> None:
@@ -70,7 +70,7 @@ def rank_exactly(kept: Kept, folder: Path) -> None:
     if not kept["exact"]:
         reference = exact(graph, "style", PLANT.style, folder)
         rankings = dict(recorded(graph, "style", PLANT.style)) | dict(attributed(graph, "style", PLANT.style))
-        rows = judged_rankings(graph, "style", rankings | {"exact ablation": reference}, Lost)
+        rows = judged_rankings(graph, rankings | {"exact ablation": reference}, Lost(graph, "style"))
         agreement = {name: correlation(scores, reference) for name, scores in rankings.items()}
         kept.add("exact", *(row | agreement.get(row["ranking"], {}) for row in rows))
     if not kept["nulls"]:
@@ -103,10 +103,9 @@ def exact(graph: ns.HookGraph, question: str, layer: int, folder: Path) -> ns.Ne
     return ns.load(path, ns.NeuronScores)
 
 
-def judged_rankings(graph: ns.HookGraph, question: str, rankings: Rankings, lose: type[Lost] | None) -> Iterator[Result]:
+def judged_rankings(graph: ns.HookGraph, rankings: Rankings, lost: Lost | None = None) -> Iterator[Result]:
     """One row a ranking, and, where images are to be made, one for each set of neurons that they are compared with."""
     truth = trained_truth(graph)
-    lost = lose(graph, question) if lose else None
     for name, scores in rankings.items():
         row: Result = {"ranking": name, "nfe": scores.cost.nfe if scores.cost else 0} | judged(scores, truth, truth)
         yield row | ({f"lost_by_{count}": lost(scores.top(count)) for count in (FEW, TOP)} if lost else {})

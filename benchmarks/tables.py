@@ -25,6 +25,7 @@ _NAMES = {
     "IntegratedGradients(integrated)": "`IntegratedGradients()`",
     "MeanDifference(weighted=False)": "`MeanDifference()`",
     "NeuronGradient": "`NeuronGradient()`",
+    "NeuronGradient(), 1 pair": "`NeuronGradient()`, on the pair of exact ablation",
     "exact ablation": "`NeuronAblation()`",
 }
 _TRAINED = ("planted of the first 28", "AUROC", "by size")
@@ -113,14 +114,13 @@ def natural() -> str:
 
 
 def trained(question: str, layers: str) -> str:
-    """By ranking: planted neurons that are found, and styles lost."""
+    """By ranking: planted neurons that are found."""
     rows = _rows("neurons", "trained")
     rows = rows[(rows["question"] == question) & (rows["layers"] == layers)]
     cells = []
-    lost = [] if layers == "all" else ["lost_by_7", "lost_by_28"]
     for _, row in rows.iterrows():
-        cells.append([_name(row["ranking"]), _number(row["nfe"], ",.0f"), *[_number(row[each]) for each in [*_JUDGED[:3], *lost]]])
-    return _markdown(["ranking", "NFE", *_TRAINED, *["styles lost by 7", "by 28"][: len(lost)]], cells)
+        cells.append([_name(row["ranking"]), f"{row['nfe']:,.0f}", *[f"{row[each]:.2f}" for each in _JUDGED[:3]]])
+    return _markdown(["ranking", "NFE", *_TRAINED], cells)
 
 
 def sdxl_edits() -> str:
