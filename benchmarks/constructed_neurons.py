@@ -50,13 +50,7 @@ def _rankings(graph: ns.HookGraph, record: Planted) -> Iterator[Row]:
 
 
 def count_sure(kept: Kept) -> None:
-    """The neurons with small q-values of the default ranking, on constructed plants and on the trained one."""
-    for family, seed in tqdm(list(itertools.product(FAMILIES, SEEDS))):
-        pipe = build(family, "neurons", seed)
-        record, graph = planted(pipe), ns.HookGraph(pipe)
-        for samples in _samples(seed, SEEDS, None):
-            place = {"kind": "constructed", "concept": family, "seed": seed, "samples": samples, "layers": "all"}
-            _count(kept, place, graph, record.concept, record.neurons, None, record.generation)
+    """The neurons with small q-values of the default ranking, on the trained plant and on constructed ones."""
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     truth = trained_truth(graph)
     for kind, seeds in TRAINED_SEEDS.items():
@@ -64,6 +58,12 @@ def count_sure(kept: Kept) -> None:
             for samples in _samples(seed, seeds, layers) if name in ("style", STYLES[1]) else (SAMPLES,):
                 place = {"kind": kind, "concept": name, "seed": seed, "samples": samples, "layers": str(layers or "all")}
                 _count(kept, place, graph, asked, truth, layers, ns.testbed.GENERATION)
+    for seed, family in tqdm(list(itertools.product(SEEDS, FAMILIES))):
+        pipe = build(family, "neurons", seed)
+        record, graph = planted(pipe), ns.HookGraph(pipe)
+        for samples in _samples(seed, SEEDS, None):
+            place = {"kind": "constructed", "concept": family, "seed": seed, "samples": samples, "layers": "all"}
+            _count(kept, place, graph, record.concept, record.neurons, None, record.generation)
 
 
 def _samples(seed: int, seeds: Sequence[int], layers: int | None) -> tuple[int, ...]:

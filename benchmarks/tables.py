@@ -104,7 +104,7 @@ def natural() -> str:
     rows = _rows("neurons", "natural")
     counts = sorted(rows["count"].unique())
     cells = []
-    for name, each in rows.groupby("ranking", sort=False):
+    for name, each in sorted(rows.groupby("ranking", sort=False), key=lambda group: group[0] == "random"):
         means = each.groupby("count")["effect"].mean()
         lows, highs = (each.groupby("count")[side].mean() for side in ("low", "high"))
         agreement = each["rank_correlation"].iloc[0]

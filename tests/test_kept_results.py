@@ -11,16 +11,21 @@ import torch
 import neuroscope as ns
 from benchmarks.kept import FOLDER, Kept
 from benchmarks.neuron_truth import auroc, calibrated, judged, precision
-from benchmarks.tables import DOCS, with_tables
+from benchmarks.tables import DOCS, TABLES, with_tables
 
 SITES = ns.Sites([ns.Site("unet.a", 0, "mid", "value", 5, text_only=True), ns.Site("unet.b", 1, "mid", "value", 3, text_only=True)])
 
 
-@pytest.mark.parametrize("page", ["sdxl-edits.md"])
+@pytest.mark.parametrize("page", ["results/neurons.md", "sdxl-edits.md"])
 def test_tables_are_those_of_the_kept_results(page):
     text = (DOCS / page).read_text()
     assert with_tables(text) == text, "run `python -m benchmarks.tables`"
     assert "<!-- table: " in text
+
+
+def test_every_table_is_on_a_page():
+    every = "".join(page.read_text() for page in DOCS.rglob("*.md"))
+    assert [name for name in TABLES if f"<!-- table: {name} -->" not in every] == []
 
 
 def test_kept_results_are_numbers_that_json_can_hold():
