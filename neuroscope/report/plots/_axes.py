@@ -126,3 +126,8 @@ def wrapped(text: str, width: int = 16, lines: int | None = None) -> str:
 def _step(crowding: float) -> int:
     """Every how many ticks one is labelled, a round number, if all labels together take `crowding` times the room."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step >= min(crowding, 1000))
+
+
+def method_name(name: str) -> str:
+    """A method's name as plots show it, without empty brackets."""
+    return name.removesuffix("()").replace("()", "")

@@ -17,7 +17,7 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.statistics import is_share, mean_interval
 from neuroscope.evaluation._response import ALL, NO_CHANGE, REFERENCES, SCORE, SHARE_OF_IMAGES, DoseResponse
-from neuroscope.report._axes import COLUMN, SMALL, check_axes, figure_of, finish, new_axes, panels
+from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, figure_of, finish, new_axes, panels
 
 #: Doses whose largest is this many times their smallest, or more, have a logarithmic axis.
 _LOGARITHMIC = 8

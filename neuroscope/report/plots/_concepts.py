@@ -16,7 +16,7 @@ from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.scores import NeuronScores
-from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
+from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
 
 
 def concepts(scores: Mapping[str, NeuronScores], *, top: int = 10, ax: Axes | None = None) -> Axes:
