@@ -10,8 +10,23 @@ from neuroscope.report.plots._graph import graph
 from neuroscope.report.plots._images import images
 from neuroscope.report.plots._layers import grid, layers
 from neuroscope.report.plots._neurons import neurons
+from neuroscope.report.plots._strengths import strengths
 from neuroscope.report.plots._volcano import volcano
 from neuroscope.report.plots._where import where
 from neuroscope.report.plots._write import FORMATS, write
 
-__all__ = ["FORMATS", "concepts", "dose", "graph", "grid", "images", "layers", "neurons", "prompts", "volcano", "where", "write"]
+__all__ = [
+    "FORMATS",
+    "concepts",
+    "dose",
+    "graph",
+    "grid",
+    "images",
+    "layers",
+    "neurons",
+    "prompts",
+    "strengths",
+    "volcano",
+    "where",
+    "write",
+]
