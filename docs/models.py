@@ -36,6 +36,7 @@ NAMES = {
     "if-1": "IF stage I",
     "if-2": "IF stage II",
     "pixart": "PixArt",
+    "audioldm2": "AudioLDM 2",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

@@ -85,6 +85,7 @@ class ModelSpec:
         token_count: the tokens of a prompt; None where the pipeline's tokenizers do not agree.
         has_summary: whether prompts have a pooled summary beside their context.
         has_mask: whether attention is told by a mask which of a prompt's tokens it sees.
+        wordless: the paths of text-side sites whose positions are no tokens of the prompt.
     """
 
     family: str
@@ -94,6 +95,7 @@ class ModelSpec:
     token_count: int | None
     has_summary: bool
     has_mask: bool
+    wordless: frozenset[str] = frozenset()
 
 
 class Encodes(Protocol):

@@ -22,7 +22,7 @@ from neuroscope.core.intervention import Intervention
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.metrics.shares import Space
 from neuroscope.pipeline.discovery import row_bytes
-from neuroscope.pipeline.families import has_latents, latent_size
+from neuroscope.pipeline.families import has_latents
 from neuroscope.pipeline.graph import HookGraph
 
 LARGEST_BATCH = 64
@@ -139,7 +139,7 @@ class Sweep:
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
                 output_type="pil" if self.space == "image" else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),
-            ).images
+            )[0]
         return list(made)
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:
@@ -166,7 +166,7 @@ def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
 
 def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None) -> int:
     """An upper bound of the memory that one row takes for images of a size in pixels, by default the model's."""
-    return row_bytes(graph.family, graph.denoiser, latent_size(graph.pipe, graph.denoiser, height, width))
+    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -127,6 +127,10 @@ class NeuronMask(Intervention):
 
         if self.tokens:
             self._check_tokens(self.tokens, spec.sites.at(self.paths), spec.token_count)
+            if wordless := spec.wordless & set(self.paths):
+                raise InvalidInput(
+                    f"{min(wordless)} has no position for each token; make the mask without tokens, or leave its neurons out"
+                )
 
     def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int | None) -> None:
         if pooled := sites.where(role="pooled"):

@@ -91,7 +91,7 @@ class GuidanceListener:
         return not self.blocks
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        encoded = method(*args, **options)
+        encoded = self._family.settle(self._pipe, method(*args, **options))
         self.run = Run(self._pipe, self._family, *self._family.split(self._family.encoded, self._pipe, encoded, args, options))
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})

@@ -17,6 +17,10 @@ from neuroscope.testbed import FAMILIES, build, planted
 #: DeepFloyd's pipelines keep their guidance to themselves, so that every operation is run guided there as well.
 GUIDED = ("if-1", "if-2")
 SCALE = 4.0
+#: AudioLDM 2's prompts are padded inside blocks alone, where no attention sees the padding; sums of other lengths round otherwise.
+ROUNDING = {"audioldm2": 1e-6}
+#: Its GPT-2 carries strong noise on into layers that hear none of the stated prompts.
+NOISE = {"audioldm2": 1.0}
 
 built = cache(build)
 
@@ -42,7 +46,7 @@ class RunKey:
         """The final latents or pixels of a prompt, by default the first with the concept."""
         kind = "latent" if has_latents(self.pipe) else "pt"
         noise = torch.Generator().manual_seed(0)
-        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options)).images
+        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options))[0]
 
     def localize(self, method: ns.Localization) -> ns.LayerScores:
         return ns.localize(self.graph, self.concept, method, ns.LatentShare(), [0], pairs=2, keep_images=0, quiet=True, **self.generation)
@@ -107,7 +111,7 @@ def test_apply(case, untouched, goal):
     every = ns.ContextSwap.of(case.graph, sites.where(role=("key", "value", "pooled")), case.concept.absent[0])
     planted_alone = ns.ContextSwap.of(case.graph, sites.where(layer=case.layer, role=("key", "value")), case.concept.absent[0])
     with case.graph.apply(every):
-        assert torch.equal(case.draw(), goal)
+        assert (case.draw() - goal).norm() <= ROUNDING.get(case.plant.family, 0.0) * goal.norm()
     with case.graph.apply(planted_alone):
         assert (case.draw() - goal).norm() < 1e-4 * (untouched - goal).norm() + 1e-5 * goal.norm()
 
@@ -123,7 +127,7 @@ def test_locogen(case):
 
 def test_tracing(case):
     """The noise is no stated prompt, so that other layers hear some of it; the planted layer stands out all the same."""
-    scores = case.localize(ns.CausalTracing(noise=3.0))
+    scores = case.localize(ns.CausalTracing(noise=NOISE.get(case.plant.family, 3.0)))
     assert len(scores.layers) == len(case.graph.sites.layers)
     assert scores.top(1) == [case.layer]
     assert case.localize(ns.CausalTracing(component="text")).effects.means().max() > 0.05
@@ -200,6 +204,8 @@ def test_locoedit_guided(case):
 
 def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     """Every command on a family's model; `testbed.load` gives this test's own, which is made once."""
+    if case.plant.family == "audioldm2":
+        pytest.skip("sounds have no files yet")
 
     # sizes on which PixArt was trained
     monkeypatch.setitem(pipeline_pixart_alpha.ASPECT_RATIO_256_BIN, "1.0", [32.0, 32.0])

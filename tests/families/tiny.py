@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart")}
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart", "audioldm2")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
@@ -97,7 +97,7 @@ def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **opti
         options["negative_prompt"] = [negative] * len(prompts)
     images = options.get("num_images_per_prompt", 1) * len(prompts)
     noise = [torch.Generator().manual_seed(seed + row) for row in range(images)]
-    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | of_pixels(pipe, len(prompts)) | options)).images
+    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | of_pixels(pipe, len(prompts)) | options))[0]
 
 
 def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:

@@ -57,13 +57,15 @@ class LocalAttention:
 
     def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row ... channel"]:
         """The part of the output that comes from the values of some tokens of the prompt."""
+        site = self._site("value")
 
         def only(kept: Tensor, _module: nn.Module, _args: tuple[Any, ...], values: Tensor) -> Tensor:
-            return values * kept.to(values)[:, None]
+            here = self.graph.text.positions(site, tokens, values.shape[1]) & kept
+            return values * here.to(values)[:, None]
 
         with_them, without = (
             self._again([self._module("value").register_forward_hook(Hook(partial(only, kept)))])
-            for kept in (tokens, torch.zeros_like(tokens))
+            for kept in (torch.tensor(True), torch.tensor(False))
         )
         return with_them - without
 
