@@ -111,6 +111,7 @@ from neuroscope.generation.executors import (
     Executor as Executor,
     Local as Local,
 )
+from neuroscope.metrics.clap_score import ClapScore as ClapScore
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
 from neuroscope.metrics.shares import (

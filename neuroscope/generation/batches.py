@@ -125,22 +125,26 @@ class Sweep:
         """What `run` gave, as images."""
         if self.space == "image":
             return list(made)
-        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
+        return self._decoded(made)
 
     def _make(self, rows: Sequence[Row], context: BatchContext) -> list[Any]:
         device = self.graph.pipe._execution_device
         conditional = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         unconditional = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if has_latents(self.graph.pipe) else "pt"
+        decodes = self.space == "image" and self.graph.family.makes == "sound"
         made: Sequence[Any] = ()
         with context(rows):
             made = self.graph.pipe(
                 **self.graph.text.arguments(conditional, unconditional),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-                output_type="pil" if self.space == "image" else raw,
+                output_type="pil" if self.space == "image" and not decodes else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),
             )[0]
-        return list(made)
+        return self._decoded(list(made)) if decodes and len(made) else list(made)
+
+    def _decoded(self, made: Sequence[Any]) -> list[Image]:
+        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:
         return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 from torch import Tensor
@@ -129,6 +129,7 @@ class Family:
         wordless: which of these encoders give states that are of no single word.
         encodes_alone: what a prompt says depends on the others with which it is encoded, so that each is encoded alone.
         settle: what a pipeline's encoding returned, as all runs and conditions are to have it, such as at one length.
+        makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
         latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
     """
 
@@ -159,6 +160,7 @@ class Family:
     wordless: frozenset[str] = frozenset()
     encodes_alone: bool = False
     settle: Callable[[Any, Any], Any] = lambda _pipe, encoded: encoded
+    makes: Literal["image", "sound"] = "image"
     latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
 
     def pattern(self, role: Role) -> SitePattern:

@@ -12,12 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
+from neuroscope.core.sounds import Sound
 from neuroscope.pipeline.families._family import AttentionMask
+from neuroscope.pipeline.families.decoding import decoded
 from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET, block_name
 
@@ -88,6 +91,14 @@ def _split(
     return positive, negative
 
 
+@torch.no_grad()
+def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Image]:
+    """The vocoder's sounds of the spectrograms, of the length that was asked for."""
+    seconds, rate = options.get("audio_length_in_s"), int(pipe.vocoder.config.sampling_rate)
+    waves = [pipe.mel_spectrogram_to_waveform(decoded(pipe, each[None])) for each in latents]
+    return [Sound.of(each.numpy()[:, : None if seconds is None else int(seconds * rate)], rate) for each in waves]
+
+
 def _latent_size(pipe: Any, denoiser: Any, _height: int | None, _width: int | None) -> tuple[int, int]:
     """Frames and frequencies; a spectrogram has as many of these as the vocoder reads, whatever the sound's length."""
     return int(denoiser.config.sample_size), int(pipe.vocoder.config.model_in_dim) // int(pipe.vae_scale_factor)
@@ -119,6 +130,8 @@ AUDIOLDM2 = replace(
     reads_of=_reads_of,
     wordless=frozenset({GPT2}),
     encodes_alone=True,
+    decode=_decode,
+    makes="sound",
     settle=_settle,
     latent_size=_latent_size,
 )
