@@ -101,6 +101,8 @@ AUDIOLDM2: dict[str, Any] = {
     "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
     "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
 }
+#: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
+STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
 
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
@@ -113,4 +115,5 @@ PUBLISHED = {
     "PixArt-α": PIXART,
     "PixArt-Σ": PIXART_SIGMA,
     "AudioLDM 2": AUDIOLDM2,
+    "Stable Audio": STABLE_AUDIO,
 }

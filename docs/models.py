@@ -37,6 +37,7 @@ NAMES = {
     "if-2": "IF stage II",
     "pixart": "PixArt",
     "audioldm2": "AudioLDM 2",
+    "stable-audio": "Stable Audio",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

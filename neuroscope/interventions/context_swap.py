@@ -162,9 +162,9 @@ class ContextSwap(Intervention):
             return context
         edited = context.clone()
         other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, len(context) // call.parts)
-        read = edited[rows, ..., : other.shape[-1]]
-        _expect_tokens(read, other)
-        edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
+        place = (rows, *_tokens(edited, call.beside), slice(other.shape[-1]))
+        _expect_tokens(edited[place], other)
+        edited[place] = edited[place].lerp(other.to(context), self.strength)
         return edited
 
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
@@ -175,9 +175,10 @@ class ContextSwap(Intervention):
             return activation
         edited = activation.clone()
         other = call.project(call.read(self.conditions, len(activation)))
-        _expect_tokens(activation, other)
+        own = edited[(rows, *_tokens(edited, call.beside))]  # a view
+        _expect_tokens(own, other)
         others = self._for_rows(other, rows.stop - rows.start, len(activation) // call.parts)[..., chosen]
-        edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
+        own[..., chosen] = own[..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
     def masked(self, sites: Sites) -> Collection[str]:
@@ -284,6 +285,11 @@ def _check_mask(mask: Any, context: Tensor) -> None:
         )
     if not ((mask == 0) | (mask == 1)).all():
         raise InvalidInput("the swap's mask holds other numbers than 0 and 1; take it from graph.text.conditions")
+
+
+def _tokens(given: Tensor, beside: int) -> tuple[slice, ...]:
+    """The place of the prompt's tokens in what a site reads, without those behind them; pooled text has none."""
+    return (slice(given.shape[1] - beside),) if given.ndim == 3 else ()
 
 
 def _expect_tokens(given: Tensor, other: Tensor) -> None:

@@ -103,6 +103,7 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         token_count=token_count,
         has_summary=family.has_summary,
         has_mask=family.mask is not None,
+        tokens_beside=family.tokens_beside,
         wordless=frozenset(path for path, module in modules.items() if family.is_wordless(denoiser, path.partition(".")[2])),
     )
 

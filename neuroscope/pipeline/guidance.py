@@ -48,7 +48,8 @@ class Run:
             negative = None if self.unconditional is None else self.unconditional.context
             parts = len(context) // max(1, len(self.conditional))
             expected = self._family.expected_parts(self._pipe, parts, negative is not None)
-            self._seen = context, observe_layout(context, self.conditional.context, negative, expected)
+            shown = context[:, : context.shape[1] - self._family.tokens_beside]
+            self._seen = context, observe_layout(shown, self.conditional.context, negative, expected)
         return self._seen[1]
 
     def step(self, timestep: float) -> tuple[int | None, int | None]:

@@ -12,6 +12,7 @@ import torch
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
@@ -142,7 +143,9 @@ class PromptEncoder:
     def positions(self, site: Site, chosen: Bool[Tensor, "*prompt token"], count: int) -> Bool[Tensor, "*prompt position"]:
         """Which of so many positions of what a text-side site reads are the chosen tokens; all, where they are no tokens of the prompt."""
         wordless = self._family.is_wordless(uncompiled(self._denoiser), site.module)
-        return chosen.new_ones((*chosen.shape[:-1], count)) if wordless else chosen
+        if wordless:
+            return chosen.new_ones((*chosen.shape[:-1], count))
+        return functional.pad(chosen, (0, count - chosen.shape[-1]))  # tokens behind the prompt's are none of its words
 
     def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
         """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""

@@ -134,6 +134,7 @@ def test_tracing(case):
 
 
 def test_locoedit(case, untouched, goal):
+    skip_moved_durations(case)
     with case.graph.apply(case.edit()):
         edited = case.draw()
     assert (edited - goal).norm() < 0.25 * (untouched - goal).norm()
@@ -146,9 +147,18 @@ def test_locoedit_of_the_subjects_token_alone(case, untouched, goal):
     assert (edited - goal).norm() > 0.5 * (untouched - goal).norm()
 
 
+def skip_moved_durations(case: RunKey) -> None:
+    if case.plant.family == "stable-audio":
+        pytest.skip("an edit moves the tokens of durations as well, which no prompt tells")
+
+
 @pytest.mark.parametrize("kind", ["mask", "edit"])
 def test_fold(case, untouched, kind):
     change = getattr(case, kind)()
+    if case.plant.family == "stable-audio" and kind == "mask":
+        with pytest.raises(ns.UnsupportedModel, match="has no bias, which the change needs; apply the change instead"):
+            ns.fold(case.graph, change)
+        return
     with case.graph.apply(change):
         applied = case.draw()
     with ns.fold(case.graph, change):
@@ -193,6 +203,7 @@ def test_save_and_load(case, tmp_path):
 @pytest.mark.parametrize("case", FAMILIES, indirect=True)
 def test_locoedit_guided(case):
     """Unconditional rows read the changed weights too, as in the published edit: their prompt is kept, or they are left alone."""
+    skip_moved_durations(case)
     untouched, goal = (case.draw(arm[0], guidance_scale=SCALE) for arm in (case.concept.present, case.concept.absent))
     published, kept = (ns.LocoEdit(tokens="all", ridge=1e-4, preserve=preserve) for preserve in ((), ("",)))
     alone = replace(ns.edit(case.graph, case.concept, published, case.layer), rows="conditional")

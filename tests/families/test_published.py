@@ -21,6 +21,7 @@ COUNTS = {
     "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
     "PixArt-α": (28, 1152, 28 * 1152, 28 * 4 * 1152),  # behind the projection of the text's 4096 channels
     "PixArt-Σ": (28, 1152, 28 * 1152, 28 * 4 * 1152),
+    "Stable Audio": (24, 768, 24 * 768, 24 * 4 * 1536),  # half as many keys as queries
     "AudioLDM 2": (32, {768, 1024}, _AUDIO, 4 * _AUDIO),
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}

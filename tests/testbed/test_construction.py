@@ -8,7 +8,7 @@ from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
-LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "audioldm2": 48}
+LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "audioldm2": 48, "stable-audio": 12}
 POOLED = ("sdxl", "if-1", "if-2")
 EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
 FAST = [
@@ -99,7 +99,7 @@ class TestBuild:
         pipe = build(family, "nothing")
         image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation)[0][0]
         assert image.min() < image.max() <= 1
-        assert image.min() >= (-1 if image.ndim == 1 else 0)  # of a sound
+        assert image.min() >= (0 if image.shape[-1] == 3 else -1)  # of a sound
         layers = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
         assert len(layers) == LAYERS[family]
 

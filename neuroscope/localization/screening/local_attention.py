@@ -47,7 +47,9 @@ class LocalAttention:
         """The output where its keys and values read these conditions."""
 
         def read(site: Site, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
+            other = self.graph.text.read(site, conditions).to(args[0])
+            beside = args[0][:, args[0].shape[1] - self.graph.family.tokens_beside :]
+            return (torch.cat([other.expand(len(beside), *other.shape[1:]), beside], dim=1), *args[1:])
 
         sites = {role: self._site(role) for role in ("key", "value")}
         beside = self.graph.text.attention_arguments(conditions)

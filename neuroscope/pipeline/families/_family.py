@@ -129,6 +129,8 @@ class Family:
         wordless: which of these encoders give states that are of no single word.
         encodes_alone: what a prompt says depends on the others with which it is encoded, so that each is encoded alone.
         settle: what a pipeline's encoding returned, as all runs and conditions are to have it, such as at one length.
+        tokens_beside: how many tokens behind the prompt's the denoiser is given that say something else, such as a sound's length.
+        zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
         makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
         latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
     """
@@ -160,6 +162,8 @@ class Family:
     wordless: frozenset[str] = frozenset()
     encodes_alone: bool = False
     settle: Callable[[Any, Any], Any] = lambda _pipe, encoded: encoded
+    tokens_beside: int = 0
+    zeros_by_itself: bool = False
     makes: Literal["image", "sound"] = "image"
     latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
 
@@ -170,7 +174,9 @@ class Family:
     def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
         of_part = {"conditional": conditions, "unconditional": negative}
-        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded}
+        if self.zeros_by_itself and not negative.context.any():
+            del of_part["unconditional"]
+        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded if each.part in of_part}
         return {name: value for name, value in values.items() if value is not None}
 
     @property

@@ -133,7 +133,7 @@ def encode(
     if unknown := options.keys() - taken.keys():
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
     given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
-    given |= {"prompt": prompts, "device": pipe._execution_device, next(name for name in NUMBERS if name in taken): 1}
+    given |= {"prompt": prompts, "device": pipe._execution_device, **{name: 1 for name in NUMBERS if name in taken}}
     if given.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
         given["clean_caption"] = False  # as pipelines do without these packages, with a warning at each prompt
     given |= {"do_classifier_free_guidance": unconditional} | ({} if negative is None else {"negative_prompt": negative})

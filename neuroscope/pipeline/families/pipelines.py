@@ -92,7 +92,8 @@ def missing_encode_parameters(pipe: Any) -> list[str]:
     if encode is None:
         return []
     taken = inspect.signature(encode).parameters
-    number = next((name for name in NUMBERS if name in taken), NUMBERS[0])
+    repeated = NUMBERS[2] in inspect.signature(type(pipe).__call__).parameters  # by the call itself, as the contexts of sounds are
+    number = next((name for name in NUMBERS if name in taken), "prompt" if repeated else NUMBERS[0])
     return [name for name in ("prompt", "device", number, "do_classifier_free_guidance", "negative_prompt") if name not in taken]
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from diffusers import AudioLDM2Pipeline, AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler
+import warnings
+
+from diffusers import (
+    AudioLDM2Pipeline,
+    AudioLDM2ProjectionModel,
+    AudioLDM2UNet2DConditionModel,
+    AutoencoderKL,
+    AutoencoderOobleck,
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    StableAudioDiTModel,
+    StableAudioPipeline,
+    StableAudioProjectionModel,
+)
 from tokenizers import pre_tokenizers
 from transformers import (
     ClapAudioConfig,
@@ -63,6 +76,38 @@ def audioldm2() -> AudioLDM2Pipeline:
         unet=unet,
         scheduler=DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         vocoder=_vocoder(),
+    )
+
+
+def stable_audio() -> StableAudioPipeline:
+    """Stable Audio, shallow: 12 blocks whose keys and values are shared by two heads of queries each, T5, and tokens of durations."""
+    words = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    words.model_max_length = _LENGTH
+    shape = {"d_model": _WIDTH, "d_kv": 16, "d_ff": 2 * _WIDTH, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
+    small = {"encoder_hidden_size": 8, "decoder_channels": 8, "channel_multiples": [1, 2], "downsampling_ratios": [2, 4]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, for how diffusers normalises weights
+        vae = AutoencoderOobleck(decoder_input_channels=4, audio_channels=2, sampling_rate=16000, **small)
+    return StableAudioPipeline(
+        vae=vae,
+        text_encoder=T5EncoderModel(T5Config(vocab_size=len(words), **shape, **special)),
+        projection_model=StableAudioProjectionModel(_WIDTH, _WIDTH, 0, 512),
+        tokenizer=words,
+        transformer=StableAudioDiTModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            num_layers=12,
+            attention_head_dim=16,
+            num_attention_heads=6,
+            num_key_value_attention_heads=3,
+            cross_attention_dim=96,
+            cross_attention_input_dim=_WIDTH,
+            global_states_input_dim=2 * _WIDTH,
+            time_proj_dim=32,
+        ),
+        scheduler=EDMDPMSolverMultistepScheduler(sigma_min=0.3, sigma_max=50.0, solver_order=2),
     )
 
 

@@ -73,6 +73,14 @@ def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
     return TextModules(tuple(path for path in called if path not in _POOLED), pooled[0] if pooled else None, component_of(pipe))
 
 
+def columns(denoiser: Any, values: str, reader: str, neurons: Sequence[int]) -> list[int]:
+    """The columns of a reader's weight that read value neurons; several heads of queries may share one of values."""
+    attention, width = denoiser.get_submodule(values.rpartition(".")[0]), denoiser.get_submodule(values).out_features
+    every = torch.arange(width).view(-1, 1, attention.inner_dim // attention.heads)
+    read = every.expand(-1, denoiser.get_submodule(reader).in_features // width, -1).flatten()
+    return torch.isin(read, torch.tensor(list(neurons))).nonzero().flatten().tolist()
+
+
 def module_of(site: str) -> str:
     """The module's path of a site's."""
     return site.partition(".")[2]

@@ -33,7 +33,7 @@ from transformers import (
 
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.construction.audio import audioldm2
+from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 
@@ -144,6 +144,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "if-2": deepfloyd_2,
     "pixart": pixart,
     "audioldm2": audioldm2,
+    "stable-audio": stable_audio,
 }
 
 
@@ -180,7 +181,7 @@ def generation_of(family: str) -> dict[str, Any]:
         return short | {"height": 16, "width": 16, "image": rows, "noise_level": 100, "clean_caption": False}
     if family == "if-1":
         return short | {"height": 8, "width": 8, "clean_caption": False}
-    if family == "audioldm2":
+    if family in ("audioldm2", "stable-audio"):
         return short
     if family == "pixart":
         short |= {"clean_caption": False, "use_resolution_binning": False}
