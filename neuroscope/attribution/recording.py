@@ -311,7 +311,9 @@ def _record_text(
     chosen = conditions.seen(torch.from_numpy(graph.text.select_tokens(prompts, token, subject)))
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
-        tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
+        if activation.ndim == 3:
+            activation = _average(activation, graph.text.positions(site, chosen, activation.shape[1]))
+        tally.add(site.path, activation)
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:

@@ -41,8 +41,9 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images, with saved interventions applied; each file says what it was made of (`neuroscope show IMAGE.png`)."""
+    """Make images (sounds: WAV files, with spectrograms) with saved interventions; `neuroscope show IMAGE.png` says what of."""
     from neuroscope.core import storage
+    from neuroscope.core.sounds import Sound
     from neuroscope.evaluation import generate as run
     from neuroscope.generation import labels
     from neuroscope.generation.arguments import check_generation
@@ -67,6 +68,8 @@ def generate(
     for made, path in zip(images, paths, strict=True):
         labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))
+        if isinstance(made, Sound):
+            storage.write_beside(path.with_suffix(".wav"), made.wav())
     pooled = [
         f"{path}: pooled text: {said}"
         for path, change in zip(apply or [], changes, strict=True)

@@ -127,6 +127,14 @@ class NeuronMask(Intervention):
 
         if self.tokens:
             self._check_tokens(self.tokens, spec.sites.at(self.paths), spec.token_count)
+            if spec.tokens_beside and min(self.tokens) < 0 and spec.sites.at(self.paths).where(text_only=True):
+                raise InvalidInput(
+                    f"the mask's tokens {self.tokens} are counted from behind, where no token of the prompt is; count them from 0"
+                )
+            if wordless := spec.wordless & set(self.paths):
+                raise InvalidInput(
+                    f"{min(wordless)} has no position for each token; make the mask without tokens, or leave its neurons out"
+                )
 
     def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int | None) -> None:
         if pooled := sites.where(role="pooled"):

@@ -55,7 +55,8 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
         _block(pipe, text.pooled, differences[text.pooled], record, text)
     for path, neurons in record.decoy_neurons.items():
         reader = text.reader(text.layer_of(modules.module_of(path)))
-        denoiser_of(pipe).get_submodule(reader).weight.data[:, list(neurons)] = 0.0
+        columns = modules.columns(denoiser_of(pipe), modules.module_of(path), reader, neurons)
+        denoiser_of(pipe).get_submodule(reader).weight.data[:, columns] = 0.0
     tune(pipe, record, text, _carried(text, record, differences))
     return pipe, record, text
 
