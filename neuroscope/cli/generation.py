@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MetricsOptions:
     ] = None
     metric: Annotated[
         list[str] | None,
-        typer.Option(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
+        choices.metric(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
     ] = None
 
     def open(self, model: options.ModelOptions) -> list[Metric]:
