@@ -206,6 +206,8 @@ class TestSmallest:
         assert made(36, of=36).smallest() == 1
         with pytest.raises(ns.NoSmallestMask):
             made(35, of=35).smallest()
+        assert made(36, of=36).sufficient == 1
+        assert made(35, of=35).sufficient is None
 
     def test_all_neurons_without_effect_are_said_to_have_none(self):
         wanted = r"all 64 neurons together do not move 'shown' \(1 before, 1 with all masked\); rank the neurons of the layer"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from neuroscope.core.scores import NeuronScores
-    from neuroscope.evaluation import DoseResponse
     from neuroscope.metrics.metric import Metric
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
@@ -214,20 +213,10 @@ def dose(
     called |= {"seeds": counted, "output": resume, "batch_size": printed.batch_size, "quiet": printed.quiet}
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
     artifacts.save(found, output)
-    facts = {"output": str(output), "smallest": _smallest(found), "verdict": found.verdict}
+    facts = {"output": str(output), "smallest": found.sufficient, "verdict": found.verdict}
     shares = found.shares()
     table = shares.to_string(index=False, float_format="%.3f")
     printed.report(facts | {"shares": json.loads(shares.to_json(orient="records"))}, f"{table}\n{found.verdict}\nwrote {output}")
-
-
-def _smallest(found: DoseResponse) -> int | None:
-    """The smallest mask, if there is one."""
-    from neuroscope.core.errors import NoSmallestMask
-
-    try:
-        return found.smallest()
-    except NoSmallestMask:
-        return None
 
 
 def _prompts(ctx: typer.Context, given: list[str] | None, concept: options.NamedConcept, model: options.ModelOptions) -> list[str]:

@@ -139,6 +139,14 @@ class DoseResponse(Artifact):
             raise NoSmallestMask(f"no mask surely has {share:g} of the effect of all neurons: {said}; {self._advice(share, confidence)}")
         return int(enough["neurons"].iloc[0])
 
+    @property
+    def sufficient(self) -> int | None:
+        """See `smallest`; None where no mask surely has 0.9 of the effect of all."""
+        try:
+            return self.smallest()
+        except NoSmallestMask:
+            return None
+
     def shares(self, confidence: float = 0.95) -> pd.DataFrame:
         """Each mask's effect on the concept's metric as a share of the effect of all neurons, with its interval.
 

@@ -93,6 +93,7 @@ class Experiment:
         origin: a hash of all that scores depend on beside the method and the run.
         keep_images: how many prompts the contact sheet shows.
         quiet: show no progress bar.
+        progress: what the progress bar says that is done.
         workers: make the images.
         shown: the images on the contact sheet; by default each of the first prompts with the first seed.
     """
@@ -109,6 +110,7 @@ class Experiment:
     keep_images: int
     quiet: bool
     workers: Workers
+    progress: str = "localizing"
     shown: tuple[ImageKey, ...] = ()
     contrast: str = ""
     layers: tuple[int, ...] | None = None
@@ -220,6 +222,10 @@ def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found
     return replace(found, cost=before + cost)
 
 
+#: What the progress bar of a verb says.
+_PROGRESS = {"localize": "localizing", "rank": "ranking"}
+
+
 @contextmanager
 def open_experiment(
     verb: Callable[..., Any],
@@ -273,6 +279,7 @@ def open_experiment(
             keep_images=keep_images,
             quiet=quiet,
             workers=workers,
+            progress=_PROGRESS[name],
         )
 
 
