@@ -13,7 +13,7 @@ from neuroscope.attribution import Welch, rank
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import choose
+from neuroscope.core.errors import choose, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
@@ -81,7 +81,8 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     mask = _through_file(found.mask(count), folder / "mask.safetensors")
     made = _through_file(edit(graph, found.plain, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
     say(f"3. How many? {response.verdict}.\n")
-    say(f"4. What to change? A mask of these {count} neurons; and an edit of what the layer reads (LOCOEDIT):")
+    masked = f"{'this' if count == 1 else 'these'} {counted(count, 'neuron')}"
+    say(f"4. What to change? A mask of {masked}; and an edit of what the layer reads (LOCOEDIT):")
     say(f"   {made.report}\n")
 
     fresh = HookGraph(testbed.load("sd1"))
@@ -89,7 +90,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     table = evaluate(fresh, {"mask": mask, "edit": made}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
-    counts = f"{len(found.concept.test)} prompts, {len(SEEDS)} seeds"
+    counts = f"{counted(len(found.concept.test), 'prompt')}, {counted(len(SEEDS), 'seed')}"
     say(f"5. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
     say(summary.to_string(index=False, float_format="%.3f") + "\n")
 

@@ -198,7 +198,7 @@ class TestSmallest:
 
     def test_few_prompts_are_said_to_be_few(self):
         wanted = (
-            r"no mask surely has 0.9 of the effect of all neurons: 1 neurons have 1.00 \[0.79, 1.00\] of it; "
+            r"no mask surely has 0.9 of the effect of all neurons: 1 neuron has 1.00 \[0.79, 1.00\] of it; "
             r"give more prompts \(at least 36, if all of them show it\), or other budgets"
         )
         with pytest.raises(ns.NoSmallestMask, match=wanted):
