@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from neuroscope.core.scores import NeuronScores
-    from neuroscope.evaluation import DoseResponse
     from neuroscope.metrics.metric import Metric
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
@@ -93,7 +92,7 @@ class MetricsOptions:
     ] = None
     metric: Annotated[
         list[str] | None,
-        typer.Option(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
+        choices.metric(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
     ] = None
 
     def open(self, model: options.ModelOptions) -> list[Metric]:
@@ -221,20 +220,10 @@ def dose(
         return
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
     artifacts.save(found, output)
-    facts = {"output": str(output), "smallest": _smallest(found), "verdict": found.verdict}
+    facts = {"output": str(output), "smallest": found.sufficient, "verdict": found.verdict}
     shares = found.shares()
     table = shares.to_string(index=False, float_format="%.3f")
     printed.report(facts | {"shares": json.loads(shares.to_json(orient="records"))}, f"{table}\n{found.verdict}\nwrote {output}")
-
-
-def _smallest(found: DoseResponse) -> int | None:
-    """The smallest mask, if there is one."""
-    from neuroscope.core.errors import NoSmallestMask
-
-    try:
-        return found.smallest()
-    except NoSmallestMask:
-        return None
 
 
 def _prompts(ctx: typer.Context, given: list[str] | None, concept: options.NamedConcept, model: options.ModelOptions) -> list[str]:

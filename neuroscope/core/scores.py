@@ -15,7 +15,7 @@ from torch import Tensor
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, whole
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Fidelity, FidelityHeader
 from neuroscope.core.sharing.summary import Summary, binned
@@ -81,7 +81,7 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         return len(self._indices)
 
     def __repr__(self) -> str:
-        return f"Neurons({self.count} neurons in {len(self)} sites)"
+        return f"Neurons({counted(self.count, 'neuron')} in {counted(len(self), 'site')})"
 
     def summary(self) -> Summary:
         """See `Shown`: the sites with their neurons, and where in each site these are."""
@@ -221,7 +221,7 @@ class NeuronScores(Artifact):
                 )
 
     def __repr__(self) -> str:
-        size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
+        size = f"{counted(self.sites.neuron_count, 'neuron')} in {counted(len(self.sites), 'site')}"
         said = "".join(f"; {each}" for each in (self.fidelity, self.cost) if each)
         contrast = self.provenance.contrast and f" {self.provenance.contrast}"
         return f"NeuronScores({self.provenance.concept!r}{contrast} by {self.provenance.method}: {size}{said})"

@@ -10,6 +10,7 @@ from typing import Any
 
 from neuroscope.attribution import Welch, score
 from neuroscope.attribution.recording import Recording
+from neuroscope.core.errors import counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.interventions import NeuronMask
@@ -17,7 +18,7 @@ from neuroscope.report import plots
 from neuroscope.report.figures import Figure, Sheet, drawn, sheet, shown
 from neuroscope.report.run import Run
 from neuroscope.report.sections import SHORT, Part, Section, labelled, method_name, section
-from neuroscope.report.tables import Table, counted, number, tabled
+from neuroscope.report.tables import Table, number, tabled
 
 #: How many layers and neurons a ranking's first table shows, and how many patches a contact sheet.
 _BEST_LAYERS, _BEST_NEURONS, _BEST_PATCHES = 5, 12, 16

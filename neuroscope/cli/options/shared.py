@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import opening, values
+from neuroscope.cli import choices, opening, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ Apply = Annotated[
 ]
 Seed = Annotated[int, typer.Option(callback=values.whole(**values.SEED_RANGE), help="The seed of the (first) image's noise.")]
 Method = Annotated[
-    str, typer.Option(help="The method that scores a recording, as in Python, such as Welch; an unknown one lists the known ones.")
+    str,
+    choices.method("Attribution", help="The method that scores a recording, as in Python, such as Welch; an unknown one lists all."),
 ]
 Pairs = Annotated[
     int | None,
@@ -92,11 +93,11 @@ class ModelOptions:
 
     panel: ClassVar[str] = "Model"
     model: Annotated[
-        str, typer.Option("--model", "-m", callback=values.text(), help="testbed:NAME, a folder, a .safetensors checkpoint or a hub id.")
+        str, choices.model("--model", "-m", callback=values.text(), help="testbed:NAME, a folder, a .safetensors checkpoint or a hub id.")
     ] = "testbed:sd1"
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda, cuda:N, mps or cpu.")] = "auto"
-    dtype: Annotated[str, typer.Option(help="auto (float16 on a GPU, float32 on the CPU), float16, bfloat16 or float32.")] = "auto"
-    offload: Annotated[str, typer.Option(help="none; model or sequential keep one part or one module at a time on the GPU.")] = "none"
+    device: Annotated[str, choices.option(choices.DEVICES, help="auto: a GPU where there is one.")] = "auto"
+    dtype: Annotated[str, choices.option(choices.DTYPES, help="auto: float16 on a GPU, float32 on the CPU.")] = "auto"
+    offload: Annotated[str, choices.option(choices.OFFLOADS, help="model, sequential: one part, one module at a time on the GPU.")] = "none"
     variant: Annotated[str | None, typer.Option(callback=values.text(), help="Of the weights' files, such as fp16.")] = None
     revision: Annotated[str | None, typer.Option(callback=values.text(), help="Of a hub id: a branch, a tag or a commit.")] = None
     config: Annotated[
@@ -143,7 +144,7 @@ class SiteOptions:
     panel: ClassVar[str] = "Sites"
     layer: Annotated[list[int] | None, typer.Option("--layer", callback=values.texts(), help="A layer; repeat for several.")] = None
     role: Annotated[
-        list[str] | None, typer.Option("--role", callback=values.texts(), help="A role, such as value; repeat for several.")
+        list[str] | None, choices.option(choices.ROLES, "--role", callback=values.texts(), help="A role; repeat for several.")
     ] = None
 
 
