@@ -16,9 +16,9 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.arguments import check_generation, choose_layers
 from neuroscope.generation.executors import Executor, Local
-from neuroscope.generation.experiment import PAIRS, Experiment, Localization, choose_layers, open_experiment, run_method
+from neuroscope.generation.experiment import PAIRS, Experiment, Localization, open_experiment, run_method
 from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share

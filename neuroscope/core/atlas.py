@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroscope.core.artifacts import Artifact, part
 from neuroscope.core.checks import instance
-from neuroscope.core.errors import InvalidInput, closest
+from neuroscope.core.errors import InvalidInput, closest, counted
 from neuroscope.core.layer_scores import LayerScores, LayerScoresHeader
 from neuroscope.core.quality import Cost
 from neuroscope.core.scores import NeuronScores, NeuronScoresHeader
@@ -76,9 +76,9 @@ class Atlas(Artifact, Mapping[str, LayerScores | NeuronScores]):
 
     def __repr__(self) -> str:
         first = next(iter(self._scores.values()))
-        what = f"{len(first.layers)} layers" if isinstance(first, LayerScores) else f"{first.sites.neuron_count:,} neurons"
+        what = counted(len(first.layers), "layer") if isinstance(first, LayerScores) else counted(first.sites.neuron_count, "neuron")
         cost = f"; {self.cost}" if self.cost else ""
-        return f"Atlas({len(self)} concept{'s' * (len(self) != 1)} by {first.provenance.method}: {what}{cost})"
+        return f"Atlas({counted(len(self), 'concept')} by {first.provenance.method}: {what}{cost})"
 
     def summary(self) -> Summary:
         """See `Shown`: each concept's best layer or neuron, and the scores of all."""

@@ -249,13 +249,13 @@ class NeuronScores(Artifact):
         choose("per", per, ("all", "layer", "site"))
         count = checks.whole("count", count, least=-np.inf)
         group = {site.path: {"all": 0, "layer": site.layer, "site": site.path}[per] for site in self.sites}
-        ranked = sorted(self._ranked(), key=lambda each: -each[0])
+        ranked = [(value, path, index) for path in self.sites.paths for index, value in enumerate(self.strength(path).tolist())]
         largest = max(sum(site.width for site in self.sites if group[site.path] == name) for name in set(group.values()))
         if not 1 <= count <= largest:
             raise InvalidInput(f"top({count}) is not possible here; choose from 1 to {largest}")
         taken: dict[Any, int] = {}
         chosen: dict[str, list[int]] = {site.path: [] for site in self.sites}
-        for _, path, index in ranked:
+        for _, path, index in sorted(ranked, key=lambda each: -each[0]):
             if taken.get(group[path], 0) < count:
                 taken[group[path]] = taken.get(group[path], 0) + 1
                 chosen[path].append(index)
@@ -345,8 +345,3 @@ class NeuronScores(Artifact):
         )
         fidelity = header.fidelity.restored() if header.fidelity else None
         return cls(sites, scores, p_values, header.neutral, header.two_sided, header.provenance, fidelity, header.cost, stderr)
-
-    def _ranked(self) -> Iterator[tuple[float, str, int]]:
-        for path in self.sites.paths:
-            for index, strength in enumerate(self.strength(path).tolist()):
-                yield strength, path, index

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, closest
+from neuroscope.pipeline.graph import HookGraph
 
 #: Pixels a side; published models make no more, and a machine runs out of memory soon after.
 LARGEST_SIDE = 4096
@@ -132,3 +133,18 @@ def _most_steps(pipe: Any) -> float:
     config = getattr(getattr(pipe, "scheduler", None), "config", {})
     result: float = config.get("num_train_timesteps", math.inf) - config.get("steps_offset", 0)
     return result
+
+
+def choose_layers(graph: HookGraph, layers: Iterable[int] | int | None) -> tuple[int, ...] | None:
+    """Chosen layers as a tuple, or None for all.
+
+    Raises:
+        InvalidInput: what is no layer, a layer that the model lacks, or an empty list.
+    """
+    if layers is None:
+        return None
+    chosen = checks.layers("layers", layers)
+    if not chosen:
+        raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
+    graph.sites.where(layer=chosen)
+    return chosen

@@ -19,7 +19,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import check_generation, steps_of
+from neuroscope.generation.arguments import check_generation, choose_layers, steps_of
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
@@ -298,21 +298,6 @@ def open_experiment(
             workers=workers,
             progress=_PROGRESS[name],
         )
-
-
-def choose_layers(graph: HookGraph, layers: Iterable[int] | int | None) -> tuple[int, ...] | None:
-    """Chosen layers as a tuple, or None for all.
-
-    Raises:
-        InvalidInput: what is no layer, a layer that the model lacks, or an empty list.
-    """
-    if layers is None:
-        return None
-    chosen = checks.layers("layers", layers)
-    if not chosen:
-        raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
-    graph.sites.where(layer=chosen)
-    return chosen
 
 
 def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
