@@ -139,7 +139,7 @@ class Sweep:
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
                 output_type="pil" if self.space == "image" else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),
-            ).images
+            )[0]
         return list(made)
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled, without_texts
+from neuroscope.pipeline.families import Family, text_options, uncompiled, without_texts
 from neuroscope.pipeline.weights import resting_device
 
 #: Where the denoiser computes, and in which number format.
@@ -108,7 +108,7 @@ class PromptEncoder:
         if not prompts:
             raise InvalidInput("there is no prompt to encode; give at least one")
         checks.whole("batch_size", batch_size)
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None} | text_options(self._pipe, options)
         if "clip_skip" in given:
             checks.whole("clip_skip", given["clip_skip"], least=0)
         tokens.warn_of_lost_words(self.tokenizer, self.as_read(prompts))
@@ -132,7 +132,7 @@ class PromptEncoder:
         length = generation.get("max_sequence_length")
         if length not in (None, self.token_count):
             raise InvalidInput(f"max_sequence_length={length} is not the {self.token_count} tokens that prompts have here; leave it out")
-        return {name: generation[name] for name in TEXT_OPTIONS if generation.get(name) is not None}
+        return text_options(self._pipe, generation)
 
     def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""

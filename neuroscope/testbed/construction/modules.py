@@ -122,5 +122,5 @@ def final(pipe: Any, prompts: Sequence[str], generation: Any) -> Tensor:
     if "image" in options:
         options["image"] = options["image"].expand(len(prompts), -1, -1, -1)
     noise = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    result: Tensor = pipe(list(prompts), generator=noise, output_type=kind, **options).images
+    result: Tensor = pipe(list(prompts), generator=noise, output_type=kind, **options)[0]
     return result
