@@ -4,7 +4,7 @@ READY := $(VENV)/.ready
 # The newest supported Python on PATH, unless one is named: make test PYTHON=python3.12
 PYTHON ?=
 
-.PHONY: demo test test-slow test-processors test-versions fuzz check bench docs site clean
+.PHONY: demo test test-browser test-slow test-processors test-versions fuzz check bench docs site clean
 
 demo: $(READY)
 	$(BIN)/neuroscope demo --output-dir demo
@@ -14,6 +14,11 @@ TEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist l
 
 test: check
 	$(TEST)
+
+# The report and the site in a real browser. A Chromium must be on PATH, such as Debian's package chromium; playwright's own is not used.
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser,docs]'
+	$(BIN)/python -m pytest -m browser
 
 test-slow: $(READY)
 	$(TEST) -m slow

@@ -104,7 +104,13 @@ from neuroscope.evaluation._evaluate import (
     generate as generate,
     random_control as random_control,
 )
+from neuroscope.evaluation._dose_response import dose_response as dose_response
+from neuroscope.evaluation._response import DoseResponse as DoseResponse
 from neuroscope.evaluation._table import summarize as summarize
+from neuroscope.generation.executors import (
+    Executor as Executor,
+    Local as Local,
+)
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
 from neuroscope.metrics.shares import (
@@ -129,6 +135,7 @@ from neuroscope.core.errors import (
     InvalidInput as InvalidInput,
     NeuroscopeError as NeuroscopeError,
     NonFiniteActivation as NonFiniteActivation,
+    NoSmallestMask as NoSmallestMask,
     SiteNeverRan as SiteNeverRan,
     SiteRanUnevenly as SiteRanUnevenly,
     UnknownSite as UnknownSite,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pandas as pd
-from tqdm.auto import tqdm
 
 from neuroscope import testbed
 from neuroscope.attribution import Welch, rank
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import choose
+from neuroscope.core.errors import NoSmallestMask, choose
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit
-from neuroscope.evaluation._evaluate import evaluate, generate, random_control
-from neuroscope.evaluation._table import summarize
+from neuroscope.evaluation import DoseResponse, dose_response, evaluate, generate, random_control, summarize
 from neuroscope.interventions import ContextMap, NeuronMask
 from neuroscope.localization import LocoGen, localize
 from neuroscope.metrics.clip_score import ClipScore
@@ -31,14 +28,18 @@ from neuroscope.pipeline.graph import HookGraph
 from neuroscope.report import plots, report
 from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.readers import Reader
-from neuroscope.testbed.world import STYLES
+from neuroscope.testbed.world import COLOURS, OBJECTS, STYLES
 
 Say = Callable[[str], None]
 Change = TypeVar("Change", bound=Intervention)
 #: All but the one that prompts without a style say.
 DEMO_STYLES = tuple(style for style in STYLES if style != "plain")
-DOSES = (1, 2, 4, 8, 16, 28)
+_THINGS = tuple(itertools.product(OBJECTS, COLOURS))
+#: The numbers of neurons of which the demo finds the smallest that suffices.
+BUDGETS = (2, 4, 8, 16, 32)
 SEEDS = range(100, 104)
+#: Prompts in other styles, whose images a mask should leave alone.
+UNRELATED = ("a red star in the style of hatch", "mosaic style, a blue circle", "a green cross drawn in a plain manner")
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,19 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     by_response = rank(graph, found.concept, Welch(), layers=found.layers.top(1), quiet=quiet)
     hits, responding = (planted_hits(graph, each) for each in (found.scores, by_response))
     interval = share_interval(hits, PLANT.neuron_count)
-    count = f"{hits} ({interval[0]:.0%} to {interval[1]:.0%}) of the {PLANT.neuron_count} strongest"
-    say(f"   {count} are among the {PLANT.neuron_count} planted neurons.")
+    share = f"{hits} ({interval[0]:.0%} to {interval[1]:.0%}) of the {PLANT.neuron_count} strongest"
+    say(f"   {share} are among the {PLANT.neuron_count} planted neurons.")
     say(f"   Of the {PLANT.neuron_count} that respond most (Welch's t), {responding} are: some show the style, and nothing uses it.\n")
 
     save(found.layers, folder / "layers.safetensors")
     save(found.scores, folder / "neurons.safetensors")
-    mask = _through_file(found.mask(PLANT.neuron_count), folder / "mask.safetensors")
+    response = _doses(graph, found, quiet)
+    save(response, folder / "dose.safetensors")
+    count = _smallest(response)
+    mask = _through_file(found.mask(count), folder / "mask.safetensors")
     made = _through_file(edit(graph, found.plain, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
-    say(f"3. What to change? A mask of {mask.neurons.count} neurons; and an edit of what the layer reads (LOCOEDIT):")
+    say(f"3. How many? {response.verdict}.\n")
+    say(f"4. What to change? A mask of these {count} neurons; and an edit of what the layer reads (LOCOEDIT):")
     say(f"   {made.report}\n")
 
     fresh = HookGraph(testbed.load("sd1"))
@@ -85,15 +90,16 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
     counts = f"{len(found.concept.test)} prompts, {len(SEEDS)} seeds"
-    say(f"4. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
+    say(f"5. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
     say(summary.to_string(index=False, float_format="%.3f") + "\n")
 
     _draw(fresh, found, mask, made, folder, quiet)
+    plots.write(plots.dose(response), folder / "dose.png")
     page = report(folder)
     say(f"Look at {page}: all of it on one page. Beside it are the images, the files and evaluation.csv.")
     say("For a model of your own: neuroscope rank --model FOLDER_OR_ID --style NAME -o scores.safetensors")
     facts = {"layer": found.layers.top(1)[0], "planted_in_top": hits, "planted_interval": interval, "planted_by_response": responding}
-    return facts | {"summary": summary.to_dict("records")}
+    return facts | {"smallest": count, "summary": summary.to_dict("records")}
 
 
 def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
@@ -103,16 +109,22 @@ def planted_hits(graph: HookGraph, scores: NeuronScores) -> int:
     return len(planted & set(scores.top(PLANT.neuron_count).get(site.path, ())))
 
 
-def dose_response(graph: HookGraph, found: _Found, prompts: Sequence[str], seeds: Sequence[int], quiet: bool = False) -> pd.DataFrame:
-    """Evaluations of masks of growing size and of random controls, for `plots.dose`."""
-    tables = []
-    metrics = _readers(found.concept.name)
-    for count in tqdm(DOSES, desc="dose", disable=quiet):
-        mask = found.mask(count)
-        pair = {"top neurons": mask, "random neurons": random_control(mask)}
-        table = evaluate(graph, pair, prompts, seeds, metrics, controls=False, quiet=True, **testbed.GENERATION)
-        tables.append(table.assign(neurons=count).rename(columns={"intervention": "control"}))
-    return pd.concat(tables, ignore_index=True)
+def _doses(graph: HookGraph, found: _Found, quiet: bool) -> DoseResponse:
+    """Masks of growing size on every object and colour, in prompts that nothing was ranked with, and on prompts in other styles."""
+    style = found.concept.name
+    manners = itertools.cycle((f"{style} style, a {{}}", f"a {{}} drawn in a {style} manner"))
+    prompts = [manner.format(f"{colour} {thing}") for (thing, colour), manner in zip(_THINGS, manners, strict=False)]
+    options: dict[str, Any] = {"metrics": _readers(style), "fill": found.recording.mean("absent"), "budgets": BUDGETS}
+    unrelated = [prompt for prompt in UNRELATED if style not in prompt]
+    return dose_response(graph, found.scores, prompts, **options, unrelated=unrelated, seeds=SEEDS[:1], quiet=quiet, **testbed.GENERATION)
+
+
+def _smallest(response: DoseResponse) -> int:
+    """The size of the smallest mask that suffices; all neurons where none does."""
+    try:
+        return response.smallest()
+    except NoSmallestMask:
+        return response.neuron_count
 
 
 def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
@@ -146,4 +158,3 @@ def _draw(graph: HookGraph, found: _Found, mask: NeuronMask, made: ContextMap, f
     every = rank(graph, found.concept, quiet=quiet, **testbed.GENERATION)
     drawn = {"LOCOGEN": found.layers, "gradients, mean of neurons": every.by_layer()}
     plots.write(plots.layers(drawn, marked=PLANT.style), folder / "layers.png")
-    plots.write(plots.dose(dose_response(graph, found, found.concept.test[::2], SEEDS[:2], quiet)), folder / "dose.png")

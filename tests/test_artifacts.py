@@ -12,6 +12,7 @@ from neuroscope import (
     Concept,
     ContextMap,
     ContextSwap,
+    DoseResponse,
     Intervention,
     InvalidFile,
     InvalidInput,
@@ -30,6 +31,7 @@ from neuroscope import (
     score,
 )
 from neuroscope.core.artifacts import ADDED_FIELDS, RENAMED_FIELDS, Artifact, write_beside
+from neuroscope.evaluation._response import Dose
 from tests.forging import parts_of, write_parts
 from tests.fuzz.examples import examples
 from tests.laws.members import members
@@ -46,7 +48,10 @@ def every(recording, graph) -> dict[type, Artifact]:
     swap = ContextSwap.of(graph, value, "a blue star", neurons=Neurons.at(graph.sites, {value[0].path: [1]}), steps=(0.5, 1.0))
     concept = Concept("stipple", ["a red star in the style of stipple"], ["a red star in the style of plain"])
     made = edit(graph, concept, LocoEdit(), 3)
-    return {type(each): each for each in (recording, scores, scores.by_layer(), scores.top(5), mask, swap, made)}
+    doses = (Dose(0, "no change"), Dose(1, "top neurons"), Dose(4, "all neurons"))
+    numbers = torch.arange(12, dtype=torch.float64)
+    response = DoseResponse(doses, ("m", "n"), ("a",), (0, 1), numbers.reshape(2, 3, 1, 2), ("b", "c"), numbers.reshape(3, 2, 2))
+    return {type(each): each for each in (recording, scores, scores.by_layer(), scores.top(5), mask, swap, made, response)}
 
 
 def test_every_kind_of_artefact_comes_back_the_same(every, tmp_path):

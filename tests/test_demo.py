@@ -2,7 +2,9 @@
 
 import pytest
 
+from neuroscope import DoseResponse, NeuronMask, load
 from neuroscope.demo import run_demo
+from neuroscope.testbed.plant import PLANT
 
 
 @pytest.mark.slow
@@ -16,7 +18,14 @@ def test_the_demo_finds_the_style_and_switches_it_off(tmp_path):
     for metric in ("object is right", "colour is right"):
         assert abs(score["mask", metric] - score["none", metric]) <= 0.03
         assert abs(score["edit", metric] - score["none", metric]) <= 0.03
+    response = load(tmp_path / "dose.safetensors", DoseResponse)
+    assert outcome["smallest"] == response.smallest() == load(tmp_path / "mask.safetensors", NeuronMask).neurons.count
+    assert outcome["smallest"] <= PLANT.neuron_count
+    shares = response.shares().set_index(["control", "neurons"])
+    assert shares.loc[("top neurons", outcome["smallest"]), "low"] > 0.9
+    assert shares.loc[("random neurons", outcome["smallest"]), "high"] < 0.5
     written = sorted(path.name for path in tmp_path.iterdir())
     images = ["dose.png", "images.png", "layers.png", "neurons.png"]
-    files = ["edit.safetensors", "evaluation.csv", "layers.safetensors", "mask.safetensors", "neurons.safetensors", "report.html"]
-    assert written == sorted(images + files)
+    files = ["dose", "edit", "layers", "mask", "neurons"]
+    tables = [*(f"{name}.safetensors" for name in files), "evaluation.csv", "report.html"]
+    assert written == sorted(images + tables)

@@ -318,6 +318,33 @@ class TestDose:
         ax.figure.canvas.draw()
         assert [text.get_text() for text in ax.child_axes[0].texts] == ["mask", "random"]
 
+    def test_what_doses_are_compared_with_is_drawn_as_levels(self, table):
+        lines = pd.concat([table.assign(control="top neurons"), table.assign(control="random neurons", score=0.9)])
+        once = table[table["neurons"] == 1]
+        levels = [
+            once.assign(control=name, neurons=dose, score=score) for name, dose, score in (("no change", 0, 1.0), ("all neurons", 99, 0.0))
+        ]
+        ax = plots.dose(pd.concat([levels[0], lines, levels[1]]))
+        for panel in ax.child_axes:
+            heights = {line.get_label(): set(line.get_ydata()) for line in panel.get_lines()}
+            assert (heights["no change"], heights["all neurons"]) == ({1.0}, {0.0})
+            assert panel.get_xscale() == "log"
+        assert labels(ax.child_axes[-1].get_xticklabels()) == ["1", "10", "50"]
+        named = labels(ax.get_legend().get_texts())
+        assert named == ["top neurons", "random neurons", "no change", "all neurons"]
+        ax.figure.canvas.draw()
+        legend, label = (each.get_window_extent() for each in (ax.get_legend(), ax.xaxis.label))
+        assert not legend.overlaps(label)
+
+    def test_panels_of_different_units_name_their_own(self, table):
+        units = {"style": "share of images", "object": "score"}
+        mixed = table.assign(unit=table["metric"].map(units))
+        ax = plots.dose(mixed.assign(score=mixed["score"].where(mixed["metric"] == "style", 5 * mixed["score"])))
+        assert [panel.get_title(loc="left") for panel in ax.child_axes] == ["style (share of images)", "object (score)"]
+        assert ax.get_ylabel() == ""
+        first, second = ax.child_axes
+        assert first.get_ylim() == (-0.08, 1.08) != second.get_ylim()
+
     def test_lines_that_were_there_are_not_named(self, table):
         ax = plt.subplots()[1]
         ax.axhline(0.5, label="chance")

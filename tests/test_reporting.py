@@ -38,6 +38,7 @@ from neuroscope.cli import main
 from neuroscope.report import plots, sections, tables
 from neuroscope.report import scores as rankings
 from neuroscope.report.figures import EmbeddedImage, Figure
+from tests import browsing
 
 BLANK = EmbeddedImage("data:image/png;base64,", 1, 1)
 VOID = {"meta", "img", "source", "br"}
@@ -161,12 +162,76 @@ def test_all_sections_are_on_one_page_in_order(page):
     assert ["LocoGen (layers)", "1,234", "5.0", "1.00"] in page.rows
 
 
+def test_it_starts_with_the_main_results(run, page, recording, table):
+    text = report(run).read_text()
+    assert text.index('<aside class="overview" aria-label="Main results">') < text.index("<h2>")
+    facts = dict(overview_of(page))
+    assert list(facts) == ["layer", "neurons", "effect: a", "control: a", "images", "cost"]
+    assert facts["layer"] == ["layer 1: 75 % [75 %, 75 %] of the total effect by LocoGen"]
+    chosen = score(recording, Welch()).top(5)
+    where = " and ".join(site.label for site in recording.sites if site.path in chosen)
+    width = sum(chosen.widths.values())
+    assert facts["neurons"] == [f"5 of {width:,} neurons in {where if len(chosen) < 4 else f'{len(chosen)} sites'} (mask)"]
+    for name, row in zip(("control: a", "effect: a"), summarize(table[table["metric"] == "a"]).itertuples(), strict=True):
+        called = "no change" if row.intervention == "none" else row.intervention
+        assert facts[name] == [f"{called} {short(row.mean)} [{short(row.low)}, {short(row.high)}]"]
+    assert facts["images"] == ["16 images of 4 prompts and 2 seeds"]
+    assert facts["cost"] == ["1,234 NFE"]
+
+
+def short(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def overview_of(page: Page) -> list[tuple[str, list[str]]]:
+    """The names and values that stand before the first heading of a section."""
+    front = list(itertools.takewhile(lambda each: each[0] != "h2", page.texts))
+    names = [number for number, (tag, _) in enumerate(front) if tag == "dt"]
+    return [
+        (front[number][1], [text for tag, text in front[number:after] if tag in ("dd", "li")])
+        for number, after in itertools.pairwise([*names, len(front)])
+    ]
+
+
+def test_the_main_results_are_those_that_are_there(tmp_path, table, recording):
+    scores = score(recording, Welch())
+    save(scores, tmp_path / "neurons.safetensors")
+    table[:0].to_csv(tmp_path / "empty.csv", index=False)
+    assert overview_of(page_of(tmp_path)) == [("neurons", [f"{scores.sites.neuron_count:,} neurons ranked by Welch"])]
+    controls = table.replace({"mask": "mask: random"})
+    pd.concat([table, controls[controls["intervention"] != "none"]]).to_csv(tmp_path / "evaluation.csv", index=False)
+    save(scores.by_layer(), tmp_path / "layers.safetensors")
+    facts = dict(overview_of(page_of(tmp_path)))
+    assert facts["layer"] == [f"layer {scores.by_layer().top(1)[0]} by mean of Welch"]
+    assert [each.rpartition(" [")[0].rpartition(" ")[0] for each in facts["control: a"]] == ["no change", "mask: random"]
+    assert "cost" not in facts
+
+
+def test_rankings_have_their_cost(run, recording):
+    save(replace(score(recording, Welch()), cost=Cost(100, 1.0, 2**29)), run / "neurons.safetensors")
+    page = page_of(run)
+    assert ["Welch (neurons)", "100", "1.0", "0.50"] in page.rows
+    assert ["all", "1,334", "6.0", "1.00"] in page.rows
+    assert dict(overview_of(page))["cost"] == ["1,334 NFE"]
+
+
 def test_it_needs_nothing_beside_itself(page, run):
     wide, narrow, sheet, images = 2, 2, 5, 2
     assert len(page.sources) == wide + narrow + sheet + images
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", report(run).read_text())
     assert all(page.alts)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(browsing.missing()), reason=browsing.missing())
+def test_the_page_is_right_in_every_window(whole, tmp_path):
+    address = report(whole, tmp_path / "report.html").as_uri()
+    with browsing.chromium() as browser:
+        for width in browsing.SIZES:
+            with browsing.opened(browser, address, width) as (shown, wrong):
+                assert browsing.faults(shown) == {}
+                assert wrong == []
 
 
 def test_headings_are_in_order(run):

@@ -18,6 +18,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
+from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Experiment, Localization, choose_layers, open_experiment, run_method
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
@@ -43,6 +44,7 @@ def rank(
     batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
+    executor: Executor = Local(),
     **generation: Any,
 ) -> NeuronScores:
     """Scores each key and value neuron by how much it controls a concept.
@@ -64,6 +66,8 @@ def rank(
         batch_size: prompts or images at a time; by default 16 prompts, or as many images as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
+        executor: where images are made, by default in this process. Gradients and other single predictions are
+            always taken in this process: they cost little, and their rounding depends on which samples share a call.
         **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` and
             `clean_caption` alone.
 
@@ -79,9 +83,10 @@ def rank(
     _check_method(method)
     if isinstance(method, Attribution):
         of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is _Default.PAIRS else pairs}
-        _refuse_unused(method, [name for name, value in of_images.items() if value is not None])
+        ignored = [name for name, value in of_images.items() if value is not None]
+        _refuse_unused(method, ignored + ["executor"] * (executor != Local()))
         return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
-    options = {"layers": layers, "batch_size": batch_size, "output": output, "quiet": quiet}
+    options = {"layers": layers, "batch_size": batch_size, "output": output, "quiet": quiet, "executor": executor}
     with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return run_method(experiment, method)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
@@ -17,8 +16,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite_tensor, instance
 from neuroscope.core.concepts import Concept
-from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput, NonFiniteActivation, UnsupportedModel, choose
+from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose
 from neuroscope.core.intervention import Call
 from neuroscope.core.sharing.summary import Summary, binned
 from neuroscope.core.sites import Site, Sites
@@ -28,7 +26,7 @@ from neuroscope.generation.arguments import check_generation, refuse_set_here
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.pipeline.families import TEXT_OPTIONS, uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.weights import outgoing_norm
+from neuroscope.pipeline.weights import outgoing_norms
 
 ARMS = ("present", "absent")
 #: How many prompts `record` takes at a time by default.
@@ -237,7 +235,7 @@ def record(
     for arm in ARMS:
         prompts = getattr(concept, arm)
         tally = _Tally(keep_samples)
-        with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", disable=quiet) as bar:
+        with tqdm(total=len(prompts), desc=f"recording {concept.name}: {arm}", unit="prompt", disable=quiet) as bar:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
                 _record_text(graph, text, batch, token, concept.name, tally, graph.text.options(generation))
@@ -249,7 +247,7 @@ def record(
         sites=chosen,
         moments={arm: tally.moments for arm, tally in arms.items()},
         samples={arm: tally.joined() for arm, tally in arms.items()} if keep_samples else {},
-        outgoing=_outgoing(graph, chosen),
+        outgoing=outgoing_norms(graph.family, uncompiled(graph.denoiser), chosen),
         token=token,
         provenance=Provenance(graph.family.name, graph.model, concept.name, f"record(token={token!r})", concept.contrast),
     )
@@ -262,15 +260,6 @@ def _check_arguments(graph: Any, concept: Any, batch_size: Any, seed: Any, **fla
     checks.seeds((seed, checks.seed("seed", seed) + len(concept.present) - 1))
     for name, value in flags.items():
         checks.flag(name, value)
-
-
-def _outgoing(graph: HookGraph, sites: Sites) -> dict[str, Float[Tensor, "neuron"]]:
-    """The norm of the weights that read each neuron, by path; sites whose readers are quantised are left out."""
-    found = {}
-    for site in sites:
-        with contextlib.suppress(UnsupportedModel):
-            found[site.path] = outgoing_norm(graph.family, uncompiled(graph.denoiser), site)
-    return found
 
 
 class _Tally:
@@ -319,19 +308,10 @@ def _record_text(
     if not sites:
         return
     conditions = graph.text.conditions(prompts, **options)
-    chosen = _seen(torch.from_numpy(graph.text.select_tokens(prompts, token, subject)), conditions)
+    chosen = conditions.seen(torch.from_numpy(graph.text.select_tokens(prompts, token, subject)))
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
         tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
-
-
-def _seen(chosen: Bool[Tensor, "prompt token"], conditions: Conditions) -> Bool[Tensor, "prompt token"]:
-    """The chosen tokens that attention sees; of a prompt of which it sees none of these, the last one that it sees."""
-    seen = conditions.of_tokens.bool()
-    positions = torch.arange(seen.shape[1], device=seen.device)
-    last = positions == torch.where(seen, positions, -1).amax(dim=1, keepdim=True)
-    kept = chosen.to(seen.device) & seen
-    return torch.where(kept.any(dim=1, keepdim=True), kept, last)
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:

@@ -207,14 +207,15 @@ def mask(
         values.refuse_unused(ctx, {"method": f"{file} holds scores, by {found.provenance.method}"})
     else:
         values.refuse_unused(ctx, {"recording": f"{file} is a recording itself"})
-    level = _fill(found if recording is None else artifacts.load(recording, Recording), fill)
+    level = open_fill(found if recording is None else artifacts.load(recording, Recording), fill)
     scores = score(found, asked) if isinstance(found, Recording) else found
     made = NeuronMask(scores.top(top, cast("Per", per)), fill=level, strength=strength, rows=cast("Rows", rows))
     artifacts.save(made, output)
     options.report({"output": str(output), "neurons": made.neurons.count}, f"{made}\nwrote {output}", as_json)
 
 
-def _fill(found: Recording | NeuronScores, fill: str | None) -> float | Mapping[str, Tensor]:
+def open_fill(found: Recording | NeuronScores, fill: str | None) -> float | Mapping[str, Tensor]:
+    """What `--fill` names: means of a recording, or a number; raises InvalidInput for means without a recording, and for other words."""
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import checks
 

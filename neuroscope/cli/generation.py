@@ -1,11 +1,12 @@
-"""Commands that make images: generate, evaluate."""
+"""Commands that make images: generate, evaluate, dose."""
 
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -15,6 +16,8 @@ from neuroscope.core.errors import InvalidInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from neuroscope.core.scores import NeuronScores
+    from neuroscope.evaluation import DoseResponse
     from neuroscope.metrics.metric import Metric
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
@@ -24,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command()(generate)
     app.command()(evaluate)
+    app.command()(dose)
 
 
 def generate(
@@ -124,9 +128,7 @@ def evaluate(
     inputs = [*(apply or []), concept.concept, generation.image]
     opening.check_output(output, *inputs, resume)
     opening.check_output(resume, *inputs)
-    if prompt:
-        values.refuse_unused(ctx, dict.fromkeys([each.name for each in fields(concept)], "the prompts are given by --prompt"))
-    prompts = prompt or list(concept.open(model).test)
+    prompts = _prompts(ctx, prompt, concept, model)
     changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
     called = generation.open()
     asked = metrics.open(model)
@@ -144,6 +146,95 @@ def evaluate(
         options.say(summary.to_json(orient="records", indent=1))
     else:
         options.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
+
+
+@dataclass(frozen=True)
+class DoseOptions:
+    """Which masks of a ranking are compared."""
+
+    panel: ClassVar[str] = "Masks"
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(callback=values.texts(), help="A number of neurons, ascending; repeat for several. By default powers of two."),
+    ] = None
+    fill: Annotated[
+        str | None,
+        typer.Option(help="absent (the mean without the concept), present, or a number; 0 is dropout. Without --recording 0, else absent."),
+    ] = None
+    recording: Annotated[Path | None, typer.Option(help="Take the fill's means from this recording.")] = None
+    unrelated: Annotated[
+        list[str] | None,
+        typer.Option(callback=values.texts(), help="A prompt without the concept, whose image's change is measured; repeat for several."),
+    ] = None
+
+    def open(self, scores: NeuronScores) -> dict[str, Any]:
+        """The options of the dose response; raises InvalidInput for a fill without its recording."""
+        from neuroscope.attribution.recording import Recording
+        from neuroscope.cli.concepts import open_fill
+        from neuroscope.core import artifacts
+
+        means = scores if self.recording is None else artifacts.load(self.recording, Recording)
+        return {"budgets": self.budget or None, "fill": open_fill(means, self.fill), "unrelated": self.unrelated or ()}
+
+
+def dose(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Neurons' scores, as `neuroscope rank` writes them; best of one layer.")],
+    *,
+    output: options.Output,
+    model: options.ModelOptions,
+    prompt: Prompts = None,
+    concept: options.NamedConcept,
+    metrics: MetricsOptions,
+    masks: DoseOptions,
+    seeds: options.SeedOptions,
+    generation: options.DenoisingOptions,
+    resume: options.Resume = None,
+    printed: options.RunningInBatches,
+) -> None:
+    """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
+    from neuroscope.core import artifacts
+    from neuroscope.core.scores import NeuronScores
+    from neuroscope.evaluation import dose_response as run
+    from neuroscope.evaluation import plan_dose_response, refuse_shares
+    from neuroscope.metrics import bind
+
+    inputs = [file, masks.recording, concept.concept, generation.image]
+    opening.check_output(output, *inputs, resume)
+    opening.check_output(resume, *inputs)
+    prompts = _prompts(ctx, prompt, concept, model)
+    scores = artifacts.load(file, NeuronScores)
+    chosen, called, asked, counted = masks.open(scores), generation.open(), metrics.open(model), seeds.open()
+    graph = model.open(printed)
+    refuse_shares(asked)
+    scored_by = [bind(each, graph) for each in asked]
+    planned = {name: value for name, value in chosen.items() if name != "fill"} | {"seeds": counted}
+    if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
+        return
+    called |= {"seeds": counted, "output": resume, "batch_size": printed.batch_size, "quiet": printed.quiet}
+    found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
+    artifacts.save(found, output)
+    facts = {"output": str(output), "smallest": _smallest(found), "verdict": found.verdict}
+    shares = found.shares()
+    table = shares.to_string(index=False, float_format="%.3f")
+    printed.report(facts | {"shares": json.loads(shares.to_json(orient="records"))}, f"{table}\n{found.verdict}\nwrote {output}")
+
+
+def _smallest(found: DoseResponse) -> int | None:
+    """The smallest mask, if there is one."""
+    from neuroscope.core.errors import NoSmallestMask
+
+    try:
+        return found.smallest()
+    except NoSmallestMask:
+        return None
+
+
+def _prompts(ctx: typer.Context, given: list[str] | None, concept: options.NamedConcept, model: options.ModelOptions) -> list[str]:
+    """The prompts that are given, or a concept's test prompts; raises InvalidInput for both."""
+    if given:
+        values.refuse_unused(ctx, dict.fromkeys([each.name for each in fields(concept)], "the prompts are given by --prompt"))
+    return given or list(concept.open(model).test)
 
 
 def png(image: Image) -> bytes:

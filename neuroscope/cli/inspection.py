@@ -99,6 +99,7 @@ def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[s
     """The lines that `show` prints."""
     from neuroscope.core.layer_scores import LayerScores
     from neuroscope.core.scores import Neurons, NeuronScores
+    from neuroscope.evaluation import DoseResponse
     from neuroscope.interventions import ContextMap, NeuronMask
 
     yield repr(found)
@@ -109,6 +110,9 @@ def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[s
     if isinstance(found, LayerScores):
         yield found.to_frame().round(3).to_string(index=False)
         yield f"  cost: {found.cost}" if found.cost else ""
+    if isinstance(found, DoseResponse):
+        yield found.shares().round(3).to_string(index=False)
+        yield f"  {found.verdict}"
     if isinstance(found, ContextMap):
         yield f"  {found.report}\n  " + "\n  ".join(found.paths)
     neurons = found.neurons if isinstance(found, NeuronMask) else found
@@ -127,12 +131,13 @@ def plot(
     top: Annotated[int | None, typer.Option(callback=values.whole(), help="Outline this many of the strongest neurons.")] = None,
     method: options.Method = "Welch",
 ) -> None:
-    """Draw the heatmap of a saved recording's or scores' neurons or layers, or a contact sheet."""
+    """Draw the heatmap of a saved recording's or scores' neurons or layers, a contact sheet, or a dose response."""
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
     from neuroscope.core.layer_scores import LayerScores
     from neuroscope.core.scores import NeuronScores
+    from neuroscope.evaluation import DoseResponse
     from neuroscope.report import plots
 
     if output.suffix.lower() not in plots.FORMATS:
@@ -140,11 +145,13 @@ def plot(
     opening.check_output(output, file)
     asked = attribution(method)
     found: Artifact = artifacts.load(file)
-    if not isinstance(found, Recording | NeuronScores | LayerScores):
+    if not isinstance(found, Recording | NeuronScores | LayerScores | DoseResponse):
         raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
     values.refuse_unused(ctx, dict.fromkeys(_unused(found, layers, images), f"it does not belong to this plot of a {found.kind}"))
     if isinstance(found, LayerScores):
         ax = _layers_plot(found, grid, images)
+    elif isinstance(found, DoseResponse):
+        ax = plots.dose(found)
     else:
         scores = score(found, asked) if isinstance(found, Recording) else found
         ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
@@ -156,7 +163,10 @@ def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
     """The options of `plot` that say nothing about a file's plot."""
     from neuroscope.attribution.recording import Recording
     from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.evaluation import DoseResponse
 
+    if isinstance(found, DoseResponse):
+        return ("layers", "grid", "images", "top", "method")
     if isinstance(found, LayerScores):
         return ("layers", "top", "method", *(["grid"] if images else []))
     return ("grid", "images", *(["top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))

@@ -40,7 +40,7 @@ def demo(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find a style's neurons in the bundled model, switch them off, and show what changed. Two minutes on two cores."""
+    """Find a style's neurons in the bundled model, switch them off, and show what changed. Two and a half minutes on two cores."""
     from neuroscope.core import storage
     from neuroscope.demo import DEMO_STYLES, run_demo
 

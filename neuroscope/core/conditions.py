@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from neuroscope.core.errors import InvalidInput
@@ -49,6 +49,14 @@ class Conditions:
     def of_tokens(self) -> Shaped[Tensor, "prompt token"]:
         """The mask; ones where there is none."""
         return self.context.new_ones(self.context.shape[:2]) if self.mask is None else self.mask
+
+    def seen(self, chosen: Bool[Tensor, "prompt token"]) -> Bool[Tensor, "prompt token"]:
+        """The chosen tokens that attention sees; of a prompt of which it sees none of these, the last one that it sees."""
+        seen = self.of_tokens.bool()
+        positions = torch.arange(seen.shape[1], device=seen.device)
+        last = positions == torch.where(seen, positions, -1).amax(dim=1, keepdim=True)
+        kept = chosen.to(seen.device) & seen
+        return torch.where(kept.any(dim=1, keepdim=True), kept, last)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         others = {name: change(part) for name in _PARTS[1:] if (part := getattr(self, name)) is not None}

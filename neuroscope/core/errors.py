@@ -45,6 +45,10 @@ class NonFiniteActivation(NeuroscopeError, FloatingPointError):
     """Activations with NaN or infinity, from which no statistic can be made."""
 
 
+class NoSmallestMask(NeuroscopeError, ValueError):
+    """No number of masked neurons surely has as much of an effect as was asked for."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'value'?`, empty where nothing is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

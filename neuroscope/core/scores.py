@@ -325,9 +325,8 @@ class NeuronScores(Artifact):
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
-        tensors = {f"score:{path}": score for path, score in self.scores.items()}
-        tensors |= {f"p_value:{path}": value for path, value in self.p_values.items()}
-        tensors |= {f"stderr:{path}": value for path, value in self.stderr.items()}
+        parts = {"score": self.scores, "p_value": self.p_values, "stderr": self.stderr}
+        tensors = {f"{name}:{path}": values for name, part in parts.items() for path, values in part.items()}
         header = {"sites": [asdict(site) for site in self.sites], "neutral": self.neutral, "two_sided": self.two_sided}
         header |= {"fidelity": self.fidelity.to_header() if self.fidelity else None, "cost": asdict(self.cost) if self.cost else None}
         return tensors, header | {"provenance": asdict(self.provenance)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL.Image import Image
-from tqdm.auto import tqdm
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
@@ -23,6 +21,7 @@ from neuroscope.evaluation._table import COLUMNS, Evaluation
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.dry_run import plan_images
+from neuroscope.generation.executors import Executor, Local, Part, Task, Work, make
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
 from neuroscope.generation.labels import label_made, settings_of
@@ -56,6 +55,7 @@ def evaluate(
     batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
+    executor: Executor = Local(),
     **generation: Any,
 ) -> pd.DataFrame:
     """Makes one image per intervention, prompt and seed, and scores it by every metric.
@@ -75,6 +75,7 @@ def evaluate(
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
         quiet: show no progress bar.
+        executor: where images are made, by default in this process.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Returns:
@@ -88,6 +89,7 @@ def evaluate(
         InvalidFile: `output` cannot be written or read.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("executor", executor, Executor, "ns.Local()")
     interventions = _named(interventions, checks.flag("controls", controls))
     prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds, " to evaluate")
     metrics = checks.several("metrics", metrics, Metric, 'ns.ClipScore("the style of Van Gogh")')
@@ -103,15 +105,17 @@ def evaluate(
         intervention.check(graph.spec)
     jobs = _jobs(graph, changes, prompts, seeds, bound, generation if output else None)
     names = tuple(metric.name for metric in bound)
-    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
-        todo = [job for job in jobs if ledger.known(job.key, names) is None]
-        with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="evaluating", unit="image", disable=quiet) as bar:
-            sweep = Sweep(graph, prompts, generation, batch_size=batch_size) if todo else None
-            for batch, images in _made(sweep, jobs, changes, {job.key for job in todo}) if sweep else ():
-                scores = {metric.name: metric(images, [job.prompt for job in batch]) for metric in bound}
-                ledger.add({job.key: {metric: float(each[row]) for metric, each in scores.items()} for row, job in enumerate(batch)})
-                bar.update(len(batch))
-        table = [(job.name, job.prompt, job.seed, metric, ledger.rows[job.key][metric]) for job in jobs for metric in names]
+    watched = only_watching(graph.pipe) if output else nullcontext()
+    with Ledger(Path(output) if output else None) as ledger, watched, executor.open(graph) as workers:
+        todo = {job.key for job in jobs if ledger.known(job.key, names) is None}
+        if todo:
+            sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
+            batches = _batches(jobs, sweep.batch_size, todo)
+            work = Work(sweep, tuple(bound), "evaluating", quiet)
+            for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo)):
+                ledger.add(_scores(batches[number], part))
+        scores = {job.key: ledger.rows[job.key] for job in jobs}
+    table = [(job.name, job.prompt, job.seed, metric, scores[job.key][metric]) for job in jobs for metric in names]
     return Evaluation(table, columns=list(COLUMNS))
 
 
@@ -156,16 +160,21 @@ def _jobs(
     return [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
 
 
-def _made(
-    sweep: Sweep, jobs: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]], wanted: Collection[str]
-) -> Iterator[tuple[list[_Job], Sequence[Any]]]:
+def _batches(jobs: Sequence[_Job], size: int, wanted: Collection[str]) -> list[list[_Job]]:
     """The wanted images, in batches that are cut from all jobs, so that a run that goes on after a batch rounds as one never stopped."""
-    size = sweep.batch_size
-    for batch in (list(jobs[first : first + size]) for first in range(0, len(jobs), size)):
-        todo = [job for job in batch if job.key in wanted]
-        rest = iter(todo)
-        for rows, images in sweep.run([Row(job.prompt, job.seed, changes[job.name]) for job in todo]):
-            yield list(itertools.islice(rest, len(rows))), images
+    cut = (jobs[first : first + size] for first in range(0, len(jobs), size))
+    return [todo for batch in cut if (todo := [job for job in batch if job.key in wanted])]
+
+
+def _task(batch: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]]) -> Task:
+    """What makes a batch."""
+    return Task(tuple(Row(job.prompt, job.seed, changes[job.name]) for job in batch), tuple(job.prompt for job in batch))
+
+
+def _scores(batch: Sequence[_Job], part: Part) -> dict[str, dict[str, float]]:
+    """The scores of the images that were made, by their keys."""
+    numbered = enumerate(part.numbers)
+    return {batch[number].key: {name: scores[place] for name, scores in part.scores.items()} for place, number in numbered}
 
 
 def with_controls(interventions: Mapping[str, Change], seed: int = 0) -> dict[str, tuple[Intervention, ...]]:

@@ -7,7 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation, steps_of
 from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
 from neuroscope.generation.ledger import Ledger
@@ -63,14 +64,14 @@ class RunBatch:
     Attributes:
         rows: what to make for each run.
         shared_rows: rows that are made again at the beginning of every batch, because the others take something from them.
-        context: called with all rows of a batch; the batch runs inside the block that it returns. None applies each row's own
-            changes.
-        force: make the runs even where their scores are known, because the block records them.
+        context: called with the model and all rows of a batch; the batch runs inside the block that it returns. None applies each row's
+            own changes.
+        force: make the runs even where their scores are known, because the block records them; in this process, whatever the executor.
     """
 
     rows: Mapping[RunKey, Row]
     shared_rows: tuple[Row, ...] = ()
-    context: Callable[[Sequence[Row]], AbstractContextManager[Any]] | None = None
+    context: TaskContext | None = None
     force: bool = False
 
 
@@ -92,6 +93,7 @@ class Experiment:
         origin: a hash of all that scores depend on beside the method and the run.
         keep_images: how many prompts the contact sheet shows.
         quiet: show no progress bar.
+        workers: make the images.
         shown: the images on the contact sheet; by default each of the first prompts with the first seed.
     """
 
@@ -106,6 +108,7 @@ class Experiment:
     origin: str
     keep_images: int
     quiet: bool
+    workers: Workers
     shown: tuple[ImageKey, ...] = ()
     contrast: str = ""
     layers: tuple[int, ...] | None = None
@@ -232,6 +235,7 @@ def open_experiment(
     batch_size: int | None,
     output: str | Path | None,
     quiet: bool,
+    executor: Executor = Local(),
 ) -> Iterator[Experiment]:
     """Checks what a verb was given, and opens the experiment with its ledger. `localize` and `rank` document the arguments.
 
@@ -242,6 +246,7 @@ def open_experiment(
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     checks.instance("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
     checks.instance("metric", metric, Metric, "ns.LatentShare()")
+    checks.instance("executor", executor, Executor, "ns.Local()")
     name = verb.__name__
     seeds = checks.seeds(seeds, f" to {name} with")
     chosen = choose_layers(graph, layers)
@@ -251,7 +256,8 @@ def open_experiment(
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
     bound = metric if isinstance(metric, Share) else bind(metric, graph)
     made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
-    with Ledger(Path(output) if output else None) as ledger, only_watching(graph.pipe) if output else nullcontext():
+    watched = only_watching(graph.pipe) if output else nullcontext()
+    with Ledger(Path(output) if output else None) as ledger, watched, executor.open(graph) as workers:
         yield Experiment(
             graph=graph,
             name=concept.name,
@@ -266,6 +272,7 @@ def open_experiment(
             origin=made_by,
             keep_images=keep_images,
             quiet=quiet,
+            workers=workers,
         )
 
 

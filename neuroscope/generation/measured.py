@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
-from tqdm.auto import tqdm
 
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.layer_scores import contact_sheet
 from neuroscope.generation.batches import Sweep
+from neuroscope.generation.executors import Local, Part, Task, Work, make
 from neuroscope.generation.experiment import Experiment, ImageKey, RunBatch, RunKey
 from neuroscope.generation.keys import key_of, method_key
 from neuroscope.generation.model_content import state
@@ -59,8 +59,12 @@ class Measured:
         self._sweep = sweep
         self._method = method_key(method, state)
         self._is_share = isinstance(experiment.metric, Share)
+        metrics = () if isinstance(experiment.metric, Share) else (experiment.metric,)
+        self._work = Work(sweep, metrics, f"localizing {experiment.name}", experiment.quiet)
         #: Of each image the source and the target that were made, which shares are measured against.
         self._ends: dict[ImageKey, dict[str, Any]] = {}
+        #: Of each image the runs whose source or target is not made yet, with what was made of them: tasks may come in any order.
+        self._waiting: dict[ImageKey, dict[RunKey, Any]] = {}
         #: The batches of sources and targets that were not made, as the ledger holds their scores.
         self._skipped: dict[RunKey, _Batch] = {}
 
@@ -76,12 +80,10 @@ class Measured:
         todo = [needed for batch in batches if (needed := self._needed(batch)).runs]
         made = {run for batch in todo for run in batch.runs}
         self._skipped.update({run: batch for batch in batches for run in batch.ends if run not in made})
-        total, name = sum(len(batch.runs) for batch in todo), self._experiment.name
-        with tqdm(total=total, desc=f"localizing {name}", unit="image", disable=self._experiment.quiet) as bar:
-            for batch in todo:
-                for each in (*self._skipped_ends(batch), batch):
-                    self._make(each, keys)
-                bar.update(len(batch.runs))
+        todo = list(dict.fromkeys(each for batch in todo for each in (*self._skipped_ends(batch), batch)))
+        workers = Local() if any(group.force for group in groups) else self._experiment.workers
+        for number, part in make(workers, self._work, [self._task(batch) for batch in todo]):
+            self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
 
     def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
         """How far each patch moved the metric from the source towards the target.
@@ -146,38 +148,49 @@ class Measured:
         return (run.pair, run.seed) in self._experiment.sheet_keys
 
     def _skipped_ends(self, batch: _Batch) -> list[_Batch]:
-        """The skipped batches that hold the ends which shares of this batch need; each is made once."""
+        """The skipped batches that hold the ends which shares of this batch need."""
         if not self._is_share:
             return []
         ends = [run._replace(patch=end) for run in batch.runs for end in _ENDS if run.patch not in ("source", end)]
         missing = [end for end in dict.fromkeys(ends) if end.patch not in self._ends.get((end.pair, end.seed), {})]
         return list(dict.fromkeys(self._skipped[end] for end in missing if end in self._skipped))
 
-    def _make(self, batch: _Batch, keys: Mapping[RunKey, str]) -> None:
-        """Makes a batch, and keeps the scores that are new and the images of the contact sheet."""
-        group, rest, ledger = batch.group, iter(batch.runs), self._experiment.ledger
-        for rows, made in self._sweep.run([group.rows[run] for run in batch.runs], group.context, group.shared_rows):
-            runs = list(itertools.islice(rest, len(rows)))
-            scores = {run: score for run, score in self._score(runs, made).items() if run in keys and run not in self.scores}
-            ledger.add({keys[run]: {self._experiment.metric.name: score} for run, score in scores.items()})
-            self.scores.update(scores)
-            shown = [number for number, run in enumerate(runs) if self._is_shown(run)]
-            images = self._sweep.images([made[number] for number in shown]) if shown else []
-            self.images.update(zip([runs[number] for number in shown], images, strict=True))
+    def _task(self, batch: _Batch) -> Task:
+        """What makes a batch."""
+        group, pairs = batch.group, self._experiment.pairs
+        rows, prompts = ((group.rows[run] for run in batch.runs), (pairs[run.pair].present for run in batch.runs))
+        shown = (number for number, run in enumerate(batch.runs) if self._is_shown(run))
+        return Task(tuple(rows), tuple(prompts), group.shared_rows, group.context, tuple(shown))
 
-    def _score(self, runs: Sequence[RunKey], made: Sequence[Any]) -> dict[RunKey, float]:
-        """The metric of each run, from its image or latent."""
-        metric = self._experiment.metric
-        if not isinstance(metric, Share):
-            scores = metric(self._sweep.images(made), [self._experiment.pairs[run.pair].present for run in runs])
-            return dict(zip(runs, map(float, scores), strict=True))
-        found = {}
+    def _keep(self, runs: Sequence[RunKey], part: Part, keys: Mapping[RunKey, str]) -> None:
+        """Keeps what was made of some runs: the scores that are new, and the images of the contact sheet."""
+        name, every = self._experiment.metric.name, dict(zip(part.numbers, runs, strict=True))
+        found = self._shares(runs, part.made) if self._is_share else dict(zip(runs, part.scores[name], strict=True))
+        scores = {run: score for run, score in found.items() if run in keys and run not in self.scores}
+        self._experiment.ledger.add({keys[run]: {name: score} for run, score in scores.items()})
+        self.scores.update(scores)
+        self.images.update({every[number]: image for number, image in part.images.items()})
+
+    def _shares(self, runs: Sequence[RunKey], made: Sequence[Any]) -> dict[RunKey, float]:
+        """The shares of these runs, and of earlier ones that waited for a source or a target among them."""
         for run, each in zip(runs, made, strict=True):
-            ends = self._ends.setdefault((run.pair, run.seed), {})
+            image = run.pair, run.seed
             if isinstance(run.patch, str):
-                ends[run.patch] = each
-            found[run] = 0.0 if run.patch == "source" else metric(each, ends["source"], ends["target"])
+                self._ends.setdefault(image, {})[run.patch] = each
+            self._waiting.setdefault(image, {})[run] = each
+        found: dict[RunKey, float] = {}
+        for image in dict.fromkeys((run.pair, run.seed) for run in runs):
+            shares = {run: share for run, each in self._waiting[image].items() if (share := self._share(run, each)) is not None}
+            self._waiting[image] = {run: each for run, each in self._waiting[image].items() if run not in shares}
+            found |= shares
         return found
+
+    def _share(self, run: RunKey, made: Any) -> float | None:
+        """How far a run moved; None before its source and its target are made."""
+        ends, metric = self._ends.get((run.pair, run.seed), {}), self._experiment.metric
+        if run.patch == "source":
+            return 0.0
+        return metric(made, ends["source"], ends["target"]) if isinstance(metric, Share) and len(ends) == len(_ENDS) else None
 
     def _key(self, run: RunKey) -> str:
         experiment = self._experiment

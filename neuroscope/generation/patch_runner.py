@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -124,13 +124,17 @@ class PatchRunner:
         kept: list[tuple[StepInput, ...]] = []
         ends = ["source", "target"] if targets else ["source"]
         rows = {run: self._row(run, {}) for run in self.experiment.run_keys(ends, image_keys)}
-        context = partial(collect_steps, self.experiment.graph, steps, kept, stop_after=stop_after)
+
+        def record(graph: HookGraph, batch: Sequence[Row]) -> AbstractContextManager[None]:
+            return collect_steps(graph, steps, kept, batch, stop_after=stop_after)
+
         if stop_after:
+            context = partial(record, self.experiment.graph)
             with tqdm(total=len(rows), desc=f"following {self.experiment.name}", unit="image", disable=self.experiment.quiet) as bar:
                 for batch, _ in self.sweep.run(list(rows.values()), context):
                     bar.update(len(batch))
         else:
-            self.measured.run([RunBatch(rows, context=context, force=True)])
+            self.measured.run([RunBatch(rows, context=record, force=True)])
         return {(run.pair, run.seed): each for run, each in zip(rows, kept, strict=True) if run.patch == "source"}
 
     def _swap(self, patch: Patch, pair: int) -> ContextSwap:

@@ -12,6 +12,7 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
+from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
@@ -30,6 +31,7 @@ def localize(
     batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
+    executor: Executor = Local(),
     **generation: Any,
 ) -> LayerScores:
     """Scores each layer by how much it controls a concept in generated images. For neurons, see `rank`.
@@ -47,6 +49,8 @@ def localize(
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
+        executor: where images are made, by default in this process. Single predictions, by which screens and searches choose layers, are
+            always made in this process: they cost little, and their rounding depends on which images share a call.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
@@ -72,6 +76,7 @@ def localize(
         batch_size=batch_size,
         output=output,
         quiet=quiet,
+        executor=executor,
     ) as experiment:
         return run_method(experiment, method)
 

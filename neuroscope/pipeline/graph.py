@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from neuroscope.pipeline.hooks import (
     changes_by_side,
     check_intervention,
     images_by_intervention,
+    note_origin,
 )
 from neuroscope.pipeline.placement import dtype_name, name_of
 from neuroscope.pipeline.steps import StepState
@@ -141,7 +141,7 @@ class HookGraph(Shown):
         for each, _ in changes:
             check_intervention(each)
             each.check(self.spec)
-            self._note_origin(each)
+            note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
         with HookedBlock(self._live, self.sites.paths) as hooks:
@@ -155,17 +155,6 @@ class HookGraph(Shown):
         for each, _ in changes:
             if id(each) not in acted:
                 raise SiteNeverRan(f"no denoising step lies in the part of the schedule of {each!r}; widen its steps or take more steps")
-
-    def _note_origin(self, change: Intervention) -> None:
-        """Warns once of a change that was made on another model, such as the one that this is a fine-tune of."""
-        if change.made_on and change.made_on != self.model and change.made_on not in self._noted:
-            self._noted.add(change.made_on)
-            warnings.warn(
-                f"the {change.kind} was made on {change.made_on!r} and is applied to {self.model!r}; its sites and widths match, but "
-                "what it does there may differ, so evaluate it on this model",
-                UserWarning,
-                stacklevel=2,
-            )
 
     @block
     def capture(self, sites: Iterable[Site] | None = None) -> Iterator[ActivationCache]:

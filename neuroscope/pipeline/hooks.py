@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -92,6 +93,24 @@ def check_intervention(change: Any) -> None:
     checks.instance("an intervention", change, Artifact, 'ns.NeuronMask(scores.top(50)), or ns.load("mask.safetensors")')
     if not isinstance(change, Intervention):
         raise InvalidInput(f"{change!r} is no intervention; make one of it, such as ns.NeuronMask(scores.top(50))")
+
+
+def note_origin(change: Intervention, model: str, noted: set[str]) -> None:
+    """Warns once of a change that was made on another model, such as the one that this is a fine-tune of.
+
+    Args:
+        change: the change.
+        model: the model's name.
+        noted: the models of which was warned; this one is added.
+    """
+    if change.made_on and change.made_on != model and change.made_on not in noted:
+        noted.add(change.made_on)
+        warnings.warn(
+            f"the {change.kind} was made on {change.made_on!r} and is applied to {model!r}; its sites and widths match, but "
+            "what it does there may differ, so evaluate it on this model",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def images_by_intervention(changes: Sequence[Sequence[Intervention]]) -> list[tuple[Intervention, tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -99,6 +100,15 @@ def outgoing_norm(family: Family, denoiser: nn.Module, site: Site) -> Float[Tens
     weight = read_effective_weight(denoiser, pattern.beside(site.module, pattern.reader))
     norms: Tensor = weight.double().norm(dim=1 if pattern.reader_rows else 0)
     return norms
+
+
+def outgoing_norms(family: Family, denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, Float[Tensor, "neuron"]]:
+    """`outgoing_norm` of each site, by path; sites whose readers are quantised are left out."""
+    found = {}
+    for site in sites:
+        with contextlib.suppress(UnsupportedModel):
+            found[site.path] = outgoing_norm(family, denoiser, site)
+    return found
 
 
 def head_counts(denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import jinja2
 from neuroscope.core import checks
 from neuroscope.core.distribution import version
 from neuroscope.core.storage import refuse_overwriting_inputs, write_beside
+from neuroscope.report.overview import overview
 from neuroscope.report.run import Run, read_run
 from neuroscope.report.scores import layers, neurons
 from neuroscope.report.sections import Section, cost, evaluation, interventions, model, other_images, provenance, setup
@@ -22,8 +23,9 @@ SECTIONS = (setup, model, layers, neurons, interventions, evaluation, other_imag
 def report(run: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
     """Writes one self-contained HTML page of a folder of results.
 
-    The sections are setup, model, layers, neurons, interventions, evaluation, other images, cost and provenance; a section without
-    results is left out. The page needs no network and no script.
+    The page starts with a box of the main results: layer, neurons, effect and control with 95 % intervals, images and NFE. The
+    sections are setup, model, layers, neurons, interventions, evaluation, other images, cost and provenance. What has no results is
+    left out. The page needs no network and no script.
 
     Args:
         run: the folder, as `neuroscope demo` writes it, or filled with `-o` of other commands: saved results (`*.safetensors`),
@@ -51,7 +53,7 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(title=_title(run), lead=_lead(run), sections=_sections(run))
+    return environment.get_template("page.html").render(title=_title(run), lead=_lead(run), overview=overview(run), sections=_sections(run))
 
 
 def _sections(run: Run) -> list[Section]:

@@ -90,7 +90,7 @@ def _neurons(name: str, scores: NeuronScores, chosen: Mapping[str, Neurons]) -> 
     what = f"{counted(scores.sites.neuron_count, 'neuron')} in {counted(len(scores.sites), 'site')}"
     outlined = f" The {marked.count} in {' and '.join(chosen)} are outlined." if marked else ""
     figure = drawn(partial(plots.neurons, scores, marked=marked), f"Heatmap of {what}", f"Each neuron's score, one row per site.{outlined}")
-    top = scores.to_frame().head(_BEST_NEURONS).drop(columns="site")
+    top = scores.to_frame().head(_BEST_NEURONS).drop(columns="site").dropna(axis="columns", how="all")
     table = tabled(top[["rank", *(column for column in top.columns if column != "rank")]], f"The strongest {len(top)} of {what}")
     return _ranking(name, scores, "Neuron scores", figures=[figure], tables=[table])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, cast
 
@@ -17,11 +17,13 @@ from neuroscope.attribution.recording import Recording
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
-from neuroscope.core.scores import Neurons
+from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Site, Sites
+from neuroscope.evaluation._response import DoseResponse
 from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
-from neuroscope.report.figures import Figure, Sheet, shown
+from neuroscope.report import plots
+from neuroscope.report.figures import Figure, Sheet, drawn, shown
 from neuroscope.report.run import Run
 from neuroscope.report.tables import Table, counted, tabled
 
@@ -156,13 +158,17 @@ def interventions(run: Run) -> Section:
 
 
 def evaluation(run: Run) -> Section:
-    """Evaluations with 95 % intervals, and the files images.png and dose.png.
+    """Evaluations and dose responses with 95 % intervals, and the files images.png and, without a dose response, dose.png.
 
     Raises:
         InvalidFile: one of the two files is damaged.
     """
     parts = [_evaluation(name, table) for name, table in run.tables.items()]
+    doses = run.of_kind(DoseResponse)
+    parts += [_dose(name, response) for name, response in doses.items()]
     for file, (title, alt, caption) in _EVALUATED.items():
+        if file == "dose.png" and doses:
+            continue
         parts.append(Part(title, file, figures=shown(run.images, file, alt, caption)))
     return section("Evaluation on held-out prompts", parts)
 
@@ -177,9 +183,16 @@ def other_images(run: Run) -> Section:
     return section("Other images", [Part(figures=figures)])
 
 
+def costs(run: Run) -> dict[str, Cost]:
+    """By file, what finding layers or ranking neurons cost, where that was measured."""
+    layers, neurons = run.of_kind(LayerScores), run.of_kind(NeuronScores)
+    known = {name: scores.cost for name, scores in layers.items()} | {name: scores.cost for name, scores in neurons.items()}
+    return {name: each for name, each in known.items() if each}
+
+
 def cost(run: Run) -> Section:
-    """The cost of each localisation in NFE, seconds and GiB of peak memory, and the sum of several."""
-    known = {name: scores.cost for name, scores in run.of_kind(LayerScores).items() if scores.cost}
+    """The cost of each localisation and ranking in NFE, seconds and GiB of peak memory, and the sum of several."""
+    known = costs(run)
     rows = [(labelled(run, name), each) for name, each in known.items()]
     if len(rows) > 1:
         rows.append(("all", reduce(add, known.values())))
@@ -256,6 +269,14 @@ def _evaluation(name: str, table: pd.DataFrame) -> Part:
     )
 
 
+def _dose(name: str, response: DoseResponse) -> Part:
+    """The smallest mask that suffices, the plot, and each mask's share of the effect of all neurons."""
+    _, alt, caption = _EVALUATED["dose.png"]
+    table = tabled(response.shares(), "Effect of each mask as a share of that of all neurons", by="control")
+    said = f"{response.metrics[0]}: {response.verdict}."
+    return Part("Dose", name, finding=said, figures=[drawn(partial(plots.dose, response), alt, caption)], tables=[table])
+
+
 def _origin(run: Run, name: str) -> dict[str, str]:
     """A file's row in the table of provenance; what its header does not record is empty."""
     header, recorded = run.headers[name], run.provenance(name)
@@ -266,7 +287,7 @@ def _origin(run: Run, name: str) -> dict[str, str]:
 
 def _costs(rows: list[tuple[str, Cost]]) -> pd.DataFrame:
     cells = [(name, each.nfe, round(each.seconds, 1), round(each.peak_bytes / 2**30, 2)) for name, each in rows]
-    return pd.DataFrame(cells, columns=["localisation", "NFE", "seconds", "peak GiB"])
+    return pd.DataFrame(cells, columns=["result", "NFE", "seconds", "peak GiB"])
 
 
 def _described(sites: Sites) -> str:

@@ -4,16 +4,31 @@ import math
 
 import torch
 
-from neuroscope import ContextMap, ContextSwap, Cost, Effects, LayerScores, NeuronMask, Neurons, NeuronScores, Patch, Provenance, Recording
+from neuroscope import (
+    ContextMap,
+    ContextSwap,
+    Cost,
+    DoseResponse,
+    Effects,
+    LayerScores,
+    NeuronMask,
+    Neurons,
+    NeuronScores,
+    Patch,
+    Provenance,
+    Recording,
+)
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.quality import Confidence, Fidelity
 from neuroscope.core.sites import Site, Sites
 from neuroscope.core.statistics import Moments
+from neuroscope.evaluation._response import Dose
 from neuroscope.interventions import EditReport
 
 FROM = Provenance("family", "model", "stipple é", "Welch()")
 SITES = Sites([Site("unet.0.key", 0, "mid", "key", 4, True), Site("unet.pooled", None, "", "pooled", 3, True)])
 NEURONS = Neurons({"unet.0.key": [0, 3], "unet.pooled": [1]}, {site.path: site.width for site in SITES}, FROM)
+DOSES = (Dose(0, "no change"), Dose(1, "top neurons"), Dose(1, "random neurons"), Dose(7, "all neurons"))
 COST = Cost(54.5, 1.5, 2**30)
 
 
@@ -58,6 +73,8 @@ def examples() -> list[Artifact]:
         NeuronScores(SITES, scores, provenance=FROM),
         layer_scores(),
         LayerScores((4, 7), (0.25, -1.0), FROM),
+        DoseResponse(DOSES, ("a", "b"), ("p",), (0, 2**63), double(2, 4, 1, 2), ("q",), double(4, 1, 2), FROM),
+        DoseResponse(DOSES, ("a",), ("p", "q"), (1,), double(1, 4, 2, 1)),
         recording(samples=True),
         recording(steps=(2,)),
         NeuronMask(NEURONS, fill=2.0, strength=0.5, rows="all", tokens=(1, -2), steps=(0.0, 0.5)),

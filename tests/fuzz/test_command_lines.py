@@ -37,6 +37,7 @@ RIGHT = {
     "export": ["e.safetensors", "-o", "new"],
     "generate": ["--prompt", "a red star", *SHORT, "-o", "new"],
     "evaluate": ["--prompt", "a red star", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.csv"],
+    "dose": ["s.safetensors", "--prompt", "x", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.safetensors"],
     "report": [".", "-o", "new.html"],
     "demo": ["-o", "new", "-q"],
 }
@@ -69,6 +70,7 @@ BAD: dict[str, list[str]] = {
     "metric": ["nope", "", "\udcff", "ClipScore(2)", "Reader()", "Reader(attribute='nope')", "Flipped(from_share=2)", "ClipScore(text='')"],
     "name": ["nope", "", "\udcff"],
     "prompt": ["\udcff"],
+    "unrelated": ["\udcff"],
     "preserve": ["\udcff"],
     "output_dir": ["text.txt", "text.txt/x", "n" * 300],
     "strength": [],

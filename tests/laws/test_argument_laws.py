@@ -15,6 +15,7 @@ from PIL import Image
 
 import neuroscope as ns
 from neuroscope.attribution import CausalAttribution
+from neuroscope.evaluation._response import Dose
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Sweep
 from neuroscope.localization import Localization
@@ -110,11 +111,13 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
     image = Image.new("RGB", (8, 8))
     table = pd.DataFrame({"intervention": ["none"], "prompt": ["a"], "seed": [0], "metric": ["m"], "score": [1.0], "neurons": [1]})
     sweep = {"batch_size": NUMBER, "quiet": FLAG}
-    ledger = sweep | {"output": PATH}
+    ledger = sweep | {"output": PATH, "executor": (None, "ray", ns.Local, 3)}
     ax = plt.subplots()[1]
     layers = scores.by_layer()
     other = {"other": (None, "scores", 3, layers)}
     run = {"graph": graph, "seeds": [0]}
+    doses = (Dose(0, "no change"), Dose(1, "all neurons"))
+    response = ns.DoseResponse(doses, ("m",), tuple("abcdef"), (0,), torch.tensor([[1.0], [0.0]]).expand(1, 2, 6).reshape(1, 2, 6, 1))
     made = {
         "evaluate": Verb(
             ns.evaluate,
@@ -138,6 +141,22 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "seeds": (*SEEDS, [0, 0]),
                 "metrics": (None, "clip", ns.ClipScore, ns.LatentShare(), [metric, "clip"], 3, len, []),
                 "controls": FLAG,
+            },
+            options=True,
+        ),
+        "dose_response": Verb(
+            ns.dose_response,
+            run | {"scores": scores, "prompts": ["a red star"], "metrics": metric, "budgets": [1], "num_inference_steps": 1},
+            ledger
+            | {
+                "graph": GRAPH,
+                "scores": (None, "scores", ns.NeuronScores, layers, mask, recording),
+                "prompts": PROMPTS,
+                "seeds": (*SEEDS, [0, 0]),
+                "metrics": (None, "clip", ns.ClipScore, ns.LatentShare(), [metric, "clip"], 3, len, []),
+                "fill": (None, "absent", math.nan, {}, {"a": 3}),
+                "budgets": ("1", 1, [0.5], [True], [-1], [2, 1], [1, 1], [10**9], ["1"], {1: 2}),
+                "unrelated": (*PROMPTS, ["a", "a"]),
             },
             options=True,
         ),
@@ -330,6 +349,11 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         "sites.at": Verb(graph.sites.at, {"paths": []}, {"paths": (None, 3, [3], "unet.none", ["unet.none"])}),
         "sites.expect": Verb(graph.sites.expect, {"count": 0}, {"count": (*NUMBER, -1, None)}),
         "scores.top": Verb(scores.top, {"count": 3}, {"count": (*NUMBER, "3", 2.5, 0, -3, None), "per": (None, 3, "layr")}),
+        "response.smallest": Verb(
+            response.smallest,
+            {"share": 0.5},
+            {"share": (*NUMBER, 0, 1, None), "confidence": (*(each for each in NUMBER if each != 1.5), 0, 1, 95, None)},
+        ),
         "scores.agreement": Verb(scores.agreement, {"other": scores}, other),
         "layers.top": Verb(layers.top, {"count": 1}, {"count": (*NUMBER, "3", 2.5, 0, -3, None)}),
         "layers.agreement": Verb(layers.agreement, {"other": layers}, {"other": (None, "scores", 3, scores)}),
@@ -347,6 +371,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
 
 NAMES = [
     "evaluate",
+    "dose_response",
     "generate",
     "localize",
     "rank",
@@ -378,6 +403,7 @@ NAMES = [
     "sites.at",
     "sites.expect",
     "scores.top",
+    "response.smallest",
     "scores.agreement",
     "layers.top",
     "layers.agreement",

@@ -18,6 +18,7 @@ _KINDS = {
     "context-swap": ("a swap of what layers read", 'with graph.apply(loaded):\n    image = pipe("…").images[0]'),
     "neuron-scores": ("scores of neurons", "mask = ns.NeuronMask(loaded.top(50))"),
     "layer-scores": ("scores of layers", "print(loaded.to_frame())"),
+    "dose-response": ("the effect of masks of growing size", "print(loaded.smallest())"),
     "neurons": ("a set of neurons", "mask = ns.NeuronMask(loaded)"),
     "recording": ("statistics of activations", "scores = ns.score(loaded, ns.Welch())"),
 }

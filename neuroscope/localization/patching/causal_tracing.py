@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -120,7 +119,7 @@ class CausalTracing(Localization):
             rows |= {
                 clean._replace(patch=patch): _Restored(_corrupted(clean), clean.seed, component=component_of[patch]) for patch in patches
             }
-            groups.append(RunBatch(rows, (rows[clean],), partial(self._restoring, experiment.graph)))
+            groups.append(RunBatch(rows, (rows[clean],), self._restoring))
         return _Traced(patches, tuple(map(str, components)), groups, contexts)
 
     def _trace_text(self, experiment: Experiment, corruption: Corruption) -> _Traced:
