@@ -36,6 +36,7 @@ NAMES = {
     "if-1": "IF stage I",
     "if-2": "IF stage II",
     "pixart": "PixArt",
+    "sana": "Sana",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

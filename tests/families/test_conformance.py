@@ -22,8 +22,12 @@ BLOCKS = {
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
     "pixart": {f"block.{number}": 1 for number in range(16)},
+    "sana": {f"block.{number}": 1 for number in range(12)},
 }
-#: The roles of a layer; DeepFloyd's attentions have no feed-forward beside them.
+TRANSFORMERS = ("pixart", "sana")
+#: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
+WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
+#: The roles of a layer.
 IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
 
 
@@ -80,12 +84,12 @@ def test_that_order_is_not_the_order_of_the_modules_names(model, name):
     executed = [site.module for site in model.sites.where(role="value")]
     named = [path for path, module in model.denoiser.named_modules() if path in executed]
     assert set(named) == set(executed)
-    assert (sorted(executed) != executed) is (name == "pixart")
-    assert (named != executed and named[-1].startswith("mid_block")) is (name != "pixart")
+    assert (sorted(executed) != executed) is (name in TRANSFORMERS)
+    assert (named != executed and named[-1].startswith("mid_block")) is (name not in TRANSFORMERS)
 
 
 def test_every_layer_has_every_role_once(model, name):
-    expected = [role for role in IN_LAYERS if role != "feedforward" or not name.startswith("if")]
+    expected = [role for role in IN_LAYERS if role != "feedforward" or name not in WITHOUT_FEED_FORWARD]
     for layer in model.sites.layers:
         assert sorted(site.role for site in model.sites.where(layer=layer)) == sorted(expected)
 
@@ -146,7 +150,7 @@ def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
 
 
 def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
-    for site in model.sites.where(layer=[0, 6, 8, 15]):
+    for site in model.sites.where(layer=[0, 6, 8, len(model.sites.layers) - 1]):
         block = model.denoiser.get_submodule(site.module.split(".attn2")[0].split(".ff")[0]) if not name.startswith("if") else None
         attention = block.attn2 if block else model.denoiser.get_submodule(site.module.split(".to_")[0].split(".add_")[0])
         key = attention.to_k if block else attention.add_k_proj

@@ -20,6 +20,8 @@ COUNTS = {
     "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
     "PixArt-α": (28, 1152, 28 * 1152, 28 * 4 * 1152),  # behind the projection of the text's 4096 channels
     "PixArt-Σ": (28, 1152, 28 * 1152, 28 * 4 * 1152),
+    "Sana 1.6B": (20, 2240, 20 * 2240, 0),  # behind the projection of Gemma's 2304 channels; feed-forwards are convolutions
+    "Sana 0.6B": (28, 1152, 28 * 1152, 0),
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -33,6 +35,8 @@ PLACES = {
     "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},
     "PixArt-α": _BLOCKS,
     "PixArt-Σ": _BLOCKS,
+    "Sana 1.6B": {number: f"block.{number}" for number in range(20)},
+    "Sana 0.6B": _BLOCKS,
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {

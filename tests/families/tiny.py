@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart")}
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart", "sana")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:

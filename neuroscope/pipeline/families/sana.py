@@ -31,29 +31,24 @@ class Instructed(LowerCase):
 
     def __init__(self, tokenizer: Any, length: int, instruction: str) -> None:
         super().__init__(tokenizer, length)
+        self.eos_token_id = tokenizer.pad_token_id  # no token ends a prompt, so that it ends where padding begins
+        self.get_vocab = tokenizer.get_vocab
         self._before = instruction
         self._more = len(tokenizer.encode(instruction)) - 2 if instruction else 0
-        self.get_vocab = tokenizer.get_vocab
 
-    def __call__(self, prompts: list[str], **options: Any) -> Any:
+    def __call__(self, prompts: list[str], max_length: int = 0, **options: Any) -> dict[str, Any]:
         """The kept tokens, with their places in the prompts."""
-        found = super().__call__([self._before + prompt.lstrip() for prompt in prompts], **self._whole(options))
-        kept = {name: [self._kept(row) for row in found[name]] for name in found}
-        if "offset_mapping" in kept:
-            moves = [len(prompt) - len(prompt.lstrip()) - len(self._before) for prompt in prompts]
-            kept["offset_mapping"] = [_moved(row, move) for row, move in zip(kept["offset_mapping"], moves, strict=True)]
-        return kept
+        texts = [self._before + prompt.strip().lower() for prompt in prompts]
+        length = max_length or self.model_max_length
+        found = self._tokenizer(texts, max_length=length + self._more, padding_side="right", **options)
+        kept = {name: [[row[0], *row[1 - length :]] for row in found[name]] for name in found}
+        return kept | {"offset_mapping": [self._places(*each) for each in zip(kept["offset_mapping"], prompts, strict=True)]}
 
-    def _whole(self, options: dict[str, Any]) -> dict[str, Any]:
-        return options | {"max_length": options.get("max_length", self.model_max_length) + self._more, "padding_side": "right"}
-
-    def _kept(self, row: list[Any]) -> list[Any]:
-        return [row[0], *row[1 - self.model_max_length :]]
-
-
-def _moved(offsets: list[tuple[int, int]], move: int) -> list[tuple[int, int]]:
-    """Places in a prompt, of places in a longer text that ends with it; tokens before it are nowhere in it."""
-    return [(max(0, start + move), max(0, end + move)) if start < end else (0, 0) for start, end in offsets]
+    def _places(self, offsets: list[tuple[int, int]], prompt: str) -> list[tuple[int, int]]:
+        """Places in a prompt, of places in the text that ends with it; tokens before it are nowhere, and words begin behind spaces."""
+        move = len(prompt) - len(prompt.lstrip()) - len(self._before)
+        moved = [(max(0, start + move), max(0, end + move)) if start < end else (0, 0) for start, end in offsets]
+        return [(end - len(prompt[start:end].lstrip()), end) for start, end in moved]
 
 
 def _words(pipe: Any, tokenizer: Any) -> Instructed:
@@ -87,6 +82,8 @@ SANA = replace(
     patterns=tuple(pattern for pattern in PIXART.patterns if pattern.role != "feedforward"),  # it is made of convolutions
     refusals=(FUSED,),
     inputs=_inputs,
+    negatives_alike=False,  # nothing stands before a negative prompt
+    stages=re.compile(r"(?!)"),  # its output is cut into as many rows as it was called with
     read=_read,
     words=_words,
     prepares_text=re.compile(r"caption_projection(\..+)?|caption_norm"),

@@ -12,7 +12,7 @@ from neuroscope.testbed.construction.encoders import gemma
 def sana() -> SanaPipeline:
     """Sana, shallow: 12 blocks of linear self-attention, Gemma behind an instruction, a deep-compression autoencoder, flow matching."""
     instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-    tokenizer, text_encoder = gemma(64, "\n".join(instruction).lower())
+    tokenizer, text_encoder = gemma(64, "\n".join(instruction))
     blocks = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (16, 32, 32))
     once = dict.fromkeys(("encoder_layers_per_block", "decoder_layers_per_block"), (1, 1, 1))
     plain = dict.fromkeys(("encoder_qkv_multiscales", "decoder_qkv_multiscales"), ((), (), ()))
