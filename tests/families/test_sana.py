@@ -200,3 +200,11 @@ class TestSprint:
         concept = ns.Concept("stipple", [tiny.PROMPT.replace("plain", "stipple")], [tiny.PROMPT])
         with pytest.raises(ns.InvalidInput, match="SanaSprintPipeline takes no negative_prompt, so it would be ignored"):
             ns.localize(sprint, concept, ns.LocoGen(), ns.LatentShare(), [0], quiet=True, negative_prompt="grey", **SMALL)
+
+    def test_a_part_of_its_schedule_is_refused(self, sprint):
+        """Its transformer is told of other timesteps than its scheduler lists."""
+        (site,) = sprint.sites.where(layer=2, role="value")
+        early = ns.NeuronMask(ns.Neurons.at(sprint.sites, {site.path: range(8)}), steps=(0.0, 0.5))
+        message = "needs a pipeline's schedule, but the denoiser was called at a timestep"
+        with pytest.raises(ns.InvalidInput, match=message), sprint.apply(early):
+            self.draw(sprint)
