@@ -103,6 +103,32 @@ AUDIOLDM2: dict[str, Any] = {
 }
 #: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+#: Sana of 1.6 and 0.6 thousand million weights, as diffusers' scripts/convert_sana_to_diffusers.py makes them.
+SANA: dict[str, Any] = {
+    "_class_name": "SanaTransformer2DModel",
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_attention_heads": 70,
+    "attention_head_dim": 32,
+    "num_layers": 20,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+    "caption_channels": 2304,
+    "mlp_ratio": 2.5,
+    "attention_bias": False,
+    "sample_size": 32,
+    "patch_size": 1,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
+SANA_600M = SANA | {
+    "num_attention_heads": 36,
+    "num_layers": 28,
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152,
+}
 
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
@@ -116,4 +142,6 @@ PUBLISHED = {
     "PixArt-Σ": PIXART_SIGMA,
     "AudioLDM 2": AUDIOLDM2,
     "Stable Audio": STABLE_AUDIO,
+    "Sana 1.6B": SANA,
+    "Sana 0.6B": SANA_600M,
 }

@@ -38,6 +38,7 @@ NAMES = {
     "pixart": "PixArt",
     "audioldm2": "AudioLDM 2",
     "stable-audio": "Stable Audio",
+    "sana": "Sana",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

@@ -91,7 +91,7 @@ class LocoEdit:
             NonFiniteActivation: the text encoder gives NaN or infinity.
         """
         texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
-        preserved = graph.text.conditions(list(self.preserve)) if self.preserve else None
+        preserved = graph.text.on_either_side(list(self.preserve)) if self.preserve else None
         maps: list[_Map] = []
         map_of: dict[str, _Map] = {}
         for site in sites:

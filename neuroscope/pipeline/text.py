@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -121,6 +122,11 @@ class PromptEncoder:
         """What the unconditional rows are given: a negative prompt's conditions, or what the pipeline takes without one."""
         return self._encode([""], {}, negative=None if prompt is None else [prompt], unconditional=True)
 
+    def on_either_side(self, prompts: Sequence[str]) -> Conditions:
+        """The conditions of prompts, and those that they have as negative prompts where these are encoded in another way."""
+        negatives = [] if self._family.negatives_alike else [self.negative(prompt) for prompt in prompts]
+        return Conditions.of([self.conditions(prompts), *negatives])
+
     def encode(self, prompts: Sequence[str], batch_size: int = 64, **options: Any) -> Float[Tensor, "prompt token channel"]:
         """The contexts that cross-attention reads of the prompts: `conditions` without pooled text."""
         return self.conditions(prompts, batch_size, **options).context
@@ -137,8 +143,10 @@ class PromptEncoder:
         return text_options(self._pipe, generation)
 
     def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
-        """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        return without_texts(self._pipe) | self._family.call_arguments(conditions, negative)
+        """The conditions of conditional and unconditional rows as the pipeline's call takes them; few-step models have the former alone."""
+        known = inspect.signature(type(self._pipe).__call__).parameters
+        given = self._family.call_arguments(conditions, negative)
+        return without_texts(self._pipe) | {name: value for name, value in given.items() if name in known}
 
     def positions(self, site: Site, chosen: Bool[Tensor, "*prompt token"], count: int) -> Bool[Tensor, "*prompt position"]:
         """Which of so many positions of what a text-side site reads are the chosen tokens; all, where they are no tokens of the prompt."""

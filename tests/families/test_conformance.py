@@ -22,11 +22,14 @@ BLOCKS = {
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
     "pixart": {f"block.{number}": 1 for number in range(16)},
+    "sana": {f"block.{number}": 1 for number in range(12)},
     "stable-audio": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "stable-audio")
-#: The roles of a layer; DeepFloyd's attentions have no feed-forward beside them.
+TRANSFORMERS = ("pixart", "sana", "stable-audio")
+#: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
+WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
+#: The roles of a layer.
 IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
 
 
@@ -91,7 +94,7 @@ def test_that_order_is_not_the_order_of_the_modules_names(model, name):
 
 
 def test_every_layer_has_every_role_once(model, name):
-    expected = [role for role in IN_LAYERS if role != "feedforward" or not name.startswith("if")]
+    expected = [role for role in IN_LAYERS if role != "feedforward" or name not in WITHOUT_FEED_FORWARD]
     for layer in model.sites.layers:
         assert sorted(site.role for site in model.sites.where(layer=layer)) == sorted(expected)
 

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha
+from diffusers.pipelines.sana import pipeline_sana
 from PIL import Image
 
 import neuroscope as ns
@@ -21,6 +22,8 @@ SCALE = 4.0
 ROUNDING = {"audioldm2": 1e-6}
 #: Its GPT-2 carries strong noise on into layers that hear none of the stated prompts.
 NOISE = {"audioldm2": 1.0}
+#: Edits' ridges; among normed keys, what tells prompts apart is smaller beside what they share.
+RIDGES = {"sana": 1e-6}
 
 built = cache(build)
 
@@ -38,6 +41,7 @@ class RunKey:
         self.graph = ns.HookGraph(self.pipe)
         self.concept = self.plant.concept
         self.scale = scale
+        self.ridge = RIDGES.get(family, 1e-4)
         self.generation = {**self.plant.generation, "guidance_scale": scale}
         (self.layer,) = self.plant.layers
         self.values = self.graph.sites.where(layer=self.layer, role="value")
@@ -58,7 +62,7 @@ class RunKey:
     def edit(self) -> ns.ContextMap:
         """The edit of the planted layer; where unconditional rows read the changed weights as well, their prompt is kept."""
         kept = ("",) if self.scale > 1 else ()
-        return ns.edit(self.graph, self.concept, ns.LocoEdit(tokens="all", ridge=1e-4, preserve=kept), self.layer)
+        return ns.edit(self.graph, self.concept, ns.LocoEdit(tokens="all", ridge=self.ridge, preserve=kept), self.layer)
 
 
 CASES = {**{name: (name, 1.0) for name in FAMILIES}, **{f"{name}-guided": (name, SCALE) for name in GUIDED}}
@@ -205,7 +209,7 @@ def test_locoedit_guided(case):
     """Unconditional rows read the changed weights too, as in the published edit: their prompt is kept, or they are left alone."""
     skip_moved_durations(case)
     untouched, goal = (case.draw(arm[0], guidance_scale=SCALE) for arm in (case.concept.present, case.concept.absent))
-    published, kept = (ns.LocoEdit(tokens="all", ridge=1e-4, preserve=preserve) for preserve in ((), ("",)))
+    published, kept = (ns.LocoEdit(tokens="all", ridge=case.ridge, preserve=preserve) for preserve in ((), ("",)))
     alone = replace(ns.edit(case.graph, case.concept, published, case.layer), rows="conditional")
     for change in (ns.edit(case.graph, case.concept, kept, case.layer), alone):
         with case.graph.apply(change):
@@ -216,8 +220,9 @@ def test_locoedit_guided(case):
 def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     """Every command on a family's model; `testbed.load` gives this test's own, which is made once."""
 
-    # sizes on which PixArt was trained
+    # sizes on which PixArt and Sana were trained
     monkeypatch.setitem(pipeline_pixart_alpha.ASPECT_RATIO_256_BIN, "1.0", [32.0, 32.0])
+    monkeypatch.setitem(pipeline_sana.ASPECT_RATIO_1024_BIN, "1.0", [32.0, 32.0])
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit, match="0"):

@@ -23,6 +23,8 @@ COUNTS = {
     "PixArt-Σ": (28, 1152, 28 * 1152, 28 * 4 * 1152),
     "Stable Audio": (24, 768, 24 * 768, 24 * 4 * 1536),  # half as many keys as queries
     "AudioLDM 2": (32, {768, 1024}, _AUDIO, 4 * _AUDIO),
+    "Sana 1.6B": (20, 2240, 20 * 2240, 0),  # behind the projection of Gemma's 2304 channels; feed-forwards are convolutions
+    "Sana 0.6B": (28, 1152, 28 * 1152, 0),
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -36,6 +38,8 @@ PLACES = {
     "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},
     "PixArt-α": _BLOCKS,
     "PixArt-Σ": _BLOCKS,
+    "Sana 1.6B": {number: f"block.{number}" for number in range(20)},
+    "Sana 0.6B": _BLOCKS,
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {

@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "audioldm2", "stable-audio")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 
 

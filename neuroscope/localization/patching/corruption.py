@@ -83,9 +83,9 @@ class Corruption:
         """A forward hook of the token embedding, whose output is [prompt, token, channel]: adds noise at the subject's tokens."""
         ran.append(module)
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
-        here = subject[: output.shape[1]]  # some encoders are given no padding
-        spread = output[:, here].float().std().to(output.dtype)
-        return torch.where(here[:, None].to(output.device), output + self._noise * spread * noise, output)
+        chosen = _among(subject, output.shape[1]).to(output.device)
+        spread = output[:, chosen].float().std().to(output.dtype)
+        return torch.where(chosen[:, None], output + self._noise * spread * noise, output)
 
     def _clean(self, prompt: str) -> list[Tensor]:
         """The output of each text encoder layer for the clean prompt; computed once a prompt."""
@@ -128,13 +128,22 @@ def _state(output: Any) -> Tensor:
     return state
 
 
+def _among(chosen: Bool[Tensor, "token"], length: int) -> Bool[Tensor, "read"]:
+    """The chosen tokens of a prompt among all that an encoder reads.
+
+    Behind the first may stand an instruction, which is not kept; and some encoders are given no padding.
+    """
+    if length <= len(chosen):
+        return chosen[:length]
+    return torch.cat([chosen[:1], chosen.new_zeros(length - len(chosen)), chosen[1:]])
+
+
 def _put_back(clean: Tensor, chosen: np.ndarray) -> Any:
     """A forward hook that puts the clean state back at the chosen tokens."""
-    tokens = torch.from_numpy(chosen)
+    tokens = _among(torch.from_numpy(chosen), clean.shape[1])
 
     def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        here = tokens[: clean.shape[1]]
-        state = torch.where(here[:, None].to(clean.device), clean, _state(output))
+        state = torch.where(tokens[:, None].to(clean.device), clean, _state(output))
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
     return put

@@ -109,8 +109,10 @@ class Family:
         inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
         components: for each kind of component that causal tracing restores, a regular expression over module paths.
         stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
-            all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them.
+            all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them. Matches
+            nothing where the denoiser's output has as many rows as it was called with.
         encoded: what the pipeline's `encode_prompt` returns, in order, and what its call calls it.
+        negatives_alike: whether a text is encoded alike as a prompt and as a negative prompt.
         tokenizers, text_encoders: the pipeline's attributes that hold them; a pipeline need not have all.
         split: the conditions of prompts and of negative prompts in what `encode_prompt` returns; see `encoding.split_encoded`.
         expected_parts: the order of a batch of so many parts, where contexts do not tell it; see `encoding.expected_parts`.
@@ -147,6 +149,7 @@ class Family:
     stages: re.Pattern[str]
     encoded: tuple[Encoded, ...]
     read: Callable[[Any, str, Conditions], Tensor]
+    negatives_alike: bool = True
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     decode: Callable[[Any, Tensor, Mapping[str, Any]], list[Image]] = decode

@@ -67,6 +67,11 @@ def default_of(pipe: Any, option: str) -> Any:
     return None if parameter is None else parameter.default
 
 
+def takes_negatives(pipe: Any) -> bool:
+    """Whether a pipeline's call takes a negative prompt; few-step models have no unconditional rows."""
+    return "negative_prompt" in inspect.signature(type(pipe).__call__).parameters
+
+
 def text_options(pipe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a call's options by which a pipeline encodes prompts, as they are to be; None counts where it is not the default."""
     given = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
@@ -126,17 +131,18 @@ def encode(
         options: of `TEXT_OPTIONS`.
 
     Raises:
-        InvalidInput: an option that the pipeline does not have.
+        InvalidInput: an option that the pipeline does not have, or a negative prompt where it takes none.
     """
     method = encode_without_run(pipe)
     taken, call = inspect.signature(method).parameters, inspect.signature(type(pipe).__call__).parameters
-    if unknown := options.keys() - taken.keys():
+    if unknown := {*options, *([] if negative is None else ["negative_prompt"])} - taken.keys():
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
     given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
     given |= {"prompt": prompts, "device": pipe._execution_device, **{name: 1 for name in NUMBERS if name in taken}}
     if given.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
         given["clean_caption"] = False  # as pipelines do without these packages, with a warning at each prompt
-    given |= {"do_classifier_free_guidance": unconditional} | ({} if negative is None else {"negative_prompt": negative})
+    given |= {"do_classifier_free_guidance": unconditional} if "do_classifier_free_guidance" in taken else {}
+    given |= {} if negative is None else {"negative_prompt": negative}
     return method(**given), given
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from neuroscope.core.errors import UnsupportedModel
-from neuroscope.pipeline.families.encoding import NUMBERS, begin_of, missing_methods
+from neuroscope.pipeline.families.encoding import NUMBERS, begin_of, missing_methods, takes_negatives
 
 _READERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "controlnet", "adapter", "image_encoder")
 
@@ -94,7 +94,8 @@ def missing_encode_parameters(pipe: Any) -> list[str]:
     taken = inspect.signature(encode).parameters
     repeated = NUMBERS[2] in inspect.signature(type(pipe).__call__).parameters  # by the call itself, as the contexts of sounds are
     number = next((name for name in NUMBERS if name in taken), "prompt" if repeated else NUMBERS[0])
-    return [name for name in ("prompt", "device", number, "do_classifier_free_guidance", "negative_prompt") if name not in taken]
+    guiding = ("do_classifier_free_guidance", "negative_prompt") if takes_negatives(pipe) else ()
+    return [name for name in ("prompt", "device", number, *guiding) if name not in taken]
 
 
 def check_modes(pipe: Any) -> None:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import AttentionMask, Family
-from neuroscope.pipeline.families.decoding import decoded
+from neuroscope.pipeline.families.decoding import decode_binned
 from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET
 
 _TOKENS = 7  # images have a multiple of four
 _UNSEEN = -10000.0  # what the transformer adds to the scores of tokens that are not seen
+
+
+#: How attentions are told of the tokens that are seen, in PixArt and in the transformers that took it over.
+MASK = AttentionMask("attention_mask", lambda mask: ((1 - mask) * _UNSEEN)[:, None])
+MASKED = (
+    Encoded("prompt_embeds"),
+    Encoded("prompt_attention_mask", "mask"),
+    Encoded("negative_prompt_embeds", part="unconditional"),
+    Encoded("negative_prompt_attention_mask", "mask", "unconditional"),
+)
 
 
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -38,6 +46,11 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
     }
 
 
+def block_name(path: str) -> str:
+    """'transformer_blocks.10' is 'block.10'."""
+    return f"block.{path.rpartition('.')[2]}"
+
+
 def _read(denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
     if denoiser.caption_projection is None:
         return conditions.context
@@ -45,20 +58,10 @@ def _read(denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
     return projected
 
 
-def _noise(denoiser: Any, predicted: Tensor) -> Tensor:
+def noise(denoiser: Any, predicted: Tensor) -> Tensor:
     """The first half of the channels, where as many of variance follow."""
     channels = denoiser.config.in_channels
     return predicted[:, :channels] if predicted.shape[1] // 2 == channels else predicted
-
-
-def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Image]:
-    """Images are made at a size on which the model was trained, and then cut to the one that was asked for."""
-    pixels = decoded(pipe, latents)
-    if options.get("use_resolution_binning", True):
-        side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-        pixels = pipe.image_processor.resize_and_crop_tensor(pixels, options.get("width") or side, options.get("height") or side)
-    images: list[Image] = pipe.image_processor.postprocess(pixels, output_type="pil")
-    return images
 
 
 PIXART = Family(
@@ -68,7 +71,7 @@ PIXART = Family(
     matches=lambda config: config.cross_attention_dim is not None,
     patterns=UNET.patterns,  # the same blocks
     refusals=(FUSED, CHUNKED),
-    block_name=lambda path: f"block.{path.rpartition('.')[2]}",
+    block_name=block_name,
     inputs=_inputs,
     components={
         "self": re.compile(r"transformer_blocks\.\d+\.attn1"),
@@ -76,17 +79,12 @@ PIXART = Family(
         "ff": re.compile(r"transformer_blocks\.\d+\.ff"),
     },
     stages=re.compile(r"transformer_blocks\.\d+"),
-    encoded=(
-        Encoded("prompt_embeds"),
-        Encoded("prompt_attention_mask", "mask"),
-        Encoded("negative_prompt_embeds", part="unconditional"),
-        Encoded("negative_prompt_attention_mask", "mask", "unconditional"),
-    ),
+    encoded=MASKED,
     read=_read,
-    decode=_decode,
+    decode=decode_binned,
     words=lambda pipe, tokenizer: LowerCase(tokenizer, default_of(pipe, "max_sequence_length")),
-    noise=_noise,
+    noise=noise,
     arguments={"latents": "hidden_states", "timestep": "timestep", "context": "encoder_hidden_states"},
-    mask=AttentionMask("attention_mask", lambda mask: ((1 - mask) * _UNSEEN)[:, None]),
+    mask=MASK,
     prepares_text=re.compile(r"caption_projection(\..+)?"),
 )

@@ -21,21 +21,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from neuroscope.testbed import captions, world
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
-from neuroscope.testbed.construction.words import build_t5_tokenizer
-from neuroscope.testbed.vocabulary import build_tokenizer
+from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
+from neuroscope.testbed.construction.transformers import sana
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
 LOUDER = 3.0
@@ -52,9 +43,9 @@ _IF_NOISE: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "variance_typ
 
 def sd1() -> StableDiffusionPipeline:
     """Stable Diffusion v1: 16 layers, one CLIP text encoder whose prompts are padded with the end-of-text token."""
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     scheduler = DDIMScheduler(**_STABLE, clip_sample=False, set_alpha_to_one=False)
-    return _stable_diffusion(tokenizer, _clip(tokenizer, 96), scheduler, cross_attention_dim=96, attention_head_dim=4)
+    return _stable_diffusion(tokenizer, clip(tokenizer, 96), scheduler, cross_attention_dim=96, attention_head_dim=4)
 
 
 def openjourney() -> StableDiffusionPipeline:
@@ -66,15 +57,15 @@ def openjourney() -> StableDiffusionPipeline:
 
 def sd2() -> StableDiffusionPipeline:
     """Stable Diffusion v2: wider text padded with "!", linear projections, heads per block, and predictions of velocity."""
-    tokenizer = _clip_tokenizer(padding="!")
+    tokenizer = clip_tokenizer(padding="!")
     scheduler = DDIMScheduler(**_STABLE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
     config = {"cross_attention_dim": 128, "attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True}
-    return _stable_diffusion(tokenizer, _clip(tokenizer, 128), scheduler, **config)
+    return _stable_diffusion(tokenizer, clip(tokenizer, 128), scheduler, **config)
 
 
 def sdxl() -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: 70 layers, two text encoders side by side, and pooled text and sizes in the time embedding."""
-    tokenizer, other = _clip_tokenizer(), _clip_tokenizer(padding="!")
+    tokenizer, other = clip_tokenizer(), clip_tokenizer(padding="!")
     pooled, sizes = 48, 8
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -92,8 +83,8 @@ def sdxl() -> StableDiffusionXLPipeline:
     )
     return StableDiffusionXLPipeline(
         vae=build_autoencoder(),
-        text_encoder=_clip(tokenizer, 64),
-        text_encoder_2=_clip(other, 96, CLIPTextModelWithProjection, projection_dim=pooled),
+        text_encoder=clip(tokenizer, 64),
+        text_encoder_2=clip(other, 96, CLIPTextModelWithProjection, projection_dim=pooled),
         tokenizer=tokenizer,
         tokenizer_2=other,
         unet=unet,
@@ -122,7 +113,7 @@ def deepfloyd_2() -> IFSuperResolutionPipeline:
 
 def pixart() -> PixArtAlphaPipeline:
     """PixArt-α, shallow: 16 transformer blocks, a T5 text encoder whose prompts have a mask, learned variance."""
-    tokenizer, text_encoder = _t5(64)
+    tokenizer, text_encoder = t5(64)
     transformer = PixArtTransformer2DModel(
         sample_size=32,
         num_layers=16,
@@ -143,6 +134,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "if-1": deepfloyd_1,
     "if-2": deepfloyd_2,
     "pixart": pixart,
+    "sana": sana,
     "audioldm2": audioldm2,
     "stable-audio": stable_audio,
 }
@@ -183,23 +175,9 @@ def generation_of(family: str) -> dict[str, Any]:
         return short | {"height": 8, "width": 8, "clean_caption": False}
     if family in ("audioldm2", "stable-audio"):
         return short
-    if family == "pixart":
+    if family in ("pixart", "sana"):
         short |= {"clean_caption": False, "use_resolution_binning": False}
     return short | {"height": 32, "width": 32}
-
-
-def _clip_tokenizer(padding: str | None = None) -> CLIPTokenizer:
-    tokenizer = build_tokenizer(captions.corpus(world.scenes(held_out=False)))
-    if padding is not None:
-        tokenizer.pad_token = padding
-    return tokenizer
-
-
-def _clip(tokenizer: CLIPTokenizer, width: int, kind: Any = CLIPTextModel, **config: Any) -> Any:
-    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 4}
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    length = tokenizer.model_max_length
-    return kind(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **shape, **special, **config))
 
 
 def _stable_diffusion(tokenizer: CLIPTokenizer, text_encoder: Any, scheduler: Any, **config: Any) -> StableDiffusionPipeline:
@@ -231,13 +209,6 @@ def _if_blocks(plain: int, attending: int) -> dict[str, Any]:
     }
 
 
-def _t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
-    tokenizer = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
-    shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
-
-
 def _deepfloyd(**config: Any) -> dict[str, Any]:
     text = 64
     unet = UNet2DConditionModel(
@@ -255,6 +226,6 @@ def _deepfloyd(**config: Any) -> dict[str, Any]:
         resnet_time_scale_shift="scale_shift",
         **config,
     )
-    tokenizer, text_encoder = _t5(text)  # drawn after the UNet, or a seed would give another pipeline
+    tokenizer, text_encoder = t5(text)  # drawn after the UNet, or a seed would give another pipeline
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet}
     return parts | {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}

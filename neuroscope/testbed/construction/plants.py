@@ -101,5 +101,5 @@ def drawn_layers(plant: str, count: int, rng: Any) -> tuple[int, ...]:
 
 def check_family(plant: str, family: str) -> None:
     """Raises InvalidInput for a plant that a family cannot hold."""
-    if plant == "pooled" and family in ("sd1", "sd2", "openjourney", "pixart", "audioldm2", "stable-audio"):
+    if plant == "pooled" and family in ("sd1", "sd2", "openjourney", "pixart", "sana", "audioldm2", "stable-audio"):
         raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose sdxl, if-1 or if-2")

@@ -11,6 +11,7 @@ _TIMESTEPS = 1000
 _STEPS = 5
 _EACH = _TIMESTEPS // _STEPS
 _FIRST = 1e-4  # a schedule without any noise at its end divides by zero
+_OF_NOISE = {"flow_prediction": "v_prediction"}  # what schedules of flows predict, as schedules of noise know it
 _TOTAL = 6.0  # -log of what remains of the image at the noisiest step
 
 
@@ -28,7 +29,7 @@ def confine(pipe: Any, generation: dict[str, Any], rng: np.random.Generator) -> 
     else:
         prediction = pipe.scheduler.config.prediction_type
         still = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-        scheduler = DDIMScheduler(trained_betas=betas, prediction_type=prediction, **still)
+        scheduler = DDIMScheduler(trained_betas=betas, prediction_type=_OF_NOISE.get(prediction, prediction), **still)
     pipe.register_modules(scheduler=scheduler)
     return generation | {"num_inference_steps": _STEPS}, (active[0] / _STEPS, active[1] / _STEPS)
 

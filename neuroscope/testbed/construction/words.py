@@ -5,7 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable
 
-from transformers import T5TokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import GemmaTokenizer, T5TokenizerFast
 
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 
@@ -20,3 +21,17 @@ def build_t5_tokenizer(texts: Iterable[str]) -> T5TokenizerFast:
     whole = [(f"▁{word}", -5.0) for word in words]
     spelled = [("▁", -8.0), *((letter, -10.0) for letter in _LETTERS)]
     return T5TokenizerFast(vocab=[*special, *whole, *spelled], extra_ids=0, model_max_length=512)
+
+
+def build_gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
+    """A byte-pair tokenizer, as Gemma's is: `<bos>` before the text, nothing behind it, spaces that begin words, `<pad>` with number 0.
+
+    Words that the texts hold are one token behind a space, others begin with what they share with one and are spelled on.
+    """
+    words = sorted({word for text in texts for word in text.split()})
+    merges = dict.fromkeys((f"▁{word[:end]}", word[end]) for word in words for end in range(len(word)))
+    letters = sorted({"▁", "\n", *string.ascii_letters, *_LETTERS, *"".join(words)})
+    vocabulary = dict.fromkeys(["<pad>", "<eos>", "<bos>", "<unk>", *letters, *(first + last for first, last in merges)])
+    tokenizer = GemmaTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}, merges=list(merges))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    return tokenizer

@@ -1,0 +1,54 @@
+"""Random text encoders of the real classes, with tokenizers that hold the world's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from neuroscope.testbed import captions, world
+from neuroscope.testbed.construction.words import build_gemma_tokenizer, build_t5_tokenizer
+from neuroscope.testbed.vocabulary import build_tokenizer
+
+
+def clip_tokenizer(padding: str | None = None) -> CLIPTokenizer:
+    """A CLIP tokenizer of the world's captions, which pads with the end-of-text token unless told otherwise."""
+    tokenizer = build_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    if padding is not None:
+        tokenizer.pad_token = padding
+    return tokenizer
+
+
+def clip(tokenizer: CLIPTokenizer, width: int, kind: Any = CLIPTextModel, **config: Any) -> Any:
+    """A random CLIP text encoder of three layers."""
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 4}
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    length = tokenizer.model_max_length
+    return kind(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **shape, **special, **config))
+
+
+def t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
+    """A T5 tokenizer of the world's captions and a random encoder of three layers."""
+    tokenizer = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
+
+
+def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:
+    """A Gemma tokenizer of the world's captions and an instruction's words, and a random decoder of two layers."""
+    tokenizer = build_gemma_tokenizer([*captions.corpus(world.scenes(held_out=False)), instruction])
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    return tokenizer, Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **shape, **heads, **special))

@@ -1,0 +1,37 @@
+"""Random pipelines of transformers that cross-attend: real classes, shallow, small in width."""
+
+from __future__ import annotations
+
+import inspect
+
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+from neuroscope.testbed.construction.encoders import gemma
+
+
+def sana() -> SanaPipeline:
+    """Sana, shallow: 12 blocks of linear self-attention, Gemma behind an instruction, a deep-compression autoencoder, flow matching."""
+    instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    tokenizer, text_encoder = gemma(64, "\n".join(instruction))
+    blocks = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (16, 32, 32))
+    once = dict.fromkeys(("encoder_layers_per_block", "decoder_layers_per_block"), (1, 1, 1))
+    plain = dict.fromkeys(("encoder_qkv_multiscales", "decoder_qkv_multiscales"), ((), (), ()))
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=6,
+        attention_head_dim=16,
+        num_layers=12,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=24,
+        cross_attention_dim=96,
+        caption_channels=64,
+        sample_size=32,
+    )
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=AutoencoderDC(latent_channels=4, attention_head_dim=8, scaling_factor=0.41407, **blocks, **once, **plain),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
