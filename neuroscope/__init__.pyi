@@ -19,6 +19,7 @@ from neuroscope.core.scores import (
     NeuronScores as NeuronScores,
 )
 from neuroscope.core.layer_scores import LayerScores as LayerScores
+from neuroscope.core.atlas import Atlas as Atlas
 from neuroscope.core.effects import (
     Effects as Effects,
     Patch as Patch,
@@ -85,6 +86,7 @@ from neuroscope.localization import (
     LocoGen as LocoGen,
     Racing as Racing,
     TeacherForced as TeacherForced,
+    atlas as atlas,
     localize as localize,
 )
 

@@ -26,7 +26,7 @@ from neuroscope.pipeline.families import TEXT_OPTIONS
 from neuroscope.pipeline.graph import HookGraph
 
 
-class _Default(IntEnum):
+class Default(IntEnum):
     """Defaults that can be told from the same numbers given."""
 
     PAIRS = PAIRS
@@ -40,7 +40,7 @@ def rank(
     layers: Iterable[int] | int | None = None,
     metric: Metric | Share | None = None,
     seeds: Iterable[int] | None = None,
-    pairs: int | None = _Default.PAIRS,
+    pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
     output: str | Path | None = None,
     quiet: bool = False,
@@ -83,7 +83,7 @@ def rank(
     """
     _check_method(method)
     if isinstance(method, Attribution):
-        of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is _Default.PAIRS else pairs}
+        of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is Default.PAIRS else pairs}
         ignored = [name for name, value in of_images.items() if value is not None]
         _refuse_unused(method, ignored + ["executor"] * (executor != Local()))
         return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
@@ -101,7 +101,7 @@ def plan_ranking(
     layers: Iterable[int] | int | None = None,
     metric: Metric | Share | None = None,
     seeds: Iterable[int] | None = None,
-    pairs: int | None = _Default.PAIRS,
+    pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
     **generation: Any,
 ) -> Plan | None:
@@ -144,7 +144,7 @@ def _experiment(
     graph: HookGraph, concept: Concept, method: CausalAttribution, metric: Any, seeds: Any, pairs: Any, generation: Any, **options: Any
 ) -> AbstractContextManager[Experiment]:
     """The experiment of a causal method, with `rank`'s defaults for what was not given."""
-    options["pairs"] = method.default_pairs if pairs is _Default.PAIRS else pairs
+    options["pairs"] = method.default_pairs if pairs is Default.PAIRS else pairs
     measured = LatentShare() if metric is None else metric
     return open_experiment(rank, graph, concept, measured, (0,) if seeds is None else seeds, generation, **options)
 
