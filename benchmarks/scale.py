@@ -9,6 +9,7 @@ import argparse
 import heapq
 import itertools
 import multiprocessing
+import os
 import pickle
 import threading
 import time
@@ -27,6 +28,7 @@ from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Part, Task, Work, Workers
 from neuroscope.generation.executors.ray_executor import RayWorkers
 from neuroscope.generation.executors.replica import Made
+from neuroscope.generation.executors.tasks import perform
 
 PROMPT = "a red circle in the style of stipple"
 #: As many as two cores hold with one thread each.
@@ -39,6 +41,7 @@ SLEEPERS, ACTORS, SLEEPS = 200, 4, 20
 def main() -> None:
     asked = _asked()
     torch.set_num_threads(1)
+    os.environ.update(RAY_worker_niceness=str(os.nice(0)))  # Ray's own is 15, so that on a busy machine its workers would come last
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     work = Work(Sweep(graph, [PROMPT], ns.testbed.GENERATION, batch_size=asked.batch_size, space="latent"), quiet=True)
@@ -138,9 +141,8 @@ def _seconds(workers: Workers, work: Work, tasks: Sequence[Task]) -> float:
 def overhead(work: Work, task: Task, asked: Any) -> None:
     """What the executor adds to a task: its sending, and the taking in of as many latents."""
     start = time.perf_counter()
-    made = [latent for _, latents in work.sweep.run(task.rows) for latent in latents]
+    parts = list(perform(work, task))
     alone = time.perf_counter() - start
-    parts = [Part(range(len(made)), made=made)]
     workers = RayWorkers(ray, lambda: ray.remote(Instant).options(num_cpus=0).remote(parts), 1, lambda _: None)
     _seconds(workers, work, [task] * 20)
     each = _seconds(workers, work, [task] * asked.tasks) / asked.tasks
