@@ -113,6 +113,15 @@ from neuroscope.generation.executors import (
     Executor as Executor,
     Local as Local,
     Ray as Ray,
+    Shard as Shard,
+    ShardReport as ShardReport,
+)
+from neuroscope.generation.ledgers import (
+    LedgerSummary as LedgerSummary,
+    ResumeAnyway as ResumeAnyway,
+    RunConditions as RunConditions,
+    RunSummary as RunSummary,
+    merge as merge,
 )
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric

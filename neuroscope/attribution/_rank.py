@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 from neuroscope.attribution._attribution import Attribution, score
@@ -20,6 +19,7 @@ from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Experiment, Localization, choose_layers, open_experiment, run_method
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
 from neuroscope.pipeline.families import TEXT_OPTIONS
@@ -42,7 +42,7 @@ def rank(
     seeds: Iterable[int] | None = None,
     pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -64,7 +64,8 @@ def rank(
         pairs: how many of the concept's pairs a causal method uses, evenly spaced; all where there are fewer, or for None. By default 8,
             and all for `NeuronGradient`, whose cost hardly depends on them. A response method uses all.
         batch_size: prompts or images at a time; by default 16 prompts, or as many images as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
+        output: a folder or URL, the ledger that keeps each finished image's score. Give the same again to continue a stopped run. A name
+            that ends in .jsonl is one file.
         quiet: show no progress bar.
         executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Only methods that make images take one:
             gradients and other single predictions are taken in this process, as their rounding depends on which samples share a call.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
-    for command in (sites, doctor, show, plot, report):
+    for command in (sites, doctor, show, merge, plot, report):
         app.command()(command)
 
 
@@ -64,11 +64,37 @@ def doctor(*, model: options.ModelOptions, printed: options.Printing) -> None:
 
 def show(
     ctx: typer.Context,
-    file: Path,
+    file: Annotated[str, typer.Argument(help="A saved file, an image (.png), or a ledger: a folder, a URL or a .jsonl file.")],
     rows: Annotated[int, typer.Option(callback=values.whole(), help="Of neurons' scores: table rows to print.")] = 10,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a saved file holds, or what an image (.png) was made of."""
+    """Say what a saved file holds, what an image (.png) was made of, or what of a ledger is done, missing and failed."""
+    from neuroscope.generation.ledgers import LedgerSummary, is_ledger
+
+    if is_ledger(file):
+        values.refuse_unused(ctx, {"rows": f"{file} is a ledger, which has no table"})
+        summary = LedgerSummary.of(file)
+        options.report(summary.to_facts(), str(summary), as_json)
+    else:
+        _show_file(ctx, Path(file), rows, as_json)
+
+
+def merge(
+    ledgers: Annotated[list[str], typer.Argument(help="Ledgers of one run, such as those of its shards: folders, URLs or .jsonl files.")],
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", help="The new ledger, a folder or URL.")],
+    mixed: Annotated[bool, typer.Option("--mixed", help="Join rows of one run although made under different conditions.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Join ledgers of shards into one, from which the same command, with --resume, makes its table without an image."""
+    from neuroscope.generation.ledgers import merge as run
+
+    summary = run(ledgers, output, mixed=mixed)
+    options.report({"output": output} | summary.to_facts(), f"{summary}\nwrote {output}", as_json)
+
+
+def _show_file(ctx: typer.Context, file: Path, rows: int, as_json: bool) -> None:
+    """Prints what a saved file holds, or what an image was made of."""
     from neuroscope.core import artifacts
     from neuroscope.core.scores import NeuronScores
 

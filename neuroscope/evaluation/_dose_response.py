@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_ev
 from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.pipeline.graph import HookGraph
@@ -38,7 +38,7 @@ def dose_response(
     unrelated: Sequence[str] = (),
     seeds: Iterable[int] = range(4),
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -62,7 +62,8 @@ def dose_response(
             mean square of the difference of pixels, 0 to 1.
         seeds: seeds of the initial noise.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
+            ends in .jsonl is one file.
         quiet: show no progress bar.
         executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from neuroscope.generation.executors.replica import Identity, Numerics, Replica
 from neuroscope.generation.executors.sending import Sending
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.executors.worker import Worker, throughput
+from neuroscope.generation.ledgers.run_conditions import RunConditions
 from neuroscope.generation.metering import count_elsewhere
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.loading import recipe_of
@@ -93,6 +94,10 @@ class Ray(Executor):
                 yield opened
             finally:
                 opened.close()
+
+    def conditions(self, graph: HookGraph) -> RunConditions:
+        """See `Executor.conditions`: those of a worker."""
+        return replace(RunConditions.of(graph), threads=self._threads(graph))
 
     def _threads(self, graph: HookGraph) -> int:
         on_cpu = graph.pipe._execution_device.type == "cpu"
