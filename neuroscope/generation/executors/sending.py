@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from neuroscope.core.errors import InvalidInput, NeuroscopeError, TasksFailed, first_line
@@ -107,14 +108,18 @@ class Sending:
             ) from errors[-1]
 
     def _with_news(self) -> list[Worker]:
-        """The workers that have made, or failed at, the first thing that they were sent."""
+        """The workers that have made, or failed at, the first thing that they were sent.
+
+        Ray says meanwhile which machines were lost; that goes to standard error, as standard output may be a command's result.
+        """
         heads = {worker.sent[0].reference: worker for worker in self._workers if worker.sent}
         if not heads:
             time.sleep(_INTERVAL / 2)
             return []
-        ready, _ = self._ray.wait(list(heads), num_returns=1, timeout=_INTERVAL)
-        if ready and len(heads) > 1:
-            ready, _ = self._ray.wait(list(heads), num_returns=len(heads), timeout=0)
+        with redirect_stdout(sys.stderr):
+            ready, _ = self._ray.wait(list(heads), num_returns=1, timeout=_INTERVAL)
+            if ready and len(heads) > 1:
+                ready, _ = self._ray.wait(list(heads), num_returns=len(heads), timeout=0)
         return [heads[reference] for reference in ready]
 
     def _take(self, worker: Worker) -> list[tuple[int, Part]]:
