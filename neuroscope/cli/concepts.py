@@ -29,8 +29,7 @@ _OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
 #: What a method that scores recorded responses takes no notice of.
 _OF_IMAGES = (
     *(each.name for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions) for each in fields(group)),
-    "pairs",
-    "resume",
+    *("pairs", "resume", "executor", "workers", "address"),
 )
 _DEFAULT_OF_RECORDINGS = "A recording is ranked by Welch(), which tells what responds; --method chooses another way."
 
@@ -119,7 +118,7 @@ def rank(
     seeds: options.FewSeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    printed: options.RunningSweeps,
 ) -> None:
     """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
     from neuroscope.attribution import CausalAttribution, plan_ranking
@@ -141,7 +140,7 @@ def rank(
         if isinstance(asked, CausalAttribution):
             called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
             called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
-            kept["output"] = resume
+            kept |= {"output": resume, "executor": printed.open_executor()}
         graph = model.open(printed)
         if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
             return

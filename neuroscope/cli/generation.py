@@ -117,7 +117,7 @@ def evaluate(
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
     resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    printed: options.RunningSweeps,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
@@ -132,13 +132,13 @@ def evaluate(
     changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
     called = generation.open()
     asked = metrics.open(model)
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
         return
-    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet}
+    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "executor": executor}
     table = run(graph, changes, prompts, counted, scored_by, output=resume, **called)
     storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
@@ -190,7 +190,7 @@ def dose(
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
     resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
     from neuroscope.core import artifacts
@@ -205,13 +205,14 @@ def dose(
     prompts = _prompts(ctx, prompt, concept, model)
     scores = artifacts.load(file, NeuronScores)
     chosen, called, asked, counted = masks.open(scores), generation.open(), metrics.open(model), seeds.open()
+    executor = printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     planned = {name: value for name, value in chosen.items() if name != "fill"} | {"seeds": counted}
     if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
         return
-    called |= {"seeds": counted, "output": resume, "batch_size": printed.batch_size, "quiet": printed.quiet}
+    called |= {"seeds": counted, "output": resume, "batch_size": printed.batch_size, "quiet": printed.quiet, "executor": executor}
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
     artifacts.save(found, output)
     facts = {"output": str(output), "smallest": _smallest(found), "verdict": found.verdict}

@@ -70,7 +70,7 @@ def localize(
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
     resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""
     from neuroscope.core import artifacts
@@ -87,11 +87,11 @@ def localize(
     asked: Localization = methods.build("method", _EXHAUSTIVE if exhaustive else method, known)
     measured = metric.open(ctx, model)
     called = generation.open() | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
         return
-    scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
+    scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, executor=executor, **called)
     artifacts.save(scores, output)
     facts, text = _described(scores)
     printed.report({"output": str(output)} | facts, f"{text}\nwrote {output}")

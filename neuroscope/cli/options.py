@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from neuroscope.cli import opening, values
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
     from neuroscope.core.concepts import Concept
     from neuroscope.core.quality import Plan
+    from neuroscope.generation.executors import Executor
     from neuroscope.pipeline.graph import HookGraph
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
@@ -85,6 +86,35 @@ class RunningInBatches(Running):
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", callback=values.whole(), help="Images at a time; by default as many as fit the memory.")
     ] = None
+
+
+@dataclass(frozen=True)
+class RunningSweeps(RunningInBatches):
+    """How a command that sweeps over images runs, and where its images are made."""
+
+    executor: Annotated[str, typer.Option(help="Where images are made: local (this process), or ray (workers on a Ray cluster).")] = "local"
+    workers: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="With --executor ray: how many; by default as many as the cluster holds.")
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option(callback=values.text(), help="With --executor ray: the cluster's; by default the one here, or else a new one here."),
+    ] = None
+
+    def open_executor(self) -> Executor:
+        """Where images are made.
+
+        Raises:
+            InvalidInput: an unknown executor, or an option of workers without any.
+        """
+        from neuroscope.generation.executors import Local, Ray
+
+        if choose("executor", self.executor, ("local", "ray")) == "ray":
+            return Ray(workers=self.workers, address=self.address)
+        for name in ("workers", "address"):
+            if getattr(self, name) is not None:
+                raise InvalidInput(f"--{name} would be ignored: images are made in this process; add --executor ray, or leave it out")
+        return Local()
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ def localize(
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
         output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process. Single predictions, by which screens and searches choose layers, are
-            always made in this process: they cost little, and their rounding depends on which images share a call.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Single predictions, by which screens and
+            searches choose layers, are always made in this process: they cost little, and their rounding depends on which images share a
+            call.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
@@ -60,6 +61,7 @@ def localize(
         InvalidInput: no pair or seed, a method of `rank`, a value of another kind, an option that the pipeline does not have, or
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     if isinstance(method, CausalAttribution | Attribution):
         raise InvalidInput(f"{method!r} scores neurons, and localize scores layers; write ns.rank(graph, concept, ns.{method!r}, ...)")
