@@ -17,7 +17,8 @@ from hypothesis import given, settings
 
 from neuroscope import ContextSwap, Cost, HookGraph, InvalidFile, InvalidInput, NeuronMask, Neurons
 from neuroscope.generation.keys import digest, fingerprint, key_of, origin
-from neuroscope.generation.ledger import Ledger
+from neuroscope.generation.ledgers import Ledger as MemoryLedger
+from neuroscope.generation.ledgers.line_file import LineFile as Ledger
 from tests.families import tiny
 
 ROWS = {"a": {"score": 0.1}, "b": {"score": float("nan")}, "c": {"brightness": 3.0, "letters": 1e-17}}
@@ -63,7 +64,7 @@ class TestLedger:
 
     def test_without_a_path_it_is_kept_in_memory(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with Ledger(None) as ledger:
+        with MemoryLedger() as ledger:
             ledger.add(ROWS)
             ledger.spend("run", Cost(3))
         assert same(ledger.rows, ROWS)

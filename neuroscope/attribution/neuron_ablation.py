@@ -68,6 +68,11 @@ class NeuronAblation(CausalAttribution):
         scores = torch.from_numpy(effects.means()) / sizes
         return replace(self.scores(experiment, sites, scores.repeat_interleave(sizes)), cost=meter.cost)
 
+    @property
+    def not_sharded(self) -> str:
+        """See `ExperimentMethod.not_sharded`; all its images are known."""
+        return ""
+
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`."""
         return plan_patches(experiment, len(list(self._parts(self.sites(experiment)))), beside=False)

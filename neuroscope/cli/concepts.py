@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 _OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
 #: What a method that scores recorded responses takes no notice of.
 _OF_IMAGES = (
-    *(each.name for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions) for each in fields(group)),
-    "pairs",
-    "resume",
+    *(
+        each.name
+        for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions, options.LedgerOptions)
+        for each in fields(group)
+    ),
+    *("pairs", "executor", "workers", "address"),
 )
 _DEFAULT_OF_RECORDINGS = "A recording is ranked by Welch(), which tells what responds; --method chooses another way."
 
@@ -120,16 +123,15 @@ def rank(
     metric: MetricOptions,
     seeds: options.FewSeedOptions,
     generation: options.SizedDenoisingOptions,
-    resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    ledger: options.LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
     from neuroscope.attribution import CausalAttribution, plan_ranking
     from neuroscope.attribution import rank as run
     from neuroscope.core import artifacts
 
-    opening.check_output(output, file, concept.concept, generation.image, resume)
-    opening.check_output(resume, concept.concept, generation.image)
+    ledger.check(output, file, concept.concept, generation.image)
     text = ranking.method if ranking.method is not None else ("NeuronGradient()" if file is None else "Welch()")
     methods.refuse_layer_methods(text)
     if file is not None:
@@ -143,9 +145,11 @@ def rank(
         if isinstance(asked, CausalAttribution):
             called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
             called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
-            kept["output"] = resume
+            kept |= {"output": ledger.open(output), "executor": printed.open_executor()}
         graph = model.open(printed)
         if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
+            return
+        if ledger.made_shard(printed, run, graph, chosen, asked, **called, **kept):
             return
         scores = run(graph, chosen, asked, **called, **kept)
     if output is not None:

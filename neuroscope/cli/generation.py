@@ -115,8 +115,8 @@ def evaluate(
     metrics: MetricsOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    ledger: options.LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
@@ -125,20 +125,21 @@ def evaluate(
     from neuroscope.metrics import bind
 
     inputs = [*(apply or []), concept.concept, generation.image]
-    opening.check_output(output, *inputs, resume)
-    opening.check_output(resume, *inputs)
+    ledger.check(output, *inputs)
     prompts = _prompts(ctx, prompt, concept, model)
     changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
     called = generation.open()
     asked = metrics.open(model)
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
         return
-    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet}
-    table = run(graph, changes, prompts, counted, scored_by, output=resume, **called)
+    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "output": ledger.open(output), "executor": executor}
+    if ledger.made_shard(printed, run, graph, changes, prompts, counted, scored_by, **called):
+        return
+    table = run(graph, changes, prompts, counted, scored_by, **called)
     storage.write_beside(output, table.to_csv(index=False).encode())
     summary = summarize(table)
     if printed.as_json:
@@ -188,8 +189,8 @@ def dose(
     masks: DoseOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    ledger: options.LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
     from neuroscope.core import artifacts
@@ -199,18 +200,21 @@ def dose(
     from neuroscope.metrics import bind
 
     inputs = [file, masks.recording, concept.concept, generation.image]
-    opening.check_output(output, *inputs, resume)
-    opening.check_output(resume, *inputs)
+    ledger.check(output, *inputs)
     prompts = _prompts(ctx, prompt, concept, model)
     scores = artifacts.load(file, NeuronScores)
     chosen, called, asked, counted = masks.open(scores), generation.open(), metrics.open(model), seeds.open()
+    executor = printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     planned = {name: value for name, value in chosen.items() if name != "fill"} | {"seeds": counted}
     if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
         return
-    called |= {"seeds": counted, "output": resume, "batch_size": printed.batch_size, "quiet": printed.quiet}
+    called |= {"seeds": counted, "output": ledger.open(output), "batch_size": printed.batch_size, "quiet": printed.quiet}
+    called["executor"] = executor
+    if ledger.made_shard(printed, run, graph, scores, prompts, metrics=scored_by, **chosen, **called):
+        return
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
     artifacts.save(found, output)
     facts = {"output": str(output), "smallest": found.sufficient, "verdict": found.verdict}

@@ -73,16 +73,15 @@ def localize(
     pairs: options.Pairs = None,
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
-    resume: options.Resume = None,
-    printed: options.RunningInBatches,
+    ledger: options.LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""
     from neuroscope.core import artifacts
     from neuroscope.localization import Localization, plan_localization
     from neuroscope.localization import localize as run
 
-    opening.check_output(output, concept.concept, generation.image, resume)
-    opening.check_output(resume, concept.concept, generation.image)
+    ledger.check(output, concept.concept, generation.image)
     chosen = concept.open(model)
     if exhaustive:
         values.refuse_unused(ctx, {"method": f"with --exhaustive the method is {_EXHAUSTIVE}"})
@@ -91,11 +90,14 @@ def localize(
     asked: Localization = methods.build("method", _EXHAUSTIVE if exhaustive else method, known)
     measured = metric.open(ctx, model)
     called = generation.open() | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
         return
-    scores = run(graph, chosen, asked, measured, counted, output=resume, quiet=printed.quiet, **called)
+    called |= {"output": ledger.open(output), "quiet": printed.quiet, "executor": executor}
+    if ledger.made_shard(printed, run, graph, chosen, asked, measured, counted, **called):
+        return
+    scores = run(graph, chosen, asked, measured, counted, **called)
     artifacts.save(scores, output)
     facts, text = _described(scores)
     printed.report({"output": str(output)} | facts, f"{text}\nwrote {output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -79,6 +80,18 @@ def check_output(output: Path | None, *inputs: Path | None) -> None:
     if output is not None:
         storage.refuse_overwriting_inputs(output, [each for each in inputs if each is not None])
         storage.check_writable(output)
+
+
+def path_of_file(where: str | None) -> Path | None:
+    """The file of a ledger that is one file; None of one in a folder or at a URL."""
+    from neuroscope.generation.ledgers.opening import is_line_file
+
+    return Path(where) if where is not None and is_line_file(where) else None
+
+
+def restored_url(where: str) -> str:
+    """A URL that was read as a path, which leaves one slash of two; paths stay as they are."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", where)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

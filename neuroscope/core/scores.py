@@ -290,7 +290,10 @@ class NeuronScores(Artifact):
         return float(scipy.stats.spearmanr(mine, theirs).statistic)
 
     def q_values(self) -> dict[str, Float[Tensor, "neuron"]]:
-        """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values."""
+        """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values.
+
+        What is discovered is what the method's p-value asks: a response that differs (`Welch`), or a score above `least` (gradients).
+        """
         if not self.p_values:
             return {}
         every = np.concatenate([self.p_values[path].numpy() for path in self.sites.paths])

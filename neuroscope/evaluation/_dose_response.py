@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
-from neuroscope.evaluation._image_change import ImageChange
+from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.pipeline.graph import HookGraph
@@ -38,7 +38,7 @@ def dose_response(
     unrelated: Sequence[str] = (),
     seeds: Iterable[int] = range(4),
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -62,17 +62,20 @@ def dose_response(
             mean square of the difference of pixels, 0 to 1.
         seeds: seeds of the initial noise.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
+            ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Raises:
         InvalidInput: budgets that do not grow or are more than there are neurons, and what `evaluate` refuses.
         UnknownSite: the scores are of another model.
         InvalidFile: `output` cannot be written or read.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    checks.instance("executor", executor, Executor, "ns.Local()")
     check_run(graph, batch_size, output, quiet, generation, dose_response)
     masks = _masks(scores, fill, _budgets(scores, budgets))
     prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds, " to evaluate")
@@ -82,8 +85,10 @@ def dose_response(
     if taken := [each.name for each in metrics if each.name == ImageChange.name]:
         raise InvalidInput(f"the name {taken[0]!r} is that of the change of unrelated images; give the metric another")
     run: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet}
-    shared = run | {"executor": executor} | generation
-    table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+    with executor.open(graph) as workers:
+        shared = run | {"executor": workers} | generation
+        table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+        changes = _changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else None
     measured = table["score"].to_numpy(dtype=float).reshape(len(masks), len(prompts), len(seeds), len(metrics))
     return DoseResponse(
         doses=tuple(masks),
@@ -92,7 +97,7 @@ def dose_response(
         seeds=seeds,
         scores=torch.tensor(measured.transpose(3, 0, 1, 2).copy()),
         unrelated_prompts=unrelated,
-        changes=_changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else None,
+        changes=changes,
         provenance=replace(scores.provenance, family=graph.family.name, model=graph.model),
     )
 
@@ -162,7 +167,7 @@ def _changes(
     masked = {str(dose): mask for dose, mask in masks.items() if mask is not None}
     found = np.zeros((len(masks), len(prompts), len(seeds)))
     for number, seed in enumerate(seeds):
-        metric = ImageChange(graph, seed, generation, shared["batch_size"])
+        metric = UntouchedImages(seed, tuple(prompts), generation, shared["batch_size"]).bound_to(graph)
         table = evaluate(graph, masked, prompts, [seed], metric, **shared)
         found[1:, :, number] = table["score"].to_numpy(dtype=float).reshape(len(masked), len(prompts))
     return torch.from_numpy(found)

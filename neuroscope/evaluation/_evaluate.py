@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from neuroscope.evaluation._table import COLUMNS, Evaluation
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.dry_run import plan_images
-from neuroscope.generation.executors import Executor, Local, Part, Task, Work, make
+from neuroscope.generation.executors import Executor, Local, Part, Task, Work, Workers, make
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import digest, key_of, metric_key, origin
 from neuroscope.generation.labels import label_made, settings_of
-from neuroscope.generation.ledger import Ledger
+from neuroscope.generation.ledgers import Ledger, LedgerPlace, check_output, open_ledger
+from neuroscope.generation.metering import metered
 from neuroscope.interventions import NeuronMask
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
@@ -53,7 +54,7 @@ def evaluate(
     *,
     controls: bool = True,
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -73,9 +74,10 @@ def evaluate(
         metrics: what to measure, one or several; see `Metric`.
         controls: whether to add "none" and the random controls.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's scores; a run that was stopped goes on from it.
+        output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
+            ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Returns:
@@ -87,6 +89,7 @@ def evaluate(
             another kind, or an option that the pipeline does not have.
         UnknownSite: an intervention does not fit the model.
         InvalidFile: `output` cannot be written or read.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     checks.instance("executor", executor, Executor, "ns.Local()")
@@ -106,15 +109,13 @@ def evaluate(
     jobs = _jobs(graph, changes, prompts, seeds, bound, generation if output else None)
     names = tuple(metric.name for metric in bound)
     watched = only_watching(graph.pipe) if output else nullcontext()
-    with Ledger(Path(output) if output else None) as ledger, watched, executor.open(graph) as workers:
+    with open_ledger(output, lambda: executor.conditions(graph)) as ledger, watched, executor.open(graph) as workers:
         todo = {job.key for job in jobs if ledger.known(job.key, names) is None}
         if todo:
-            sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
-            batches = _batches(jobs, sweep.batch_size, todo)
-            work = Work(sweep, tuple(bound), "evaluating", quiet)
-            for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo)):
-                ledger.add(_scores(batches[number], part))
-        scores = {job.key: ledger.rows[job.key] for job in jobs}
+            work = Work(Sweep(graph, prompts, generation, batch_size=batch_size), tuple(bound), "evaluating", quiet)
+            _make(jobs, changes, work, workers, ledger, todo)
+        unmade = dict.fromkeys(names, math.nan)  # of another shard
+        scores = {job.key: ledger.rows.get(job.key, unmade) for job in jobs}
     table = [(job.name, job.prompt, job.seed, metric, scores[job.key][metric]) for job in jobs for metric in names]
     return Evaluation(table, columns=list(COLUMNS))
 
@@ -160,10 +161,38 @@ def _jobs(
     return [_Job(name, prompt, seed, key_of(digests[name], prompt, seed)) for name in changes for prompt in prompts for seed in seeds]
 
 
-def _batches(jobs: Sequence[_Job], size: int, wanted: Collection[str]) -> list[list[_Job]]:
-    """The wanted images, in batches that are cut from all jobs, so that a run that goes on after a batch rounds as one never stopped."""
+def _make(
+    jobs: Sequence[_Job],
+    changes: Mapping[str, tuple[Intervention, ...]],
+    work: Work,
+    workers: Workers,
+    ledger: Ledger,
+    todo: Collection[str],
+) -> None:
+    """Makes and scores the images whose keys are in `todo`, and keeps the scores in the ledger."""
+    batches = _batches(jobs, work.sweep.batch_size, todo, workers)
+    wanted = [job.key for batch in batches for job in batch]
+    run = key_of([job.key for job in jobs])
+    title = f"{', '.join(changes)}: {', '.join(metric.name for metric in work.metrics)}"
+    ledger.plan(run, title, {job.key: f"{job.name}, {job.prompt!r}, seed {job.seed}" for job in jobs}, wanted)
+
+    def failed(rows: Sequence[tuple[int, int]], error: Exception) -> None:
+        ledger.fail([batches[number][row].key for number, row in rows], error)
+
+    counted = metered(work.sweep.graph.denoiser, lambda cost: ledger.spend(run, cost)) if ledger.keeps_plans else nullcontext()
+    with counted:
+        for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed):
+            ledger.add(_scores(batches[number], part))
+
+
+def _batches(jobs: Sequence[_Job], size: int, wanted: Collection[str], workers: Workers) -> list[list[_Job]]:
+    """The wanted images, in batches that are cut from all jobs, so that a run that goes on after a batch rounds as one never stopped.
+
+    Of shards, the images of one alone.
+    """
     cut = (jobs[first : first + size] for first in range(0, len(jobs), size))
-    return [todo for batch in cut if (todo := [job for job in batch if job.key in wanted])]
+    own = (batch for number, batch in enumerate(cut) if workers.takes(number))
+    return [todo for batch in own if (todo := [job for job in batch if job.key in wanted])]
 
 
 def _task(batch: Sequence[_Job], changes: Mapping[str, tuple[Intervention, ...]]) -> Task:
@@ -242,7 +271,7 @@ def _check_any(**given: Sequence[Any]) -> None:
 def check_run(
     graph: HookGraph,
     batch_size: int | None,
-    output: str | Path | None,
+    output: LedgerPlace,
     quiet: bool,
     generation: Mapping[str, Any],
     verb: Callable[..., Any],
@@ -250,8 +279,7 @@ def check_run(
     """Raises InvalidInput for options of a sweep of images, or of the pipeline, that cannot be used."""
     if batch_size is not None:
         checks.whole("batch_size", batch_size, least=-np.inf)
-    if output is not None:
-        checks.path("output", output)
+    check_output(output)
     checks.flag("quiet", quiet)
     check_generation(graph.pipe, generation, verb)
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from neuroscope.core import checks
@@ -25,7 +24,7 @@ from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
 from neuroscope.generation.keys import key_of, method_key, metric_key, origin
-from neuroscope.generation.ledger import Ledger
+from neuroscope.generation.ledgers import Ledger, LedgerPlace, check_output, open_ledger
 from neuroscope.generation.metering import metered
 from neuroscope.metrics.metric import Metric, bind
 from neuroscope.metrics.shares import Share
@@ -95,6 +94,8 @@ class Experiment:
         quiet: show no progress bar.
         progress: what the progress bar says that is done.
         workers: make the images.
+        run: in a ledger, the hash of all that was asked for.
+        title: in a ledger, what was asked for.
         shown: the images on the contact sheet; by default each of the first prompts with the first seed.
     """
 
@@ -111,6 +112,8 @@ class Experiment:
     quiet: bool
     workers: Workers
     progress: str = "localizing"
+    run: str = ""
+    title: str = ""
     shown: tuple[ImageKey, ...] = ()
     contrast: str = ""
     layers: tuple[int, ...] | None = None
@@ -185,6 +188,11 @@ class ExperimentMethod(abc.ABC, Generic[Found]):
         """
         return None
 
+    @property
+    def not_sharded(self) -> str:
+        """Why its images cannot be made in shards, as the end of a sentence; nothing where all are known before the first is made."""
+        return "which images it makes depends on what it found before, or it takes single predictions, which are made in one process"
+
 
 class Localization(ExperimentMethod[LayerScores]):
     """A method of `localize`, which finds the layers that control a concept. A frozen dataclass with one `__call__`.
@@ -207,23 +215,28 @@ class Localization(ExperimentMethod[LayerScores]):
 def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found:
     """The method's scores; with a ledger, their cost is that of all parts of a run that was stopped and continued.
 
-    The denoiser's NFE are stored at each call, so that those of a killed part count. The method's final cost replaces them.
+    The denoiser's NFE are kept at each call, so that those of a killed part count. The method's final cost replaces them.
+
+    Raises:
+        InvalidInput: the method cannot be made in shards, and a shard is asked for.
     """
+    if experiment.workers.is_partial and method.not_sharded:
+        raise InvalidInput(
+            f"{method!r} cannot be made in shards: {method.not_sharded}. Leave out the shard (--shard), or give a method whose images are "
+            "all known before the first is made, such as LocoGen() or NeuronAblation()"
+        )
     if not experiment.ledger.is_kept:
         return method(experiment)
     asked = ([list(pair) for pair in experiment.pairs], list(experiment.seeds), list(experiment.layers or ()))
     run = key_of(experiment.origin, experiment.name, method_key(method), *asked)
+    titled = replace(experiment, run=run, title=f"{experiment.name}: {method!r}, {experiment.metric!r}")
     with metered(experiment.graph.denoiser, lambda cost: experiment.ledger.spend(run, cost)):
-        found = method(experiment)
+        found = method(titled)
     before, cost = experiment.ledger.spent(run), found.cost or Cost()
     if not cost.nfe and before.nfe:
         return replace(found, cost=before)
     experiment.ledger.spend(run, cost)
     return replace(found, cost=before + cost)
-
-
-#: What the progress bar of a verb says.
-_PROGRESS = {"localize": "localizing", "rank": "ranking"}
 
 
 @contextmanager
@@ -239,7 +252,7 @@ def open_experiment(
     pairs: int | None,
     keep_images: int = 0,
     batch_size: int | None,
-    output: str | Path | None,
+    output: LedgerPlace,
     quiet: bool,
     executor: Executor = Local(),
 ) -> Iterator[Experiment]:
@@ -263,7 +276,7 @@ def open_experiment(
     bound = metric if isinstance(metric, Share) else bind(metric, graph)
     made_by = key_of(origin(graph, generation), metric_key(bound)) if output else ""
     watched = only_watching(graph.pipe) if output else nullcontext()
-    with Ledger(Path(output) if output else None) as ledger, watched, executor.open(graph) as workers:
+    with open_ledger(output, lambda: executor.conditions(graph)) as ledger, watched, executor.open(graph) as workers:
         yield Experiment(
             graph=graph,
             name=concept.name,
@@ -279,7 +292,7 @@ def open_experiment(
             keep_images=keep_images,
             quiet=quiet,
             workers=workers,
-            progress=_PROGRESS[name],
+            progress=f"{name.removesuffix('e')}ing",
         )
 
 
@@ -304,8 +317,7 @@ def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, q
             checks.whole(name, value, least=-math.inf)
     checks.whole("keep_images", keep_images, least=0)
     checks.flag("quiet", quiet)
-    if output is not None:
-        checks.path("output", output)
+    check_output(output)
 
 
 def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair, ...]:

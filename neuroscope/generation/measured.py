@@ -77,13 +77,20 @@ class Measured:
         batches = [batch for group in groups for batch in self._batches(group)]
         keys = {run: self._key(run) for batch in batches for run in batch.runs}
         self._recall(keys)
-        todo = [needed for batch in batches if (needed := self._needed(batch)).runs]
+        workers = Local() if any(group.force for group in groups) else self._experiment.workers
+        own = [batch for number, batch in enumerate(batches) if workers.takes(number)]
+        todo = [needed for batch in own if (needed := self._needed(batch)).runs]
         made = {run for batch in todo for run in batch.runs}
         self._skipped.update({run: batch for batch in batches for run in batch.ends if run not in made})
         todo = list(dict.fromkeys(each for batch in todo for each in (*self._skipped_ends(batch), batch)))
-        workers = Local() if any(group.force for group in groups) else self._experiment.workers
-        for number, part in make(workers, self._work, [self._task(batch) for batch in todo]):
+        self._plan(keys, todo)
+
+        def failed(rows: Sequence[tuple[int, int]], error: Exception) -> None:
+            self._experiment.ledger.fail([self._key(todo[number].runs[row]) for number, row in rows], error)
+
+        for number, part in make(workers, self._work, [self._task(batch) for batch in todo], failed=failed):
             self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
+        workers.finish()
 
     def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
         """How far each patch moved the metric from the source towards the target.
@@ -127,6 +134,14 @@ class Measured:
         for part in (ends, [run for run in runs if run not in ends]):
             yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
 
+    def _plan(self, keys: Mapping[RunKey, str], todo: Sequence[_Batch]) -> None:
+        """Notes in the ledger which runs are needed."""
+        experiment = self._experiment
+        if experiment.ledger.keeps_plans:
+            images = {key: f"{run.patch}, {experiment.pairs[run.pair].present!r}, seed {run.seed}" for run, key in keys.items()}
+            wanted = [keys.get(run) or self._key(run) for batch in todo for run in batch.runs if run not in self.scores]
+            experiment.ledger.plan(experiment.run, experiment.title, images, wanted)
+
     def _recall(self, keys: Mapping[RunKey, str]) -> None:
         """Takes scores from the ledger."""
         name = self._experiment.metric.name
@@ -144,8 +159,10 @@ class Measured:
         return self._is_shown(run) and run not in self.images
 
     def _is_shown(self, run: RunKey) -> bool:
-        """Whether the contact sheet shows a run."""
-        return (run.pair, run.seed) in self._experiment.sheet_keys
+        """Whether the contact sheet shows a run. It is not made in shards, nor again where scores were merged from shards."""
+        experiment = self._experiment
+        is_alone = not experiment.workers.is_partial and not experiment.ledger.is_merged
+        return is_alone and (run.pair, run.seed) in experiment.sheet_keys
 
     def _skipped_ends(self, batch: _Batch) -> list[_Batch]:
         """The skipped batches that hold the ends which shares of this batch need."""

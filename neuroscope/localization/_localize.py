@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from neuroscope.attribution import Attribution, CausalAttribution
@@ -14,6 +13,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
 from neuroscope.pipeline.graph import HookGraph
@@ -29,7 +29,7 @@ def localize(
     pairs: int | None = PAIRS,
     keep_images: int = 4,
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -47,10 +47,12 @@ def localize(
         pairs: how many of the concept's pairs to use, evenly spaced; all where there are fewer, or for None.
         keep_images: for how many prompts the first seed's images go to the contact sheet, `LayerScores.images`.
         batch_size: images at a time; by default as many as fit half of the free memory, at most 64.
-        output: a JSON-lines file that keeps each finished image's score. Give the same file again to continue a stopped run.
+        output: a folder or URL, the ledger that keeps each finished image's score. Give the same again to continue a stopped run. A name
+            that ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process. Single predictions, by which screens and searches choose layers, are
-            always made in this process: they cost little, and their rounding depends on which images share a call.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Single predictions, by which screens and
+            searches choose layers, are always made in this process: they cost little, and their rounding depends on which images share a
+            call.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
@@ -60,6 +62,7 @@ def localize(
         InvalidInput: no pair or seed, a method of `rank`, a value of another kind, an option that the pipeline does not have, or
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     if isinstance(method, CausalAttribution | Attribution):
         raise InvalidInput(f"{method!r} scores neurons, and localize scores layers; write ns.rank(graph, concept, ns.{method!r}, ...)")

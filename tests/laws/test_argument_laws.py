@@ -202,6 +202,21 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             },
             options=True,
         ),
+        "atlas": Verb(
+            ns.atlas,
+            run | {"concepts": [concept], "num_inference_steps": 1},
+            ledger
+            | {
+                "graph": GRAPH,
+                "concepts": (None, "stipple", ns.Concept, [], [concept, concept], [concept, "stipple"], 3),
+                "method": (None, "Welch", ns.NeuronGradient, [ns.Welch()]),
+                "layers": ("8", [], layers, scores, 1.5, True, [True], ["8"], [99], ns.LayerScores),
+                "metric": ("stipple", ns.LatentShare, [ns.LatentShare()], len),
+                "seeds": (*(each for each in SEEDS if each is not None), [0, 0]),
+                "pairs": (*NUMBER, 0, -1),
+            },
+            options=True,
+        ),
         "record": Verb(
             ns.record,
             {"graph": graph, "concept": concept, "sites": graph.sites.where(layer=8, role="query"), "num_inference_steps": 1},
@@ -287,12 +302,18 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         "plots.neurons": Verb(
             ns.plots.neurons,
             {"scores": scores},
-            {"scores": (None, layers, recording, "s", ns.NeuronScores), "marked": (3, "m", [1], layers), "ax": AXES},
+            {
+                "scores": (None, layers, recording, "s", ns.NeuronScores),
+                "marked": (3, "m", [1], layers),
+                "view": ("bars", 3),
+                "top": (*NUMBER, 0),
+                "ax": AXES,
+            },
         ),
         "plots.layers": Verb(
             ns.plots.layers,
             {"scores": layers},
-            {"scores": (None, scores, "s", [layers], {"a": scores}, {}), "marked": (*NUMBER, -1), "ax": AXES},
+            {"scores": (None, scores, "s", [layers], {"a": scores}, {}), "marked": (*NUMBER, -1), "view": ("bars", 3), "ax": AXES},
         ),
         "plots.grid": Verb(ns.plots.grid, {"scores": layers}, {"scores": (None, scores, "s", layers), "ax": AXES}),
         "plots.images": Verb(
@@ -305,7 +326,8 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             },
         ),
         "plots.dose": Verb(ns.plots.dose, {"table": table}, {"table": (None, "t.csv", [1], pd.DataFrame()), "ax": AXES}),
-        "plots.graph": Verb(ns.plots.graph, {"graph": graph}, {"graph": GRAPH, "ax": AXES}),
+        "plots.graph": Verb(ns.plots.graph, {"graph": graph}, {"graph": GRAPH, "layer": (*NUMBER[:4], -1, 999), "ax": AXES}),
+        "plots.strengths": Verb(ns.plots.strengths, {"table": table}, {"table": (None, "t.csv", [1], pd.DataFrame()), "ax": AXES}),
         "plots.write": Verb(
             ns.plots.write,
             {"ax": ax, "path": folder / "p.png"},
@@ -370,6 +392,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
 
 
 NAMES = [
+    "atlas",
     "evaluate",
     "dose_response",
     "generate",
@@ -392,6 +415,7 @@ NAMES = [
     "plots.images",
     "plots.dose",
     "plots.graph",
+    "plots.strengths",
     "plots.write",
     "Concept",
     "Concept.style",

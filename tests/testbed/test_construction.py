@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import neuroscope as ns
 from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
 from neuroscope.testbed.construction.pipelines import build_unplanted
@@ -86,6 +87,23 @@ class TestBuild:
         assert built.config._name_or_path == "testbed:sd1/layer/0"
         assert planted(testbed.load("sd1/layer/0")) == planted(built)
         assert planted(testbed.load("sd1/layer")) == planted(built)
+
+    def test_neurons_that_count_are_those_that_exact_ablation_finds_to_push(self):
+        pipe = build("sd1", "neurons", seed=31)  # two of the six push away
+        record = planted(pipe)
+        ((path, chosen),), (layer,) = record.neurons.items(), record.layers
+        scores = []
+        for number, texts in enumerate(zip(record.concept.present, record.concept.absent, strict=True)):
+            concept = ns.Concept("one pair", *[[text] for text in texts])
+            method, options = ns.NeuronAblation(roles="value"), {"layers": layer, "seeds": [number], "quiet": True}
+            scores.append(ns.rank(HookGraph(pipe), concept, method, **options, **record.generation).scores[path])
+        effects = torch.stack(scores).mean(dim=0)
+        assert effects[list(chosen)].tolist() == pytest.approx(record.effects[path], abs=1e-3)
+        assert set(record.towards[path]) == set(torch.nonzero(effects > 2e-3).flatten().tolist())
+        assert 0 < len(record.towards[path]) < len(chosen)
+
+    def test_only_neurons_have_effects(self, built):
+        assert planted(built).effects == planted(built).towards == {}
 
     def test_global_random_numbers_are_left_alone(self):
         torch.manual_seed(7)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 from tqdm.auto import tqdm
 
 from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.executors.tasks import Part, Task, Work
+from neuroscope.generation.ledgers import RunConditions
 from neuroscope.pipeline.graph import HookGraph
 
 
@@ -27,13 +29,32 @@ class Executor(abc.ABC):
             InvalidInput: what was asked for cannot be provided; before any image is made.
         """
 
+    def conditions(self, graph: HookGraph) -> RunConditions:
+        """Under which conditions its workers make images; by default those of this process."""
+        return RunConditions.of(graph)
+
 
 class Workers(Executor):
-    """Workers that are there. They are an executor of their own, so that several verbs can share them."""
+    """Workers that are there. They are an executor of their own, so that several verbs can share them.
+
+    Attributes:
+        is_partial: whether they make a part of each list of tasks alone, so that no table comes of it.
+        stops_at_failure: whether a task that fails ends the run, so that those behind it were not tried.
+    """
+
+    is_partial: ClassVar[bool] = False
+    stops_at_failure: ClassVar[bool] = False
 
     def open(self, graph: HookGraph) -> AbstractContextManager[Workers]:
         """The workers themselves."""
         return nullcontext(self)
+
+    def takes(self, number: int) -> bool:
+        """Whether they make the task of this number, counted before any is made or left out; by default all."""
+        return number >= 0
+
+    def finish(self) -> None:
+        """Called when all tasks of a run are made whose tasks are known from the beginning; raises where no table comes of it."""
 
     @abc.abstractmethod
     def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
@@ -49,14 +70,36 @@ class Workers(Executor):
         """
 
 
-def make(workers: Workers, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
+def make(
+    workers: Workers,
+    work: Work,
+    tasks: Sequence[Task],
+    done: int = 0,
+    failed: Callable[[Sequence[tuple[int, int]], Exception], None] = lambda _rows, _error: None,
+) -> Iterator[tuple[int, Part]]:
     """What workers make of tasks; see `Workers.run`.
+
+    Args:
+        workers: make them.
+        work: what the tasks share.
+        tasks: what to make.
+        done: how many images were made before, for the progress bar.
+        failed: called with the numbers of tasks and rows that were not made because of an error, before it is raised.
 
     Raises:
         InvalidInput: they are through and left rows out.
     """
     left = [set(range(len(task.rows))) for task in tasks]
-    for number, part in workers.run(work, tasks, done):
+    made = iter(workers.run(work, tasks, done))
+    while True:
+        try:
+            number, part = next(made)
+        except StopIteration:
+            break
+        except Exception as error:
+            unmade = [number for number, rows in enumerate(left) if rows][: 1 if workers.stops_at_failure else None]
+            failed([(number, row) for number in unmade for row in sorted(left[number])], error)
+            raise
         left[number] -= set(part.numbers)
         yield number, part
     if lost := sum(map(bool, left)):

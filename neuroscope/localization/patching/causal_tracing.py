@@ -82,6 +82,11 @@ class CausalTracing(Localization):
         sheet = measured.sheet(patches)
         return LayerScores.of(effects, provenance=experiment.provenance(self), names=names, cost=meter.cost, **sheet)
 
+    @property
+    def not_sharded(self) -> str:
+        """See `ExperimentMethod.not_sharded`; all its images are known."""
+        return ""
+
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; exact for the batch size that fits now, as each batch makes the clean run again."""
         images = len(experiment.image_keys)

@@ -110,6 +110,14 @@ class LocoGen(Localization):
         sheet = runner.measured.sheet(patches)
         return LayerScores.of(effects, provenance=experiment.provenance(made_by), cost=meter.cost, **sheet)
 
+    @property
+    def not_sharded(self) -> str:
+        """See `ExperimentMethod.not_sharded`."""
+        if self.search == "windows" and self.window != "grow":
+            return ""
+        asked = f"search={self.search!r}" if self.search != "windows" else 'window="grow"'
+        return f"with {asked} what it tries next depends on the scores of earlier images"
+
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; an upper bound where what is tried depends on what was found."""
         self._check_width(experiment)

@@ -1,6 +1,6 @@
-"""The ledger of a long run: finished rows' scores by a key of all that they depend on, so that a stopped run goes on.
+"""The ledger in one JSON-lines file.
 
-One process writes a ledger at a time. Each line is a row with a checksum; lines of several ledgers may be joined in one file.
+One process writes it at a time. Each line is a row with a checksum; lines of several ledgers may be joined in one file.
 """
 
 from __future__ import annotations
@@ -11,37 +11,35 @@ import stat
 import threading
 import uuid
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from neuroscope.core.errors import InvalidFile, InvalidInput
 from neuroscope.core.quality import Cost
-from neuroscope.generation.ledger_rows import Lines, Scores, cost_line, score_line
+from neuroscope.generation.ledgers.ledger import Ledger
+from neuroscope.generation.ledgers.rows import Lines, Scores, cost_line, score_line
 
 _OPEN: set[tuple[int, int]] = set()
 _OPENING = threading.Lock()
 
 
-class Ledger:
-    """The finished rows' scores by key, written to a JSON-lines file as they come; without a path, in memory alone.
+class LineFile(Ledger):
+    """Finished rows, appended to a file as they come; what runs need and where they fail is not kept.
 
-    A block: inside it no other process writes the file. One that wants to waits, and then finds what was written.
+    Inside its block no other process writes the file. One that wants to waits, and then finds what was written.
 
     Args:
-        path: the file; None keeps the rows in memory alone.
-
-    Attributes:
-        rows: by key, each row's scores by the metrics' names.
+        path: the file.
 
     Raises:
         InvalidFile: the file cannot be written or read, or is no ledger.
         InvalidInput: this process writes it already.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.rows: dict[str, Scores] = {}
+    def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
         self._file: int | None = None
         self._lines = Lines()
@@ -49,8 +47,6 @@ class Ledger:
         self._part_at = -1
 
     def __enter__(self) -> Self:
-        if self._path is None:
-            return self
         try:
             self._file = _locked(self._path)
         except OSError as error:
@@ -71,22 +67,14 @@ class Ledger:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the rows are written to a file."""
-        return self._path is not None
+        """True: rows are written to the file."""
+        return True
 
-    def known(self, key: str, names: Collection[str]) -> Scores | None:
-        """A row's scores, if the ledger holds one for just these metrics."""
-        found = self.rows.get(key)
-        return found if found is not None and found.keys() == set(names) else None
-
-    def add(self, rows: Mapping[str, Scores]) -> None:
-        """Keeps finished rows; raises InvalidFile where they cannot be written."""
-        new = {key: dict(scores) for key, scores in rows.items() if self.known(key, scores) is None}
-        self.rows |= new
-        self._append(b"".join(score_line(key, scores, self._lines.attempt(key)) for key, scores in new.items()))
+    def _keep(self, rows: Mapping[str, Scores]) -> None:
+        self._append(b"".join(score_line(key, scores, self._lines.attempt(key)) for key, scores in rows.items()))
 
     def spend(self, run: str, cost: Cost) -> None:
-        """Keeps what this part of a run has cost so far, in place of what was kept of it before."""
+        """See `Ledger.spend`; it is written at once, in the place of what was written before."""
         if self._file is None:
             return
         at = self._part_at if self._part_at >= 0 else os.lseek(self._file, 0, os.SEEK_END)
@@ -94,7 +82,7 @@ class Ledger:
         self._part_at = at
 
     def spent(self, run: str) -> Cost:
-        """What earlier parts of a run have cost."""
+        """See `Ledger.spent`."""
         return sum((cost for part, cost in self._lines.parts.get(run, {}).items() if part != self._part), Cost())
 
     def _append(self, lines: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The lines of a ledger: a finished row's scores, or what a part of a run has cost, each with a checksum."""
+"""The lines of a ledger, each with a checksum: a finished row's scores, a run's images, a failure, or what a part of a run has cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,7 +43,25 @@ class _Spent(msgspec.Struct, forbid_unknown_fields=True):
     check: str
 
 
+class _Planned(msgspec.Struct, forbid_unknown_fields=True):
+    """The images that a run needs, by their keys."""
+
+    planned: str
+    title: str
+    images: dict[str, str]
+    check: str
+
+
+class _Failed(msgspec.Struct, forbid_unknown_fields=True):
+    """Images that could not be made, and why."""
+
+    failed: list[str]
+    error: str
+    check: str
+
+
 _ROWS, _SPENT = msgspec.json.Decoder(_Row), msgspec.json.Decoder(_Spent)
+_PLANNED, _FAILED = msgspec.json.Decoder(_Planned), msgspec.json.Decoder(_Failed)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -66,6 +85,49 @@ def cost_line(run: str, part: str, cost: Cost) -> bytes:
     return line.ljust(_COST_WIDTH - 1) + b"\n"
 
 
+def plan_line(run: str, title: str, images: Mapping[str, str]) -> bytes:
+    """The line of images that a run needs.
+
+    Args:
+        run: the hash of what was asked for.
+        title: what was asked for, for readers.
+        images: by key what each shows, for readers.
+    """
+    return _ENCODER.encode(_Planned(run, title, dict(images), _checksum([run, title, images]))) + b"\n"
+
+
+def failure_line(keys: Sequence[str], error: str) -> bytes:
+    """The line of images that could not be made."""
+    return _ENCODER.encode(_Failed(list(keys), error, _checksum([list(keys), error]))) + b"\n"
+
+
+def without_older_costs(raw: bytes) -> bytes:
+    """Lines without those costs that a later line of the same part of a run replaces."""
+    newest: dict[tuple[str, str], bytes] = {}
+    others = []
+    for line in raw.splitlines(keepends=True):
+        try:
+            spent = _SPENT.decode(line)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            others.append(line)
+        else:
+            newest[spent.run, spent.part] = line
+    return b"".join([*others, *newest.values()])
+
+
+@dataclass
+class RunPlan:
+    """The images that a run needs.
+
+    Attributes:
+        title: what was asked for.
+        images: by key what each shows.
+    """
+
+    title: str
+    images: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Lines:
     """What the lines of a file say.
@@ -75,6 +137,8 @@ class Lines:
         parts: by run and part, what it has cost.
         attempts: by key, how often a row was made.
         disputed: the keys of rows whose newest lines differ.
+        plans: by run, the images that it needs.
+        failures: by key, why an image could not be made.
         damaged: how many lines hold no row.
         older: how many of these are rows of an older version, without a checksum.
         torn: whether the last line was cut short.
@@ -87,6 +151,8 @@ class Lines:
     parts: dict[str, dict[str, Cost]] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     disputed: set[str] = field(default_factory=set)
+    plans: dict[str, RunPlan] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     damaged: int = 0
     older: int = 0
     torn: bool = False
@@ -109,8 +175,21 @@ class Lines:
         found.older = sum(bool(_OLDER.match(line)) for line in lines)
         found.is_ledger = bool(good or found.unended or found.torn or not raw.strip() or any(map(_ROW.match, lines)))
         for key in found.disputed:
-            del found.scores[key]
+            found.scores.pop(key, None)
         return found
+
+    def absorb(self, other: Lines) -> None:
+        """Adds what the lines of another file say."""
+        for key, attempt in other.attempts.items():
+            self._keep(key, other.scores.get(key), attempt)
+        for key in self.disputed:
+            self.scores.pop(key, None)
+        for run, parts in other.parts.items():
+            for part, cost in parts.items():
+                self._keep_cost(run, part, cost)
+        for run, plan in other.plans.items():
+            self._keep_plan(run, plan.title, plan.images)
+        self.failures |= other.failures
 
     def attempt(self, key: str) -> int:
         """The number of a row's next attempt."""
@@ -130,7 +209,9 @@ class Lines:
 
     def _take(self, line: bytes) -> bool:
         """Keeps what a line says; False where it says nothing that holds."""
-        return bool(line.strip()) and (self._take_scores(line) or self._take_cost(line))
+        return bool(line.strip()) and (
+            self._take_scores(line) or self._take_cost(line) or self._take_plan(line) or self._take_failure(line)
+        )
 
     def _take_scores(self, line: bytes) -> bool:
         try:
@@ -141,14 +222,21 @@ class Lines:
         numbers = [value for value in row.scores.values() if not isinstance(value, str)]
         if row.check != _check_scores(row.key, scores, row.attempt) or not all(map(math.isfinite, numbers)):
             return False
-        before = self.attempts.get(row.key, -1)
-        if row.attempt > before:
-            self.attempts[row.key] = row.attempt
-            self.disputed.discard(row.key)
-            self.scores[row.key] = scores
-        elif row.attempt == before and _form(scores) != _form(self.scores[row.key]):
-            self.disputed.add(row.key)
+        self._keep(row.key, scores, row.attempt)
         return True
+
+    def _keep(self, key: str, scores: Scores | None, attempt: int) -> None:
+        """Keeps a row's scores if no later attempt is known; None where those of this attempt differ."""
+        before = self.attempts.get(key, -1)
+        if attempt > before:
+            self.attempts[key] = attempt
+            self.disputed.discard(key)
+            if scores is not None:
+                self.scores[key] = scores
+        if attempt < before or key in self.disputed:
+            return
+        if scores is None or not same_scores(scores, self.scores[key]):
+            self.disputed.add(key)
 
     def _take_cost(self, line: bytes) -> bool:
         try:
@@ -158,9 +246,40 @@ class Lines:
         cost = Cost(*spent.cost)
         if spent.check != _check_cost(spent.run, spent.part, cost):
             return False
-        parts = self.parts.setdefault(spent.run, {})
-        parts[spent.part] = max(cost, parts.get(spent.part, cost), key=lambda each: each.nfe)
+        self._keep_cost(spent.run, spent.part, cost)
         return True
+
+    def _keep_cost(self, run: str, part: str, cost: Cost) -> None:
+        parts = self.parts.setdefault(run, {})
+        parts[part] = max(cost, parts.get(part, cost), key=lambda each: each.nfe)
+
+    def _take_plan(self, line: bytes) -> bool:
+        try:
+            plan = _PLANNED.decode(line)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            return False
+        if plan.check != _checksum([plan.planned, plan.title, plan.images]):
+            return False
+        self._keep_plan(plan.planned, plan.title, plan.images)
+        return True
+
+    def _keep_plan(self, run: str, title: str, images: Mapping[str, str]) -> None:
+        self.plans.setdefault(run, RunPlan(title)).images.update(images)
+
+    def _take_failure(self, line: bytes) -> bool:
+        try:
+            failure = _FAILED.decode(line)
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            return False
+        if failure.check != _checksum([failure.failed, failure.error]):
+            return False
+        self.failures |= dict.fromkeys(failure.failed, failure.error)
+        return True
+
+
+def same_scores(one: Scores, other: Scores) -> bool:
+    """Whether two rows hold the same numbers to the bit; NaN equals NaN."""
+    return _form(one) == _form(other)
 
 
 def _form(scores: Scores) -> list[list[str]]:

@@ -25,7 +25,6 @@ Apply = Annotated[
     list[Path] | None, typer.Option("--apply", callback=values.files(), help="A saved mask or other intervention; repeat to compose.")
 ]
 Seed = Annotated[int, typer.Option(callback=values.whole(**values.SEED_RANGE), help="The seed of the (first) image's noise.")]
-Resume = Annotated[Path | None, typer.Option(help="Keep finished images' scores here, and go on from it.")]
 Method = Annotated[
     str,
     choices.method("Attribution", help="The method that scores a recording, as in Python, such as Welch; an unknown one lists all."),

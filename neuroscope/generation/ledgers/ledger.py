@@ -1,0 +1,80 @@
+"""The ledger of a long run: finished rows' scores by a key of all that they depend on, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from neuroscope.core.quality import Cost
+from neuroscope.generation.ledgers.rows import Scores
+
+
+class Ledger:
+    """The finished rows' scores by key; this one keeps them in memory alone. A block, in which rows are added.
+
+    Attributes:
+        rows: by key, each row's scores by the metrics' names.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Scores] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rows are written somewhere."""
+        return False
+
+    @property
+    def keeps_plans(self) -> bool:
+        """Whether it keeps what runs need, where they fail and what they cost, beside rows."""
+        return False
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether `merge` has written rows of it."""
+        return False
+
+    def known(self, key: str, names: Collection[str]) -> Scores | None:
+        """A row's scores, if the ledger holds one for just these metrics."""
+        found = self.rows.get(key)
+        return found if found is not None and found.keys() == set(names) else None
+
+    def add(self, rows: Mapping[str, Scores]) -> None:
+        """Keeps finished rows; raises InvalidFile where they cannot be written."""
+        new = {key: dict(scores) for key, scores in rows.items() if self.known(key, scores) is None}
+        self.rows |= new
+        self._keep(new)
+
+    def plan(self, run: str, title: str, images: Mapping[str, str], todo: Collection[str]) -> None:
+        """Notes which images a run needs, before any of them is made.
+
+        Args:
+            run: the hash of what was asked for.
+            title: what was asked for, for readers.
+            images: by key what each shows, for readers.
+            todo: the keys of those that are to be made now.
+
+        Raises:
+            InvalidFile: it cannot be written.
+            InvalidInput: rows of this run were made under other conditions.
+        """
+
+    def fail(self, keys: Sequence[str], error: BaseException) -> None:
+        """Notes that images could not be made, and why."""
+
+    def spend(self, run: str, cost: Cost) -> None:
+        """Keeps what this part of a run has cost so far, in place of what was kept of it before."""
+
+    def spent(self, run: str) -> Cost:
+        """What earlier parts of a run have cost."""
+        return Cost()
+
+    def _keep(self, rows: Mapping[str, Scores]) -> None:
+        """Writes rows that are new."""
