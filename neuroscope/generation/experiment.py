@@ -239,10 +239,6 @@ def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found
     return replace(found, cost=before + cost)
 
 
-#: What the progress bar of a verb says.
-_PROGRESS = {"localize": "localizing", "rank": "ranking"}
-
-
 @contextmanager
 def open_experiment(
     verb: Callable[..., Any],
@@ -296,7 +292,7 @@ def open_experiment(
             keep_images=keep_images,
             quiet=quiet,
             workers=workers,
-            progress=_PROGRESS[name],
+            progress=f"{name.removesuffix('e')}ing",
         )
 
 

@@ -78,7 +78,7 @@ class ClipScore:
         texts = [self.text] * len(images) if self.text else list(prompts)
         if len(texts) != len(images):
             counts = f"{counted(len(images), 'image')} and {counted(len(texts), 'prompt')}"
-        raise InvalidInput(f"{counts} cannot be compared; give one prompt an image, or a text")
+            raise InvalidInput(f"{counts} cannot be compared; give one prompt an image, or a text")
         model, processor = load_clip(self.model or PUBLISHED_CLIP)
         inputs = processor(text=texts, images=list(images), return_tensors="pt", padding="max_length", truncation=True)
         found = model(**inputs.to(model.device))
