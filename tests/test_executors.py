@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from neuroscope import (
     CausalAttribution,
@@ -25,7 +26,9 @@ from neuroscope import (
     localize,
     rank,
 )
+from neuroscope.evaluation._image_change import UntouchedImages
 from neuroscope.generation.executors import Part, Task, Work, Workers
+from neuroscope.metrics.metric import bind, unbind
 from tests.families import tiny
 from tests.laws import test_causal_attribution_laws, test_localization_laws
 from tests.laws.members import members
@@ -79,6 +82,11 @@ def test_layers_do_not_depend_on_the_executor(method, graph):
 
 @pytest.mark.parametrize("method", NEURON_METHODS, ids=repr)
 def test_neurons_do_not_depend_on_the_executor(method, graph):
+    if not method.makes_images:
+        refused = rf"executor would be ignored: {type(method).__name__}.* takes gradients in this process and makes no image; leave it out"
+        with pytest.raises(InvalidInput, match=refused):
+            rank(graph, CONCEPT, method, layers=3, executor=Scattered(), **ONCE)
+        return
     alone, scattered = (rank(graph, CONCEPT, method, layers=3, executor=each, **ONCE) for each in (Local(), Scattered()))
     for path, values in alone.scores.items():
         same(scattered.scores[path], values)
@@ -113,6 +121,40 @@ def test_a_dose_response_does_not_depend_on_the_executor(graph):
     alone, scattered = (dose_response(graph, scores, CONCEPT.present, executor=each, **options) for each in (Local(), Scattered()))
     assert torch.equal(alone.scores, scattered.scores)
     assert torch.equal(alone.changes, scattered.changes)
+
+
+def test_a_change_of_images_does_not_depend_on_what_is_asked_first(graph):
+    """A replica makes the same groups of untouched images as the original, whichever it needs."""
+    prompts = tuple(f"a {color} cup" for color in ("red", "blue", "green"))
+    images = [Image.new("RGB", (32, 32))] * len(prompts)
+    metric = UntouchedImages(3, prompts, SMALL, batch_size=2).bound_to(graph)
+    forwards = metric(images, prompts)
+    replica = bind(pickle.loads(pickle.dumps(unbind(metric))), graph)
+    assert list(reversed([float(replica(images[:1], [prompt])[0]) for prompt in reversed(prompts)])) == forwards.tolist()
+
+
+class Weighed(Workers):
+    """Notes how many bytes are sent for what tasks share, for a task, and back."""
+
+    def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
+        self.shared, self.tasks = len(pickle.dumps(work.shipped)), max(len(pickle.dumps(task)) for task in tasks)
+        self.back = 0
+        for number, part in Local().run(work, tasks, done):
+            self.back = max(self.back, len(pickle.dumps(part)) / len(part.numbers))
+            yield number, part
+
+
+def test_no_more_is_sent_than_is_needed(graph):
+    """A view of a tensor is pickled with all that it is a view of, which would make the bytes grow with the square of a batch."""
+    weighed = Weighed()
+    localize(graph, CONCEPT, LocoGen(), LatentShare(), keep_images=0, executor=weighed, **ONCE)
+    prompts = [*CONCEPT.present, *CONCEPT.absent]
+    context = graph.text.conditions(prompts[:1]).context
+    latent = 4 * (SMALL["height"] // graph.pipe.vae_scale_factor) ** 2 * context.element_size()
+    header = 1000  # of names and of each tensor's form
+    assert weighed.shared < (len(prompts) + 1) * (context.nbytes + header)
+    assert weighed.tasks < len(prompts) * (context.nbytes + header) + ONCE["batch_size"] * header
+    assert weighed.back < latent + header
 
 
 class Forgetful(Workers):
@@ -156,6 +198,7 @@ def test_what_is_no_executor_is_refused_before_any_image(graph, untyped):
         for call in (
             lambda: localize(graph, CONCEPT, LocoGen(), LatentShare(), executor="ray", **ONCE),
             lambda: rank(graph, CONCEPT, NeuronAblation(), executor="ray", **ONCE),
+            lambda: rank(graph, CONCEPT, executor="ray", **ONCE),
             lambda: evaluate(graph, {}, CONCEPT.present, [0], Corner(), executor="ray", **SMALL),
         ):
             with pytest.raises(InvalidInput, match=refused):

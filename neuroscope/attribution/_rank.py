@@ -26,7 +26,7 @@ from neuroscope.pipeline.families import TEXT_OPTIONS
 from neuroscope.pipeline.graph import HookGraph
 
 
-class _Default(IntEnum):
+class Default(IntEnum):
     """Defaults that can be told from the same numbers given."""
 
     PAIRS = PAIRS
@@ -40,7 +40,7 @@ def rank(
     layers: Iterable[int] | int | None = None,
     metric: Metric | Share | None = None,
     seeds: Iterable[int] | None = None,
-    pairs: int | None = _Default.PAIRS,
+    pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
     output: LedgerPlace = None,
     quiet: bool = False,
@@ -67,8 +67,8 @@ def rank(
         output: a folder or URL, the ledger that keeps each finished image's score. Give the same again to continue a stopped run. A name
             that ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process. Gradients and other single predictions are
-            always taken in this process: they cost little, and their rounding depends on which samples share a call.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Only methods that make images take one:
+            gradients and other single predictions are taken in this process, as their rounding depends on which samples share a call.
         **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` and
             `clean_caption` alone.
 
@@ -77,16 +77,18 @@ def rank(
 
     Raises:
         InvalidInput: a method of `localize`, no pair or seed, a layer that the model lacks, a value of another kind, an option that the
-            pipeline does not have, a method's option that does not fit the model, or an argument that a response method would ignore.
+            pipeline does not have, a method's option that does not fit the model, or an argument that the method would ignore.
         InvalidFile: `output` cannot be written.
         NonFiniteActivation: an activation, a prediction or a gradient is NaN or infinite.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     _check_method(method)
     if isinstance(method, Attribution):
-        of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is _Default.PAIRS else pairs}
+        of_images = {"metric": metric, "seeds": seeds, "output": output, "pairs": None if pairs is Default.PAIRS else pairs}
         ignored = [name for name, value in of_images.items() if value is not None]
         _refuse_unused(method, ignored + ["executor"] * (executor != Local()))
         return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
+    _check_executor(method, executor)
     options = {"layers": layers, "batch_size": batch_size, "output": output, "quiet": quiet, "executor": executor}
     with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return run_method(experiment, method)
@@ -100,7 +102,7 @@ def plan_ranking(
     layers: Iterable[int] | int | None = None,
     metric: Metric | Share | None = None,
     seeds: Iterable[int] | None = None,
-    pairs: int | None = _Default.PAIRS,
+    pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
     **generation: Any,
 ) -> Plan | None:
@@ -129,11 +131,21 @@ def _check_method(method: Any) -> None:
     checks.instance("method", method, (CausalAttribution, Attribution), "ns.NeuronGradient()")
 
 
+def _check_executor(method: CausalAttribution, executor: Any) -> None:
+    """Raises InvalidInput for what is no executor, and for one that the method would ignore."""
+    checks.instance("executor", executor, Executor, "ns.Local()")
+    if executor != Local() and not method.makes_images:
+        raise InvalidInput(
+            f"executor would be ignored: {method!r} takes gradients in this process and makes no image; leave it out, or give a method "
+            "that makes images, such as ns.NeuronAblation()"
+        )
+
+
 def _experiment(
     graph: HookGraph, concept: Concept, method: CausalAttribution, metric: Any, seeds: Any, pairs: Any, generation: Any, **options: Any
 ) -> AbstractContextManager[Experiment]:
     """The experiment of a causal method, with `rank`'s defaults for what was not given."""
-    options["pairs"] = method.default_pairs if pairs is _Default.PAIRS else pairs
+    options["pairs"] = method.default_pairs if pairs is Default.PAIRS else pairs
     measured = LatentShare() if metric is None else metric
     return open_experiment(rank, graph, concept, measured, (0,) if seeds is None else seeds, generation, **options)
 

@@ -71,6 +71,7 @@ class NeuronGradient(CausalAttribution):
     """
 
     default_pairs: ClassVar[int | None] = None
+    makes_images: ClassVar[bool] = False
 
     roles: str | tuple[str, ...] = ROLES
     samples: int = 32

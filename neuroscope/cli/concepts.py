@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 import typer
 
 from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli.ledgers import LedgerOptions
 from neuroscope.cli.localization import MetricOptions
 from neuroscope.core.errors import InvalidFile, InvalidInput, choose
 
@@ -30,10 +31,10 @@ _OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
 _OF_IMAGES = (
     *(
         each.name
-        for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions, options.LedgerOptions)
+        for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions, LedgerOptions)
         for each in fields(group)
     ),
-    "pairs",
+    *("pairs", "executor", "workers", "address"),
 )
 _DEFAULT_OF_RECORDINGS = "A recording is ranked by Welch(), which tells what responds; --method chooses another way."
 
@@ -121,8 +122,8 @@ def rank(
     metric: MetricOptions,
     seeds: options.FewSeedOptions,
     generation: options.SizedDenoisingOptions,
-    ledger: options.LedgerOptions,
-    printed: options.RunningInBatches,
+    ledger: LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
     from neuroscope.attribution import CausalAttribution, plan_ranking
@@ -143,7 +144,7 @@ def rank(
         if isinstance(asked, CausalAttribution):
             called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
             called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
-            kept["output"] = ledger.open(output)
+            kept |= {"output": ledger.open(output), "executor": printed.open_executor()}
         graph = model.open(printed)
         if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
             return

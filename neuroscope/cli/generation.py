@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli.ledgers import LedgerOptions
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def evaluate(
     metrics: MetricsOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    ledger: options.LedgerOptions,
-    printed: options.RunningInBatches,
+    ledger: LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
@@ -131,13 +132,13 @@ def evaluate(
     changes = dict(zip(opening.distinct_names(apply or []), opening.open_interventions(apply), strict=True))
     called = generation.open()
     asked = metrics.open(model)
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
         return
-    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "output": ledger.open(output)}
+    called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "output": ledger.open(output), "executor": executor}
     if ledger.made_shard(printed, run, graph, changes, prompts, counted, scored_by, **called):
         return
     table = run(graph, changes, prompts, counted, scored_by, **called)
@@ -190,8 +191,8 @@ def dose(
     masks: DoseOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    ledger: options.LedgerOptions,
-    printed: options.RunningInBatches,
+    ledger: LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
     from neuroscope.core import artifacts
@@ -205,6 +206,7 @@ def dose(
     prompts = _prompts(ctx, prompt, concept, model)
     scores = artifacts.load(file, NeuronScores)
     chosen, called, asked, counted = masks.open(scores), generation.open(), metrics.open(model), seeds.open()
+    executor = printed.open_executor()
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
@@ -212,6 +214,7 @@ def dose(
     if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
         return
     called |= {"seeds": counted, "output": ledger.open(output), "batch_size": printed.batch_size, "quiet": printed.quiet}
+    called |= {"executor": executor}
     if ledger.made_shard(printed, run, graph, scores, prompts, metrics=scored_by, **chosen, **called):
         return
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)

@@ -123,6 +123,7 @@ def _show_image(file: Path, as_json: bool) -> None:
 
 def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:
     """The lines that `show` prints."""
+    from neuroscope.core.atlas import Atlas
     from neuroscope.core.layer_scores import LayerScores
     from neuroscope.core.scores import Neurons, NeuronScores
     from neuroscope.evaluation import DoseResponse
@@ -131,6 +132,9 @@ def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[s
     yield repr(found)
     for name, value in ((header.get("provenance") or {}) | (header.get("packages") or {})).items():
         yield f"  {name}: {value}"
+    if isinstance(found, Atlas):
+        table = found.to_frame()
+        yield (table.groupby("concept", sort=False).head(rows) if "neuron" in table else table.round(3)).to_string(index=False)
     if isinstance(found, NeuronScores):
         yield found.to_frame().head(rows).to_string(index=False)
     if isinstance(found, LayerScores):
@@ -154,13 +158,17 @@ def plot(
     layers: Annotated[bool, typer.Option("--layers", help="Of neurons' scores: plot layers.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Of layers' scores: plot layers by part of the schedule or kind of token.")] = False,
     images: Annotated[bool, typer.Option("--images", help="Of layers' scores: the contact sheet, one column a window.")] = False,
-    top: Annotated[int | None, typer.Option(callback=values.whole(), help="Outline this many of the strongest neurons.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(callback=values.whole(), help="Outline this many neurons; of an atlas, show this many a concept."),
+    ] = None,
     method: options.Method = "Welch",
 ) -> None:
-    """Draw the heatmap of a saved recording's or scores' neurons or layers, a contact sheet, or a dose response."""
+    """Draw the heatmap of a saved recording's or scores' neurons or layers, a contact sheet, a dose response, or an atlas."""
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
+    from neuroscope.core.atlas import Atlas
     from neuroscope.core.layer_scores import LayerScores
     from neuroscope.core.scores import NeuronScores
     from neuroscope.evaluation import DoseResponse
@@ -171,13 +179,15 @@ def plot(
     opening.check_output(output, file)
     asked = attribution(method)
     found: Artifact = artifacts.load(file)
-    if not isinstance(found, Recording | NeuronScores | LayerScores | DoseResponse):
+    if not isinstance(found, Recording | NeuronScores | LayerScores | DoseResponse | Atlas):
         raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
     values.refuse_unused(ctx, dict.fromkeys(_unused(found, layers, images), f"it does not belong to this plot of a {found.kind}"))
     if isinstance(found, LayerScores):
         ax = _layers_plot(found, grid, images)
     elif isinstance(found, DoseResponse):
         ax = plots.dose(found)
+    elif isinstance(found, Atlas):
+        ax = plots.concepts(found, top=top)
     else:
         scores = score(found, asked) if isinstance(found, Recording) else found
         ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
@@ -188,11 +198,16 @@ def plot(
 def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
     """The options of `plot` that say nothing about a file's plot."""
     from neuroscope.attribution.recording import Recording
+    from neuroscope.core.atlas import Atlas
     from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.core.scores import NeuronScores
     from neuroscope.evaluation import DoseResponse
 
     if isinstance(found, DoseResponse):
         return ("layers", "grid", "images", "top", "method")
+    if isinstance(found, Atlas):
+        of_neurons = isinstance(next(iter(found.values())), NeuronScores)
+        return ("layers", "grid", "images", "method", *([] if of_neurons else ["top"]))
     if isinstance(found, LayerScores):
         return ("layers", "top", "method", *(["grid"] if images else []))
     return ("grid", "images", *(["top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 import typer
 
 from neuroscope.cli import methods, opening, options, values
+from neuroscope.cli.ledgers import LedgerOptions
 from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def localize(
     pairs: options.Pairs = None,
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
-    ledger: options.LedgerOptions,
-    printed: options.RunningInBatches,
+    ledger: LedgerOptions,
+    printed: options.RunningSweeps,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""
     from neuroscope.core import artifacts
@@ -86,11 +87,11 @@ def localize(
     asked: Localization = methods.build("method", _EXHAUSTIVE if exhaustive else method, known)
     measured = metric.open(ctx, model)
     called = generation.open() | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
-    counted = seeds.open()
+    counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
     if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
         return
-    called |= {"output": ledger.open(output), "quiet": printed.quiet}
+    called |= {"output": ledger.open(output), "quiet": printed.quiet, "executor": executor}
     if ledger.made_shard(printed, run, graph, chosen, asked, measured, counted, **called):
         return
     scores = run(graph, chosen, asked, measured, counted, **called)

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from neuroscope.cli import opening, values
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from neuroscope.core.concepts import Concept
     from neuroscope.core.quality import Plan
-    from neuroscope.generation.executors import Shard
-    from neuroscope.generation.ledgers import LedgerPlace
+    from neuroscope.generation.executors import Executor
     from neuroscope.pipeline.graph import HookGraph
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
@@ -91,62 +88,32 @@ class RunningInBatches(Running):
 
 
 @dataclass(frozen=True)
-class LedgerOptions:
-    """Where finished images' scores are kept, and which part of the images is made."""
+class RunningSweeps(RunningInBatches):
+    """How a command that sweeps over images runs, and where its images are made."""
 
-    panel: ClassVar[str] = "Ledger"
-    resume: Annotated[
-        str | None,
-        typer.Option(callback=values.text(), help="Keep finished images' scores here, a folder or a URL (s3://...), and go on from it."),
+    executor: Annotated[str, typer.Option(help="Where images are made: local (this process), or ray (workers on a Ray cluster).")] = "local"
+    workers: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="With --executor ray: how many; by default as many as the cluster holds.")
     ] = None
-    resume_anyway: Annotated[
-        bool,
-        typer.Option("--resume-anyway", help="Go on although rows were made on another device, or with other threads or package versions."),
-    ] = False
-    shard: Annotated[
+    address: Annotated[
         str | None,
-        typer.Option(callback=values.text(), help="I/N: make the I-th of N parts of the images; --output is its ledger, for merge."),
+        typer.Option(callback=values.text(), help="With --executor ray: the cluster's; by default the one here, or else a new one here."),
     ] = None
 
-    def check(self, output: Path | None, *inputs: Path | None) -> None:
-        """Checks where results and scores go, before any work is done; see `opening.check_output`.
+    def open_executor(self) -> Executor:
+        """Where images are made.
 
         Raises:
-            InvalidFile: one of them cannot be written, or would overwrite an input.
-            InvalidInput: options that do not go together, or no such shard.
+            InvalidInput: an unknown executor, or an option of workers without any.
         """
-        if self.shard is None:
-            if self.resume_anyway and self.resume is None:
-                raise InvalidInput("--resume-anyway would be ignored: it is for the ledger of --resume; give that, or leave it out")
-            opening.check_output(output, *inputs, opening.local_path(self.resume))
-            opening.check_ledger(self.resume, *inputs)
-            return
-        if self.resume is not None:
-            raise InvalidInput("--resume would be ignored: a shard's ledger is its --output, from which it goes on; leave --resume out")
-        if output is None:
-            raise InvalidInput("--shard needs --output, the folder or URL of the shard's ledger")
-        self._part()
+        from neuroscope.generation.executors import Local, Ray
 
-    def open(self, output: Path | None) -> LedgerPlace:
-        """The ledger for a verb's `output`."""
-        from neuroscope.generation.ledgers import ResumeAnyway
-
-        where = self.resume if self.shard is None else opening.restored_url(str(output))
-        return where if where is None or not self.resume_anyway else ResumeAnyway(where)
-
-    def made_shard(self, printed: Printing, verb: Callable[..., Any], *args: Any, **options: Any) -> bool:
-        """Makes the shard and prints what was made; False where none is asked for."""
-        if self.shard is None:
-            return False
-        made = self._part().make(verb, *args, **options)
-        facts = {"shard": str(made.shard), "tasks": made.tasks, "images": made.images, "output": made.output}
-        printed.report(facts, f"{made}; join all with neuroscope merge")
-        return True
-
-    def _part(self) -> Shard:
-        from neuroscope.generation.executors import Shard
-
-        return Shard.parse(self.shard or "")
+        if choose("executor", self.executor, ("local", "ray")) == "ray":
+            return Ray(workers=self.workers, address=self.address)
+        for name in ("workers", "address"):
+            if getattr(self, name) is not None:
+                raise InvalidInput(f"--{name} would be ignored: images are made in this process; add --executor ray, or leave it out")
+        return Local()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Provenance:
     contrast: str = ""
 
 
-__all__ = ["ADDED_FIELDS", "FLOATS", "RENAMED_FIELDS", "Artifact", "load", "read_header", "save", "take", "write_beside"]
+__all__ = ["ADDED_FIELDS", "FLOATS", "RENAMED_FIELDS", "Artifact", "load", "part", "read_header", "save", "take", "write_beside"]
 
 #: The number formats of tensors that are taken from a model as they are.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -175,18 +175,24 @@ def take(tensors: Mapping[str, Tensor], name: str, *dtypes: torch.dtype) -> Tens
         raise InvalidFile(f"the tensor {name!r} is missing")
     tensor = tensors[name]
     if isinstance(tensors, _Tensors):
-        tensors.taken.add(name)
+        tensors.mark(name)
     if tensor.dtype not in dtypes:
         raise InvalidFile(f"the tensor {name!r} holds {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
     return tensor
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """A file's tensors, which remember which of them were taken."""
+def part(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """Those of a file's tensors whose names begin so, by the rest of their names; `take` works on them too."""
+    return tensors.part(prefix) if isinstance(tensors, _Tensors) else _without(prefix, tensors)
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+
+class _Tensors(Mapping[str, Tensor]):
+    """A file's tensors, or a part of them, which remember which of them were taken."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "", taken: set[str] | None = None) -> None:
         self._tensors = tensors
-        self.taken: set[str] = set()
+        self._prefix = prefix
+        self.taken: set[str] = set() if taken is None else taken
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -200,9 +206,19 @@ class _Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def mark(self, name: str) -> None:
+        self.taken.add(self._prefix + name)
+
+    def part(self, prefix: str) -> _Tensors:
+        return _Tensors(_without(prefix, self._tensors), self._prefix + prefix, self.taken)
+
     @property
     def left(self) -> list[str]:
         return sorted(self._tensors.keys() - self.taken)
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class Conditions:
         """The conditions on another device or in another number format; a mask keeps its own."""
         return self._each(lambda part: part.to(device, dtype if part.is_floating_point() else part.dtype))
 
+    def alone(self) -> Conditions:
+        """The conditions in memory of their own: a part of a larger batch otherwise keeps all of it, and is sent with all of it."""
+        return self._each(torch.clone)
+
     @property
     def of_tokens(self) -> Shaped[Tensor, "prompt token"]:
         """The mask; ones where there is none."""

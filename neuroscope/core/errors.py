@@ -45,6 +45,10 @@ class NonFiniteActivation(NeuroscopeError, FloatingPointError):
     """Activations with NaN or infinity, from which no statistic can be made."""
 
 
+class TasksFailed(NeuroscopeError, RuntimeError):
+    """Workers failed at some images three times, or could not load the model; all other images are made."""
+
+
 class NoSmallestMask(NeuroscopeError, ValueError):
     """No number of masked neurons surely has as much of an effect as was asked for."""
 

@@ -16,7 +16,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
-from neuroscope.evaluation._image_change import ImageChange
+from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.ledgers import LedgerPlace
@@ -65,13 +65,14 @@ def dose_response(
         output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
             ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Raises:
         InvalidInput: budgets that do not grow or are more than there are neurons, and what `evaluate` refuses.
         UnknownSite: the scores are of another model.
         InvalidFile: `output` cannot be written or read.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     checks.instance("executor", executor, Executor, "ns.Local()")
@@ -166,7 +167,7 @@ def _changes(
     masked = {str(dose): mask for dose, mask in masks.items() if mask is not None}
     found = np.zeros((len(masks), len(prompts), len(seeds)))
     for number, seed in enumerate(seeds):
-        metric = ImageChange(graph, seed, generation, shared["batch_size"])
+        metric = UntouchedImages(seed, tuple(prompts), generation, shared["batch_size"]).bound_to(graph)
         table = evaluate(graph, masked, prompts, [seed], metric, **shared)
         found[1:, :, number] = table["score"].to_numpy(dtype=float).reshape(len(masked), len(prompts))
     return torch.from_numpy(found)

@@ -77,7 +77,7 @@ def evaluate(
         output: a folder or URL, the ledger that keeps each finished image's scores; a run that was stopped goes on from it. A name that
             ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines.
         **generation: passed to the pipeline, such as `num_inference_steps`; each must be a parameter of its call.
 
     Returns:
@@ -89,6 +89,7 @@ def evaluate(
             another kind, or an option that the pipeline does not have.
         UnknownSite: an intervention does not fit the model.
         InvalidFile: `output` cannot be written or read.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     checks.instance("executor", executor, Executor, "ns.Local()")

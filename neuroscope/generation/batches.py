@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
@@ -48,6 +48,25 @@ class Row:
 BatchContext = Callable[[Sequence[Row]], AbstractContextManager[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class SweepInputs:
+    """All that a sweep's rows share beside the model, as data that another process can use.
+
+    Attributes:
+        conditions: of each text, by its name.
+        negative: the conditions of the negative prompt.
+        generation: options of the pipeline's call.
+        batch_size: images at a time.
+        space: "image" or "latent".
+    """
+
+    conditions: Mapping[str, Conditions]
+    negative: Conditions
+    generation: Mapping[str, Any]
+    batch_size: int
+    space: Space
+
+
 class Sweep:
     """Makes rows with one model and one set of the pipeline's options.
 
@@ -83,9 +102,22 @@ class Sweep:
         self._generation = {name: value for name, value in generation.items() if name not in ("negative_prompt", "clip_skip")}
         distinct = list(dict.fromkeys(texts))
         encoded = graph.text.conditions(distinct, **graph.text.options(generation)) if distinct else ()
-        self._conditions = {text: encoded[number] for number, text in enumerate(distinct)} | dict(contexts or {})
+        self._conditions = {text: encoded[number].alone() for number, text in enumerate(distinct)} | dict(contexts or {})
         self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
+
+    @classmethod
+    def of(cls, graph: HookGraph, inputs: SweepInputs) -> Self:
+        """The sweep of inputs that were encoded and checked elsewhere, on a replica of the model."""
+        sweep = cls(graph, [], {}, batch_size=inputs.batch_size, space=inputs.space, contexts=inputs.conditions)
+        sweep._generation, sweep._negative = dict(inputs.generation), inputs.negative
+        return sweep
+
+    @property
+    def inputs(self) -> SweepInputs:
+        """What makes the same sweep in another process; see `of`."""
+        conditions = {text: each.to("cpu") for text, each in self._conditions.items()}
+        return SweepInputs(conditions, self._negative.to("cpu"), self._generation, self.batch_size, self.space)
 
     def run(
         self, rows: Sequence[Row], context: BatchContext | None = None, shared_rows: Sequence[Row] = ()

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from neuroscope.core.quality import Cost
 from neuroscope.pipeline.families import family_of_denoiser
+
+#: By denoiser the meters of the blocks that are open.
+_RUNNING: WeakKeyDictionary[nn.Module, list[Meter]] = WeakKeyDictionary()
 
 
 class Meter:
@@ -27,7 +31,7 @@ class Meter:
     def __init__(self, latents: str, tell: Callable[[Cost], None] | None = None) -> None:
         self._latents = latents
         self._start = time.perf_counter()
-        self._rows = 0
+        self._rows: int | float = 0
         self._tell = tell
 
     @property
@@ -37,7 +41,11 @@ class Meter:
 
     def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
-        self._rows += len(args[0] if args else kwargs[self._latents])
+        self.add(len(args[0] if args else kwargs[self._latents]))
+
+    def add(self, rows: int | float) -> None:
+        """Counts rows of the denoiser."""
+        self._rows += rows
         if self._tell is not None:
             self._tell(self.cost)
 
@@ -47,10 +55,19 @@ def metered(denoiser: nn.Module, tell: Callable[[Cost], None] | None = None) -> 
     """Counts the denoiser's rows, the time and the memory of what runs inside the block, and tells the cost at each call."""
     meter = Meter(family_of_denoiser(denoiser).arguments["latents"], tell)
     handle = denoiser.register_forward_pre_hook(meter.count, with_kwargs=True)
+    running = _RUNNING.setdefault(denoiser, [])
+    running.append(meter)
     try:
         yield meter
     finally:
+        running.remove(meter)
         handle.remove()
+
+
+def count_elsewhere(denoiser: nn.Module, rows: int | float) -> None:
+    """Counts rows that replicas of a denoiser have computed in other processes, in every block that counts its own."""
+    for meter in _RUNNING.get(denoiser, ()):
+        meter.add(rows)
 
 
 def _peak_bytes() -> int:

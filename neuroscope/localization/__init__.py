@@ -1,6 +1,7 @@
 """Localisation: find the layers that control a concept, by methods that change a running model and measure the effect."""
 
 from neuroscope.generation.experiment import Localization
+from neuroscope.localization._atlas import atlas
 from neuroscope.localization._localize import localize, plan_localization
 from neuroscope.localization.patching.causal_tracing import CausalTracing
 from neuroscope.localization.patching.locogen import LocoGen
@@ -17,6 +18,7 @@ __all__ = [
     "LocoGen",
     "Racing",
     "TeacherForced",
+    "atlas",
     "localize",
     "plan_localization",
 ]

@@ -50,8 +50,9 @@ def localize(
         output: a folder or URL, the ledger that keeps each finished image's score. Give the same again to continue a stopped run. A name
             that ends in .jsonl is one file.
         quiet: show no progress bar.
-        executor: where images are made, by default in this process. Single predictions, by which screens and searches choose layers, are
-            always made in this process: they cost little, and their rounding depends on which images share a call.
+        executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Single predictions, by which screens and
+            searches choose layers, are always made in this process: they cost little, and their rounding depends on which images share a
+            call.
         **generation: passed to the pipeline, such as `num_inference_steps`.
 
     Returns:
@@ -61,6 +62,7 @@ def localize(
         InvalidInput: no pair or seed, a method of `rank`, a value of another kind, an option that the pipeline does not have, or
             a method's option that does not fit the model.
         InvalidFile: `output` cannot be written.
+        TasksFailed: workers failed at some images three times; all others are made.
     """
     if isinstance(method, CausalAttribution | Attribution):
         raise InvalidInput(f"{method!r} scores neurons, and localize scores layers; write ns.rank(graph, concept, ns.{method!r}, ...)")

@@ -54,7 +54,21 @@ class Loads(Protocol):
         ...
 
 
-def bind(metric: Metric, graph: HookGraph) -> Metric:
+@runtime_checkable
+class Unbindable(Protocol):
+    """A bound metric that holds a live model, and so is sent to other processes in another form."""
+
+    def unbound(self) -> Bindable:
+        """What becomes this metric again when it is bound to a replica of the model; data alone."""
+        ...
+
+
+def unbind(metric: Metric) -> Metric | Bindable:
+    """What is sent of a metric to other processes, where it is bound again."""
+    return metric.unbound() if isinstance(metric, Unbindable) else metric
+
+
+def bind(metric: Metric | Bindable, graph: HookGraph) -> Metric:
     """The metric with the parts that depend on the model filled in, and with its own model loaded, before any image is made.
 
     Args:

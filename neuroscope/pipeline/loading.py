@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from neuroscope.core.errors import InvalidInput, closest, first_line
 from neuroscope.pipeline.checkpoint import SUFFIXES, load_checkpoint
-from neuroscope.pipeline.placement import place, placement
+from neuroscope.pipeline.placement import DTYPES, OFFLOADS, footprint, place, placement
 
 #: The entry points of collections: modules with `load(name)`, which gives a pipeline, and `path(name)`, the folder of a model.
 GROUP = "neuroscope.models"
@@ -43,9 +45,79 @@ def load_pipeline(
     given = {name: value for name, value in source.items() if value is not None}
     pipe = _opened(model, {"dtype": asked.dtype}, given)
     pipe.set_progress_bar_config(disable=True)
+    loras = tuple(loras)
     for lora in loras:
         _put_on(pipe, lora)
-    return place(pipe, asked)
+    placed = place(pipe, asked)
+    _LOADED[placed] = Recipe(model, asked.device, str(asked.dtype).removeprefix("torch."), offload, loras, tuple(given.items()))
+    return placed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a pipeline is loaded again in another process; a call gives the pipeline.
+
+    Attributes:
+        model: its name, as in `load_pipeline`; a folder or a file must be there under the same path.
+        device: "cuda", "mps" or "cpu".
+        dtype: the number format of its weights, such as "float16".
+        offload: as in `load_pipeline`.
+        loras: put on top, in order.
+        source: the other options of `load_pipeline`, by name.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    offload: str = "none"
+    loras: tuple[str, ...] = ()
+    source: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self) -> Any:
+        """The pipeline; raises InvalidInput as `load_pipeline`."""
+        options = {"device": self.device, "dtype": self.dtype, "offload": self.offload}
+        return load_pipeline(self.model, **options, loras=self.loras, **dict(self.source))
+
+
+#: How pipelines were loaded here.
+_LOADED: WeakKeyDictionary[Any, Recipe] = WeakKeyDictionary()
+
+
+def recipe_of(pipe: Any) -> Recipe:
+    """How another process loads a pipeline: as `load_pipeline` did, or by the name that diffusers noted in it.
+
+    Where it runs, and in which number format, is read off the pipeline as it is now.
+
+    Raises:
+        InvalidInput: nothing says where the pipeline comes from, or it cannot be loaded in the state that it is in.
+    """
+    model, dtype, offload = (
+        str(getattr(pipe.config, "_name_or_path", "") or ""),
+        str(pipe.dtype).removeprefix("torch."),
+        footprint(pipe).offload,
+    )
+    if why := _unloadable(model, dtype, offload):
+        raise InvalidInput(
+            f"workers cannot load this {type(pipe).__name__} again: {why}; give ns.Ray(pipeline=...) a function without arguments that "
+            "makes it, or save it with pipe.save_pretrained(folder) and load that folder"
+        )
+    made = _LOADED.get(pipe) or Recipe(model, "", "")
+    made = replace(made, device=pipe._execution_device.type, dtype=dtype, offload=offload)
+    return replace(made, model=_absolute(made.model), loras=tuple(map(_absolute, made.loras)))
+
+
+def _unloadable(model: str, dtype: str, offload: str) -> str:
+    """Why a pipeline cannot be loaded again; nothing where it can."""
+    if not model:
+        return "it was made by hand, so nothing says where it comes from"
+    if dtype not in DTYPES:
+        return f"its weights are {dtype}, and models are loaded in {', '.join(DTYPES[1:])}"
+    return "" if offload in OFFLOADS else f"its weights are offloaded by {offload}"
+
+
+def _absolute(name: str) -> str:
+    """A file's or folder's absolute path, as another process has another working directory; any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _opened(model: str, options: Mapping[str, Any], given: dict[str, str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,44 +16,67 @@ from neuroscope.attribution.recording import ARMS, Recording
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
+from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
 
 
-def concepts(scores: Mapping[str, NeuronScores], *, top: int = 10, ax: Axes | None = None) -> Axes:
-    """A heatmap of concepts by neurons: which neurons several concepts share.
+def concepts(scores: Mapping[str, Any], *, top: int | None = None, ax: Axes | None = None) -> Axes:
+    """A heatmap of concepts by neurons or by layers: which of them several concepts share.
 
-    Columns are the strongest neurons of every concept. Each row is scaled to its own largest strength. Rows and columns that are
-    alike stand side by side (average linkage of Euclidean distances), in the order in which a clustermap has them.
+    Columns are the strongest neurons of every concept, or all layers. Each row is scaled to its own largest strength. Rows that are
+    alike, and neurons that are, stand side by side (average linkage of Euclidean distances), in the order in which a clustermap has
+    them; layers keep their own order.
 
     Args:
-        scores: by concept, scores of the same sites.
-        top: how many neurons each concept gives.
+        scores: by concept, `NeuronScores` of the same sites or `LayerScores` of the same layers; an `Atlas` is such a mapping.
+        top: how many neurons each concept gives; by default 10, or all where there are fewer. Of layers all are shown.
         ax: where to draw; by default a new figure, 6.8 inches wide.
 
     Raises:
-        InvalidInput: fewer than two concepts, scores of different sites, or an argument of another kind.
+        InvalidInput: fewer than two concepts, scores of different sites or layers, or an argument of another kind.
     """
     given = dict(checks.instance("scores", scores, Mapping, '{"stipple": scores, "hatch": others}'))
     for each in given.values():
-        checks.instance("one of the scores", each, NeuronScores, "ns.score(recording, ns.Welch())")
+        checks.instance("one of the scores", each, (NeuronScores, LayerScores), "what ns.rank or ns.localize gives")
     if len(given) < 2:
         raise InvalidInput(f"{len(given)} concepts cannot be compared; give the scores of at least two")
-    first = next(iter(given.values())).sites
-    if any(each.sites != first for each in given.values()):
-        raise InvalidInput("the concepts have scores of different sites; score the same sites for each")
     check_axes(ax)
-    chosen = [{(path, number) for path, some in each.top(top).items() for number in some} for each in given.values()]
-    columns = [(site, number) for site in first for number in range(site.width) if any((site.path, number) in each for each in chosen)]
-    rows = {name: [float(each.strength(site.path)[number]) for site, number in columns] for name, each in given.items()}
-    table = pd.DataFrame(rows, index=[f"{site.label} {number}" for site, number in columns]).T
-    table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)
-    table = table.iloc[_order(table.to_numpy()), _order(table.to_numpy().T)]
+    neurons = {name: each for name, each in given.items() if isinstance(each, NeuronScores)}
+    layers = {name: each for name, each in given.items() if isinstance(each, LayerScores)}
+    if neurons and layers:
+        raise InvalidInput("some concepts have scores of neurons and others of layers; give those of one kind")
+    if layers and top is not None:
+        raise InvalidInput(f"top={top} would be ignored: all layers are shown; leave it out")
+    table = _of_neurons(neurons, top) if neurons else _of_layers(layers)
+    table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0).iloc[_order(table.to_numpy())]
+    if neurons:
+        table = table.iloc[:, _order(table.to_numpy().T)]
     ax = ax or new_axes(COLUMN * 2, 1.2 + 0.24 * len(table))
     heatmap(ax, table, "share of its largest", 1)
     ax.set_xticks(np.arange(table.shape[1]) + 0.5, list(table.columns), rotation=90, fontsize=SMALL)
-    ax.set(xlabel="layer, role and neuron", ylabel="")
-    return finish(ax, "neurons of several concepts")
+    ax.set(xlabel="layer, role and neuron" if neurons else "", ylabel="")
+    return finish(ax, f"{'neurons' if neurons else 'layers'} of several concepts")
+
+
+def _of_neurons(given: Mapping[str, NeuronScores], top: int | None) -> pd.DataFrame:
+    """Strengths by concept and by neuron, of the strongest of every concept."""
+    first = next(iter(given.values())).sites
+    if any(each.sites != first for each in given.values()):
+        raise InvalidInput("the concepts have scores of different sites; score the same sites for each")
+    count = min(10, first.neuron_count) if top is None else top
+    chosen = [{(path, number) for path, some in each.top(count).items() for number in some} for each in given.values()]
+    columns = [(site, number) for site in first for number in range(site.width) if any((site.path, number) in each for each in chosen)]
+    rows = {name: [float(each.strength(site.path)[number]) for site, number in columns] for name, each in given.items()}
+    return pd.DataFrame(rows, index=[f"{site.label} {number}" for site, number in columns]).T
+
+
+def _of_layers(given: Mapping[str, LayerScores]) -> pd.DataFrame:
+    """Scores by concept and by layer."""
+    first = next(iter(given.values()))
+    if any((each.layers, each.names) != (first.layers, first.names) for each in given.values()):
+        raise InvalidInput("the concepts have scores of different layers; localize by the same method for each")
+    return pd.DataFrame({name: each.scores for name, each in given.items()}, index=[first.name(layer) for layer in first.layers]).T
 
 
 def _order(rows: np.ndarray) -> list[int]:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from neuroscope import (
+    Atlas,
     ContextMap,
     ContextSwap,
     Cost,
@@ -73,6 +74,8 @@ def examples() -> list[Artifact]:
         NeuronScores(SITES, scores, provenance=FROM),
         layer_scores(),
         LayerScores((4, 7), (0.25, -1.0), FROM),
+        Atlas({"stipple": layer_scores(), "0:ring": layer_scores()}),
+        Atlas({"stipple": NeuronScores(SITES, scores, scores, 0.5, True, FROM, cost=COST), "": NeuronScores(SITES, scores)}),
         DoseResponse(DOSES, ("a", "b"), ("p",), (0, 2**63), double(2, 4, 1, 2), ("q",), double(4, 1, 2), FROM),
         DoseResponse(DOSES, ("a",), ("p", "q"), (1,), double(1, 4, 2, 1)),
         recording(samples=True),

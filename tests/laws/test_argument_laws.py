@@ -202,6 +202,21 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             },
             options=True,
         ),
+        "atlas": Verb(
+            ns.atlas,
+            run | {"concepts": [concept], "num_inference_steps": 1},
+            ledger
+            | {
+                "graph": GRAPH,
+                "concepts": (None, "stipple", ns.Concept, [], [concept, concept], [concept, "stipple"], 3),
+                "method": (None, "Welch", ns.NeuronGradient, [ns.Welch()]),
+                "layers": ("8", [], layers, scores, 1.5, True, [True], ["8"], [99], ns.LayerScores),
+                "metric": ("stipple", ns.LatentShare, [ns.LatentShare()], len),
+                "seeds": (*(each for each in SEEDS if each is not None), [0, 0]),
+                "pairs": (*NUMBER, 0, -1),
+            },
+            options=True,
+        ),
         "record": Verb(
             ns.record,
             {"graph": graph, "concept": concept, "sites": graph.sites.where(layer=8, role="query"), "num_inference_steps": 1},
@@ -276,6 +291,11 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             ns.random_control,
             {"mask": mask},
             {"mask": (None, "mask", mask.neurons, ns.NeuronMask), "seed": (*NUMBER, -1, None)},
+        ),
+        "merge": Verb(
+            ns.merge,
+            {"ledgers": [folder / "1"], "output": folder / "merged"},
+            {"ledgers": (None, 3, [], [3], [None], [""], str(folder / "none")), "output": (*PATH, None), "mixed": FLAG},
         ),
         "report": Verb(ns.report, {"run": folder}, {"run": (*PATH, None), "path": PATH}),
         "save": Verb(
@@ -370,6 +390,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
 
 
 NAMES = [
+    "atlas",
     "evaluate",
     "dose_response",
     "generate",
@@ -381,6 +402,7 @@ NAMES = [
     "edit",
     "fold",
     "export_lora",
+    "merge",
     "summarize",
     "random_control",
     "report",

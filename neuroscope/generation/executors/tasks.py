@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 from PIL.Image import Image
+from torch import Tensor
 
-from neuroscope.generation.batches import Row, Sweep
-from neuroscope.metrics.metric import Metric
+from neuroscope.generation.batches import Row, Sweep, SweepInputs
+from neuroscope.metrics.metric import Metric, bind, unbind
 from neuroscope.pipeline.graph import HookGraph
 
 #: The block in which a batch runs, given the model and all rows of the batch. It is sent to other processes, so it holds no model.
@@ -60,6 +61,23 @@ class Work:
     label: str = ""
     quiet: bool = False
 
+    @property
+    def shipped(self) -> ShippedWork:
+        """The same for another process."""
+        return ShippedWork(self.sweep.inputs, tuple(unbind(metric) for metric in self.metrics))
+
+
+@dataclass(frozen=True, eq=False)
+class ShippedWork:
+    """`Work` as data, without the model."""
+
+    inputs: SweepInputs
+    metrics: tuple[Any, ...]
+
+    def on(self, graph: HookGraph) -> Work:
+        """The work on a replica of the model, whose metrics load their own models there."""
+        return Work(Sweep.of(graph, self.inputs), tuple(bind(metric, graph) for metric in self.metrics))
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -68,7 +86,7 @@ class Part:
     Attributes:
         numbers: of the rows.
         scores: by the metrics' names, for each row.
-        made: where there are no metrics, the rows' images or latents.
+        made: where there are no metrics, the rows' images, or latents on the CPU.
         images: by number, those that are shown.
     """
 
@@ -89,4 +107,5 @@ def perform(work: Work, task: Task) -> Iterator[Part]:
         scores = {metric.name: [float(score) for score in metric(images, prompts)] for metric in work.metrics}
         shown = [number for number in task.shown if number in numbers]
         drawn = sweep.images([made[number - numbers.start] for number in shown]) if shown else []
-        yield Part(numbers, scores, [] if work.metrics else made, dict(zip(shown, drawn, strict=True)))
+        kept = [] if work.metrics else [each.to("cpu", copy=True) if isinstance(each, Tensor) else each for each in made]
+        yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)))
