@@ -1,32 +1,38 @@
-"""How well rankings of neurons find the trained model's planted ones, at what cost, and what their top neurons do together.
+"""How well rankings of neurons find those that carry a concept, at what cost, and what their first neurons do together.
 
-python -m benchmarks.neurons            (style: about 25 minutes on one core; or `stipple`, or `style --all-layers`)
+python -m benchmarks.neurons            (all parts, over an hour on one core; or some of them by name)
 
-"style" asks for the neurons that tell every style from every other, which is what the planted ones carry; "stipple" for those that
-tell one style from "plain". Shares of lost styles are read off held-out images in which the first 28 neurons read another style.
+"style" asks the trained model for the neurons that tell every style from every other, which is what the planted ones carry; "stipple" for
+those that tell one style from "plain". "exact" compares rankings of the first question with exact ablation; shares of lost styles are read
+off held-out images in which the first 28 neurons read another style. "constructed" has plants of every family, "q-values" counts what is
+wrong among the sure neurons, "natural" has a model without a plant.
+Finished rows are kept in benchmarks/results/neurons.json. `python -m benchmarks.tables` writes the docs' tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.stats
 import torch
 
 import neuroscope as ns
+from benchmarks.constructed_neurons import count_sure, rank_constructed, trained_truth
+from benchmarks.kept import FOLDER, Kept
+from benchmarks.kept import Row as Result
+from benchmarks.natural_neurons import rank_natural
+from benchmarks.neuron_truth import judged
+from benchmarks.style_pairs import TEMPLATES, THINGS, against_others, concept
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.world import STYLES
 
-THINGS = ("a red circle", "a green square", "a blue star", "a yellow ring", "a purple triangle", "a cyan cross")
 HELD_OUT = ("a red star", "a purple square", "a yellow triangle", "a blue circle", "a cyan ring", "a green cross")
-TEMPLATES = ("{} in the style of {}", "a {1} picture of {0}", "a picture of {} in {} style")
 HELD_OUT_TEMPLATES = ("{1} style, {0}", "{} drawn in a {} manner")
 TOP, FEW = PLANT.neuron_count, PLANT.neuron_count // 4
 PAIRS = {"style": 10, "stipple": 4}
@@ -37,46 +43,38 @@ Rankings = dict[str, ns.NeuronScores]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", nargs="?", choices=PAIRS, default="style")
-    parser.add_argument("--all-layers", action="store_true", help="rank the keys and values of all layers, without exact ablation")
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; by default all")
     parser.add_argument("--output", type=Path, default=Path("runs/neurons"), help="a folder that keeps exact ablation's images")
     asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"{min(unknown)} is no part; choose some of {', '.join(PARTS)}")
     asked.output.mkdir(parents=True, exist_ok=True)
+    kept = Kept(FOLDER / "neurons.json")
+    for part in asked.parts or PARTS:
+        PARTS[part](kept, asked.output)
+
+
+def rank_trained(question: str, kept: Kept) -> None:
+    """Every ranking of the trained model's neurons, at the planted layer and over all layers."""
     graph = ns.HookGraph(ns.testbed.load("sd1"))
-    layer = None if asked.all_layers else PLANT.style
-    rankings = dict(recorded(graph, asked.question, layer)) | dict(attributed(graph, asked.question, layer))
-    if layer is not None:
-        rankings["exact ablation"] = exact(graph, asked.question, layer, asked.output)
-    print(as_markdown(table(graph, asked.question, rankings)))
-    if layer is not None:
-        for said in nulls(graph, layer):
-            print(said)
+    for layer in (PLANT.style, None):
+        place = {"question": question, "layers": "all" if layer is None else str(layer)}
+        if not kept.holds("trained", **place):
+            rankings = dict(recorded(graph, question, layer)) | dict(attributed(graph, question, layer))
+            kept.add("trained", *(place | row for row in judged_rankings(graph, rankings)))
 
 
-def concept(question: str) -> ns.Concept:
-    """Every style against every other, or one style against "plain" alone."""
-    if question != "style":
-        return ns.Concept.style(question, prompts="testbed", against="plain")
-    return ns.Concept("style", *zip(*map(_scene, itertools.permutations(range(len(STYLES)), 2)), strict=True))
-
-
-def _scene(pair: tuple[int, int]) -> tuple[str, str]:
-    """One thing in each of two styles, so that no prompt stands in both arms.
-
-    Things follow the rounds of a tournament, in each of which every style meets one other; templates tell a pair from its reverse.
-    """
-    first, second = sorted(pair)
-    last = len(STYLES) - 1
-    meeting = (2 * first if second == last else first + second) % last
-    template = TEMPLATES[(meeting + (pair[0] > pair[1])) % len(TEMPLATES)]
-    present, absent = (template.format(THINGS[meeting], STYLES[number]) for number in pair)
-    return present, absent
-
-
-def against_others(style: str) -> ns.Concept:
-    """One style against each other one, for recordings, which cost no denoising: 30 pairs."""
-    pairs = [[TEMPLATES[number % 3].format(thing, each) for each in (style, other)] for number, (thing, other) in _others(style)]
-    return ns.Concept(style, *zip(*pairs, strict=True))
+def rank_exactly(kept: Kept, folder: Path) -> None:
+    """The planted layer's neurons by exact ablation, and how other rankings agree with it; both nulls of rankings by response."""
+    graph = ns.HookGraph(ns.testbed.load("sd1"))
+    if not kept["exact"]:
+        reference = exact(graph, "style", PLANT.style, folder)
+        rankings = dict(recorded(graph, "style", PLANT.style)) | dict(attributed(graph, "style", PLANT.style))
+        rows = judged_rankings(graph, rankings | {"exact ablation": reference}, Lost(graph, "style"))
+        agreement = {name: correlation(scores, reference) for name, scores in rankings.items()}
+        kept.add("exact", *(row | agreement.get(row["ranking"], {}) for row in rows))
+    if not kept["nulls"]:
+        kept.add("nulls", *nulls(graph, PLANT.style))
 
 
 def recorded(graph: ns.HookGraph, question: str, layer: int | None) -> Iterator[tuple[str, ns.NeuronScores]]:
@@ -105,33 +103,18 @@ def exact(graph: ns.HookGraph, question: str, layer: int, folder: Path) -> ns.Ne
     return ns.load(path, ns.NeuronScores)
 
 
-def table(graph: ns.HookGraph, question: str, rankings: Rankings) -> pd.DataFrame:
-    """One row a ranking."""
-    reference = rankings.get("exact ablation")
-    known = rankings["Welch()"].sites
-    (path,) = graph.sites.where(layer=PLANT.style, role="value").paths
-    planted = ns.Neurons({path: PLANT.neurons(graph.sites.at([path])[0].width)}, {path: graph.sites.at([path])[0].width})
-    lost = Lost(graph, question)
-    rows = []
+def judged_rankings(graph: ns.HookGraph, rankings: Rankings, lost: Lost | None = None) -> Iterator[Result]:
+    """One row a ranking, and, where images are to be made, one for each set of neurons that they are compared with."""
+    truth = trained_truth(graph)
     for name, scores in rankings.items():
-        top = scores.top(TOP)
-        row: dict[str, Any] = {"ranking": name, "denoiser rows": f"{scores.cost.nfe:,.0f}" if scores.cost else ""}
-        if reference is not None:
-            row["of exact"] = f"{scores.cost.nfe / reference.cost.nfe:.1%}"
-            row["rank correlation with exact"] = correlation(scores, reference)
-        row |= {f"planted of its first {TOP}": f"{(top & planted).count / TOP:.2f}"}
-        row |= {f"styles lost by its first {count}": f"{lost(scores.top(count)):.2f}" for count in (FEW, TOP)}
-        rows.append(row | {"fidelity": str(scores.fidelity or "").removeprefix("rank correlation with exact effects ")})
-    rng = np.random.default_rng(0)
-    drawn = [lost(_chosen(known, rng.permutation(known.neuron_count)[:TOP])) for _ in range(RANDOM)]
-    others = {"planted": lost(planted), "random": np.mean(drawn), "whole layer": lost(_all(graph)), "none": lost(None)}
-    rows += [{"ranking": f"({name})", f"styles lost by its first {TOP}": f"{share:.2f}"} for name, share in others.items()]
-    return pd.DataFrame(rows).fillna("")
-
-
-def as_markdown(found: pd.DataFrame) -> str:
-    lines = [found.columns, ["---"] * len(found.columns), *found.to_numpy()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        row: Result = {"ranking": name, "nfe": scores.cost.nfe if scores.cost else 0} | judged(scores, truth, truth)
+        yield row | ({f"lost_by_{count}": lost(scores.top(count)) for count in (FEW, TOP)} if lost else {})
+    if lost:
+        sites, rng = rankings["Welch()"].sites, np.random.default_rng(0)
+        drawn = [lost(_chosen(sites, rng.permutation(sites.neuron_count)[:TOP])) for _ in range(RANDOM)]
+        planted = ns.Neurons.at(graph.sites.at(truth), truth)
+        others = {"planted": lost(planted), "random": float(np.mean(drawn)), "whole layer": lost(_all(graph)), "none": lost(None)}
+        yield from ({"ranking": f"({name})", f"lost_by_{TOP}": share} for name, share in others.items())
 
 
 class Lost:
@@ -153,23 +136,23 @@ class Lost:
         return 1 - float(ns.testbed.Reader("style")(images, [present for present, _, _ in self._pairs]).mean())
 
 
-def correlation(scores: ns.NeuronScores, reference: ns.NeuronScores) -> str:
+def correlation(scores: ns.NeuronScores, reference: ns.NeuronScores) -> Result:
     """Spearman's over all neurons, with a bootstrap interval over neurons."""
     both = np.stack([torch.cat([each.strength(path) for path in reference.sites.paths]).numpy() for each in (scores, reference)])
     rng = np.random.default_rng(0)
     drawn = [scipy.stats.spearmanr(*both[:, rng.integers(both.shape[1], size=both.shape[1])]).statistic for _ in range(1000)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return f"{scores.agreement(reference):.2f} [{low:.2f}, {high:.2f}]"
+    return {"rank_correlation": scores.agreement(reference), "low": float(low), "high": float(high)}
 
 
-def nulls(graph: ns.HookGraph, layer: int) -> Iterator[str]:
+def nulls(graph: ns.HookGraph, layer: int) -> Iterator[Result]:
     """The excess of rankings of one style's recording over both nulls."""
     for role in ("key", "value"):
         sites = graph.sites.where(layer=layer, role=role)
         recording = ns.record(graph, against_others("stipple"), sites, keep_samples=True, quiet=True)
         for method, null in itertools.product((ns.Welch(), ns.MeanDifference()), ("rotated", "permuted")):
             found = ns.null_test(recording, method, null, top=TOP, heads=graph.heads(sites), quiet=True)
-            yield f"{role}s of layer {layer}, {method}: {found}"
+            yield {"role": role, "ranking": repr(method), "null": null, "said": str(found)}
 
 
 def _ranked(graph: ns.HookGraph, question: str, method: ns.CausalAttribution, layer: int | None, **asked: Any) -> ns.NeuronScores:
@@ -181,10 +164,6 @@ def _described(number: int, styles: Sequence[str], things: Sequence[str] = THING
     """One thing in each of two styles; number by number all things and templates take their turns."""
     template = templates[(number + number // 3) % len(templates)]
     return tuple(template.format(things[number // 3 % len(things)], style) for style in styles)
-
-
-def _others(style: str) -> Iterator[tuple[int, tuple[str, str]]]:
-    return enumerate(itertools.product(THINGS, [other for other in STYLES if other != style]))
 
 
 def _chosen(sites: ns.Sites, numbers: Sequence[int]) -> ns.Neurons:
@@ -200,6 +179,15 @@ def _all(graph: ns.HookGraph) -> ns.Neurons:
     sites = graph.sites.where(layer=PLANT.style, role=("key", "value"))
     return _chosen(sites, range(sites.neuron_count))
 
+
+PARTS: dict[str, Callable[[Kept, Path], None]] = {
+    "constructed": lambda kept, _: rank_constructed(kept),
+    "q-values": lambda kept, _: count_sure(kept),
+    "natural": rank_natural,
+    "style": lambda kept, _: rank_trained("style", kept),
+    "stipple": lambda kept, _: rank_trained("stipple", kept),
+    "exact": rank_exactly,
+}
 
 if __name__ == "__main__":
     main()

@@ -90,6 +90,20 @@ PIXART: dict[str, Any] = {
 }
 PIXART_SIGMA = PIXART | {"use_additional_conditions": False, "interpolation_scale": 2}
 
+#: AudioLDM 2, as huggingface.co/cvssp/audioldm2 has it in unet/config.json: 346.9 million weights.
+AUDIOLDM2: dict[str, Any] = {
+    "_class_name": "AudioLDM2UNet2DConditionModel",
+    "sample_size": 256,
+    "in_channels": 8,
+    "out_channels": 8,
+    "block_out_channels": [128, 256, 384, 640],
+    "cross_attention_dim": [[None, 768, 1024]] * 4,
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+}
+#: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
+STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
     "SD v1": SD_V1,
@@ -100,4 +114,6 @@ PUBLISHED = {
     "DeepFloyd IF-II-L": IF_II_L,
     "PixArt-α": PIXART,
     "PixArt-Σ": PIXART_SIGMA,
+    "AudioLDM 2": AUDIOLDM2,
+    "Stable Audio": STABLE_AUDIO,
 }

@@ -36,6 +36,8 @@ NAMES = {
     "if-1": "IF stage I",
     "if-2": "IF stage II",
     "pixart": "PixArt",
+    "audioldm2": "AudioLDM 2",
+    "stable-audio": "Stable Audio",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

@@ -123,6 +123,7 @@ from neuroscope.generation.ledgers import (
     RunSummary as RunSummary,
     merge as merge,
 )
+from neuroscope.metrics.clap_score import ClapScore as ClapScore
 from neuroscope.metrics.clip_score import ClipScore as ClipScore
 from neuroscope.metrics.metric import Metric as Metric
 from neuroscope.metrics.shares import (

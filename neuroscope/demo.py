@@ -13,7 +13,7 @@ from neuroscope.attribution import Welch, rank
 from neuroscope.attribution.recording import Recording, record
 from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import NoSmallestMask, choose
+from neuroscope.core.errors import choose, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
@@ -77,11 +77,12 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     save(found.scores, folder / "neurons.safetensors")
     response = _doses(graph, found, quiet)
     save(response, folder / "dose.safetensors")
-    count = _smallest(response)
+    count = response.sufficient or response.neuron_count
     mask = _through_file(found.mask(count), folder / "mask.safetensors")
     made = _through_file(edit(graph, found.plain, LocoEdit(), found.layers.top(1)), folder / "edit.safetensors")
     say(f"3. How many? {response.verdict}.\n")
-    say(f"4. What to change? A mask of these {count} neurons; and an edit of what the layer reads (LOCOEDIT):")
+    masked = f"{'this' if count == 1 else 'these'} {counted(count, 'neuron')}"
+    say(f"4. What to change? A mask of {masked}; and an edit of what the layer reads (LOCOEDIT):")
     say(f"   {made.report}\n")
 
     fresh = HookGraph(testbed.load("sd1"))
@@ -89,7 +90,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     table = evaluate(fresh, {"mask": mask, "edit": made}, found.concept.test, SEEDS, metrics, quiet=quiet, **testbed.GENERATION)
     write_beside(folder / "evaluation.csv", table.to_csv(index=False).encode())
     summary = summarize(table)
-    counts = f"{len(found.concept.test)} prompts, {len(SEEDS)} seeds"
+    counts = f"{counted(len(found.concept.test), 'prompt')}, {counted(len(SEEDS), 'seed')}"
     say(f"5. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
     say(summary.to_string(index=False, float_format="%.3f") + "\n")
 
@@ -117,14 +118,6 @@ def _doses(graph: HookGraph, found: _Found, quiet: bool) -> DoseResponse:
     options: dict[str, Any] = {"metrics": _readers(style), "fill": found.recording.mean("absent"), "budgets": BUDGETS}
     unrelated = [prompt for prompt in UNRELATED if style not in prompt]
     return dose_response(graph, found.scores, prompts, **options, unrelated=unrelated, seeds=SEEDS[:1], quiet=quiet, **testbed.GENERATION)
-
-
-def _smallest(response: DoseResponse) -> int:
-    """The size of the smallest mask that suffices; all neurons where none does."""
-    try:
-        return response.smallest()
-    except NoSmallestMask:
-        return response.neuron_count
 
 
 def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:

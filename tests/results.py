@@ -85,7 +85,7 @@ def results_of_family(family: str) -> Iterator[tuple[str, Any]]:
 def drawn(pipe: Any, plant: ns.testbed.Planted) -> torch.Tensor:
     kind = "latent" if getattr(pipe, "vae", None) is not None else "pt"
     noise = torch.Generator().manual_seed(0)
-    return pipe(plant.concept.present[0], generator=noise, output_type=kind, **plant.generation).images.contiguous()
+    return pipe(plant.concept.present[0], generator=noise, output_type=kind, **plant.generation)[0].contiguous()
 
 
 def write(folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_what_does_not_fit_a_recording_is_refused(run, recording, options, words
         ([*STYLE, "--method", "LocoGen(window=2)"], r"LocoGen finds layers, .*; write neuroscope localize --method 'LocoGen\(window=2\)'"),
         (
             [*STYLE, "--method", "NeuronGradient(layers=8)"],
-            "'layers' is no option of NeuronGradient; it has roles, samples",
+            "'layers' is no option of NeuronGradient; it has roles, samples, least",
         ),
         ([*STYLE, "--layer", "16"], "layer 16 is unknown; these sites have layers 0 to 15"),
         ([*STYLE, "--pairs", "99"], "--pairs=99 are more than the concept's 24; give at most these"),

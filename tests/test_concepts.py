@@ -96,13 +96,13 @@ def test_one_counterpart_may_be_chosen():
 def test_a_contrast_is_one_short_phrase(against, said):
     concept = Concept("x", ["a x"], ["a"], against=against)
     assert concept.contrast == said
-    assert repr(concept) == f"Concept('x': 1 pairs{' ' * bool(said)}{said}, 0 test prompts)"
+    assert repr(concept) == f"Concept('x': 1 pair{' ' * bool(said)}{said}, 0 test prompts)"
 
 
 def test_concepts_compare_by_value_and_show_their_counts():
     concept = Concept("x", ["a x", "b x"], ["a", "b"], ["c x"])
     assert concept == Concept("x", ("a x", "b x"), ("a", "b"), ("c x",))
-    assert repr(concept) == "Concept('x': 2 pairs, 1 test prompts)"
+    assert repr(concept) == "Concept('x': 2 pairs, 1 test prompt)"
 
 
 @pytest.mark.parametrize(

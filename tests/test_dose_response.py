@@ -198,7 +198,7 @@ class TestSmallest:
 
     def test_few_prompts_are_said_to_be_few(self):
         wanted = (
-            r"no mask surely has 0.9 of the effect of all neurons: 1 neurons have 1.00 \[0.79, 1.00\] of it; "
+            r"no mask surely has 0.9 of the effect of all neurons: 1 neuron has 1.00 \[0.79, 1.00\] of it; "
             r"give more prompts \(at least 36, if all of them show it\), or other budgets"
         )
         with pytest.raises(ns.NoSmallestMask, match=wanted):
@@ -206,6 +206,8 @@ class TestSmallest:
         assert made(36, of=36).smallest() == 1
         with pytest.raises(ns.NoSmallestMask):
             made(35, of=35).smallest()
+        assert made(36, of=36).sufficient == 1
+        assert made(35, of=35).sufficient is None
 
     def test_all_neurons_without_effect_are_said_to_have_none(self):
         wanted = r"all 64 neurons together do not move 'shown' \(1 before, 1 with all masked\); rank the neurons of the layer"

@@ -235,7 +235,7 @@ def test_what_cannot_work_is_refused_before_any_picture(graph, pipe, mask, tmp_p
             run(graph, {"mask": mask}, metrics=[Brightness(), Brightness()])
         with pytest.raises(InvalidInput, match='the name "none" is the untouched model\'s; give the intervention another'):
             run(graph, {"none": mask})
-        with pytest.raises(InvalidInput, match="2 prompts and 1 seeds are no pairs; give one seed a prompt"):
+        with pytest.raises(InvalidInput, match="2 prompts and 1 seed are no pairs; give one seed a prompt"):
             generate(graph, None, PROMPTS[:2], [0])
     assert calls == []
 

@@ -96,7 +96,7 @@ class TestCapture:
         assert torch.equal(captured.select(path, token=-1), every[:, :, -1:])
         assert torch.equal(captured.select(path, token=2), every[:, :, 2:3])
         assert torch.equal(captured.select(path, token=slice(1, 3)), every[:, :, 1:3])
-        assert repr(captured) == "ActivationCache(1 sites, 3 calls each)"
+        assert repr(captured) == "ActivationCache(1 site, 3 calls each)"
 
     def test_what_was_not_captured_is_refused(self, graph, pipe):
         key, value = graph.sites.where(layer=8, text_only=True)

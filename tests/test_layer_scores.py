@@ -108,7 +108,7 @@ class TestVerdict:
         assert ("the 6 prompts disagree: layer 1 (3), layer 3 (3)" in verdict) == by_prompt
 
     def test_components_have_their_names(self):
-        assert scores_of([[[0.0]], [[1.0]]], names=("cross 0", "resnet 3")).verdict == "all 1 prompts agree on resnet 3"
+        assert scores_of([[[0.0]], [[1.0]]], names=("cross 0", "resnet 3")).verdict == "the one prompt says resnet 3"
 
     def test_effects_whose_interval_holds_zero_do_not_stand_out(self):
         values = np.zeros((3, 4, 1))

@@ -77,7 +77,7 @@ def test_the_clip_that_fits_the_models_pictures_is_chosen(graph, monkeypatch, na
 
 
 def test_as_many_prompts_as_pictures_are_needed(folder, images):
-    with pytest.raises(InvalidInput, match="3 images and 1 prompts cannot be compared; give one prompt an image, or a text"):
+    with pytest.raises(InvalidInput, match="3 images and 1 prompt cannot be compared; give one prompt an image, or a text"):
         ClipScore(model=folder)(images, PROMPTS[:1])
 
 

@@ -141,7 +141,7 @@ class TestNeurons:
 class TestLayers:
     def test_rows_are_methods_each_scaled_to_its_largest(self):
         named = {"first": LayerScores((0, 1, 2), (1.0, 4.0, 2.0)), "second": LayerScores((0, 1, 2), (0.0, 0.1, 0.2))}
-        ax = plots.layers(named, marked=2)
+        ax = plots.layers(named, marked=2, view="heatmap")
         shown = np.asarray(ax.collections[0].get_array()).reshape(2, 3)
         np.testing.assert_allclose(shown, [[0.25, 1, 0.5], [0, 0.5, 1]])
         assert labels(ax.get_yticklabels()) == ["first", "second"]
@@ -152,14 +152,14 @@ class TestLayers:
 
     def test_one_score_is_named_after_its_method(self):
         scores = LayerScores((0, 1), (1.0, 2.0), Provenance(method="mean of Welch()"))
-        assert labels(plots.layers(scores).get_yticklabels()) == ["mean of Welch"]
+        assert labels(plots.layers(scores, view="heatmap").get_yticklabels()) == ["mean of Welch"]
 
     def test_layers_that_score_nothing_are_drawn(self):
-        plots.layers(LayerScores((0, 1), (0.0, 0.0))).figure.canvas.draw()
+        plots.layers(LayerScores((0, 1), (0.0, 0.0)), view="heatmap").figure.canvas.draw()
 
     def test_components_have_a_row_a_kind_on_one_scale(self):
         names = ("resnet 0", "cross 0", "resnet 1", "cross 1", "resnet 2")
-        ax = plots.layers(LayerScores((0, 1, 2, 3, 4), (1.0, 2.0, 0.0, 4.0, 3.0), names=names))
+        ax = plots.layers(LayerScores((0, 1, 2, 3, 4), (1.0, 2.0, 0.0, 4.0, 3.0), names=names), view="heatmap")
         shown = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(2, 3)
         np.testing.assert_allclose(shown, [[0.25, 0, 0.75], [0.5, 1, np.nan]])
         assert labels(ax.get_yticklabels()) == ["resnet", "cross"]
@@ -167,12 +167,12 @@ class TestLayers:
         assert ax.get_xlabel() == "number among its kind, in execution order"
 
     def test_components_of_other_names_are_layers(self):
-        ax = plots.layers(LayerScores((0, 1), (1.0, 2.0), names=("first", "second")))
+        ax = plots.layers(LayerScores((0, 1), (1.0, 2.0), names=("first", "second")), view="heatmap")
         assert labels(ax.get_xticklabels()) == ["0", "1"]
 
     @pytest.mark.parametrize(("width", "expected"), [(7, range(0, 70, 5)), (2.7, range(0, 70, 10))])
     def test_of_many_layers_as_many_are_labelled_as_there_is_room_for(self, width, expected):
-        ax = plots.layers(LayerScores(tuple(range(70)), tuple(range(70))), ax=plt.subplots(figsize=(width, 1.5))[1])
+        ax = plots.layers(LayerScores(tuple(range(70)), tuple(range(70))), view="heatmap", ax=plt.subplots(figsize=(width, 1.5))[1])
         assert labels(ax.get_xticklabels()) == [str(layer) for layer in expected]
         ax.figure.canvas.draw()
         boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
@@ -180,7 +180,7 @@ class TestLayers:
 
     def test_long_names_are_wrapped_and_cut_to_their_row(self):
         named = {f"method {number} with {'many ' * 30}options": LayerScores((0, 1), (1.0, 2.0)) for number in range(3)}
-        ax = plots.layers(named, ax=plt.subplots(figsize=(2.7, 2), layout="constrained")[1])
+        ax = plots.layers(named, view="heatmap", ax=plt.subplots(figsize=(2.7, 2), layout="constrained")[1])
         ax.figure.canvas.draw()
         boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
         assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))

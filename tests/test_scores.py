@@ -42,7 +42,7 @@ class TestNeurons:
         neurons = Neurons({"a": [3, 1, 3], "b": []}, {"a": 4, "b": 2})
         assert dict(neurons) == {"a": (1, 3)}
         assert (neurons.count, len(neurons), neurons.widths) == (2, 1, {"a": 4})
-        assert repr(neurons) == "Neurons(2 neurons in 1 sites)"
+        assert repr(neurons) == "Neurons(2 neurons in 1 site)"
 
     @pytest.mark.parametrize(("operator", "combine"), [("__or__", set.union), ("__and__", set.intersection), ("__sub__", set.difference)])
     def test_the_algebra_is_that_of_sets(self, operator, combine):

@@ -102,5 +102,5 @@ def test_expect_returns_the_sites_or_says_what_it_found():
     assert SITES.expect(9) is SITES
     with pytest.raises(InvalidInput, match="expected 2 sites and found 3: unet.block2.query, unet.block2.key, unet.block2.value"):
         SITES[:3].expect(2)
-    with pytest.raises(InvalidInput, match="expected 1 sites and found 0: none"):
+    with pytest.raises(InvalidInput, match="expected 1 site and found 0: none"):
         Sites([]).expect(1)

@@ -15,6 +15,8 @@ from neuroscope.core.sites import Sites
 from neuroscope.core.statistics import mean_test
 from neuroscope.generation.experiment import PAIRS, Experiment, ExperimentMethod
 
+#: The share of the way from which on an effect counts in tests, unless told otherwise.
+LEAST = 0.005
 #: A standard error of fewer says nothing.
 _FEWEST_IMAGES = 3
 
@@ -56,12 +58,14 @@ class CausalAttribution(ExperimentMethod[NeuronScores]):
         """Scores with their provenance, from the scores of all neurons of the first site, then of the second, and so on."""
         return NeuronScores(sites, by_path(sites, scores), two_sided=self.two_sided, provenance=experiment.provenance(self))
 
-    def mean_scores(self, experiment: Experiment, sites: Sites, by_image: Float[Tensor, "image neuron"]) -> NeuronScores:
-        """Means over images; from three images on with standard errors and p-values (`mean_test`)."""
+    def mean_scores(
+        self, experiment: Experiment, sites: Sites, by_image: Float[Tensor, "image neuron"], least: float = 0.0
+    ) -> NeuronScores:
+        """Means over images; from three images on with standard errors and p-values of whether they are above `least` (`mean_test`)."""
         made = self.scores(experiment, sites, by_image.mean(dim=0))
         if len(by_image) < _FEWEST_IMAGES:
             return made
-        stderr, p_values = (by_path(sites, each) for each in mean_test(by_image, two_sided=self.two_sided))
+        stderr, p_values = (by_path(sites, each) for each in mean_test(by_image, two_sided=self.two_sided, least=least))
         return replace(made, stderr=stderr, p_values=p_values)
 
 

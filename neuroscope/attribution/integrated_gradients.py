@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuroscope.attribution._causal_attribution import CausalAttribution, first_image, single
+from neuroscope.attribution._causal_attribution import LEAST, CausalAttribution, first_image, single
 from neuroscope.attribution.captum_attribution import KINDS, Kind, attribute
 from neuroscope.attribution.neuron_ablation import NeuronAblation
 from neuroscope.attribution.patching_metric import PatchingMetric
@@ -44,8 +44,9 @@ class IntegratedGradients(CausalAttribution):
     The unchanged run of each prompt and seed is recorded at a few of its steps. There, the effect of the prompt without the concept
     on the prediction (see `PatchingMetric`) is attributed to the neurons. A score is a share of that total effect, summed over tokens and
     averaged over steps, and then over images, a prompt and a seed each. From three images on, scores have standard errors, and p-values
-    by a one-sided t-test over images. With "integrated", all scores add up to the effect of swapping all chosen sites
-    (completeness). A neuron's effect on one prediction may differ from its effect on the image: see `NeuronScores.fidelity`.
+    of whether they are above `least`, by a one-sided t-test over images. With "integrated", all scores add up to the effect of swapping
+    all chosen sites (completeness). A neuron's effect on one prediction may differ from its effect on the image: see
+    `NeuronScores.fidelity`.
 
     The cost counts a row's backward pass as two NFE more.
 
@@ -58,6 +59,7 @@ class IntegratedGradients(CausalAttribution):
         samples: at how many points of the line "integrated" takes gradients.
         fidelity: for how many neurons the exact effect on the first image is measured too, by the experiment's metric, as `NeuronAblation`
             does. Half of them come from the ranking's top quarter, half from the rest, at random. 0 for none.
+        least: the share of the total effect that a neuron must account for to count in p- and q-values, 0 or more. It changes no score.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, more steps or neurons than there are.
@@ -68,6 +70,7 @@ class IntegratedGradients(CausalAttribution):
     steps: int = 2
     samples: int = 4
     fidelity: int = 8
+    least: float = LEAST
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
@@ -77,6 +80,7 @@ class IntegratedGradients(CausalAttribution):
             raise InvalidInput(f"steps={self.steps} looks at no step of the schedule; give 1 or more")
         if self.samples < 1:
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
+        checks.finite("least", self.least, least=0)
         if self.fidelity and self.fidelity < _FEWEST:
             raise InvalidInput(f"fidelity={self.fidelity} neurons make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
@@ -91,7 +95,7 @@ class IntegratedGradients(CausalAttribution):
             fidelity = self._fidelity_of(experiment, sites, by_image.mean(dim=0), images[0].scores) if self.fidelity else None
             cost = meter.cost + Cost(nfe=2 * sum(image.rows_with_gradients for image in images))
         self._warn(images)
-        return replace(self.mean_scores(experiment, sites, by_image), fidelity=fidelity, cost=cost)
+        return replace(self.mean_scores(experiment, sites, by_image, self.least), fidelity=fidelity, cost=cost)
 
     def _by_image(self, experiment: Experiment, sites: Sites) -> Iterator[_Image]:
         """The attributions of each image, in order. The unchanged runs share batches."""

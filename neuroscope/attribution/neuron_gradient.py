@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuroscope.attribution._causal_attribution import CausalAttribution
+from neuroscope.attribution._causal_attribution import LEAST, CausalAttribution
 from neuroscope.attribution.patching_metric import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
@@ -55,7 +55,8 @@ class NeuronGradient(CausalAttribution):
     other prompt is taken there. A neuron's score is the mean, over such samples, of its gradient times its change from the one
     prompt to the other, summed over tokens: the drop of the distance that it accounts for, as a share of the whole distance (expected
     gradients: Erion et al. 2021, here over images, noise and the straight way of integrated gradients: Sundararajan et al. 2017).
-    Scores have standard errors, and p-values by a one-sided t-test over samples.
+    Scores have standard errors over samples. A p-value asks whether the score is above `least`, by a one-sided t-test: against 0, every
+    effect that is steady would count, however small.
 
     The cost does not depend on the number of steps, and hardly on the number of prompts: one guided call for each prompt and seed, and four
     NFE a sample (the prediction for the other prompt, the prediction, and its backward pass, which counts as two).
@@ -63,6 +64,7 @@ class NeuronGradient(CausalAttribution):
     Attributes:
         roles: score the neurons of "key" and "value" sites, or of one of them.
         samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
+        least: the share of the way that a neuron must account for to count in p- and q-values, 0 or more. It changes no score.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known, or a metric other than
@@ -75,11 +77,13 @@ class NeuronGradient(CausalAttribution):
 
     roles: str | tuple[str, ...] = ROLES
     samples: int = 32
+    least: float = LEAST
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_roles(self.roles))
         checks.whole("samples", self.samples)
+        checks.finite("least", self.least, least=0)
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
@@ -99,7 +103,7 @@ class NeuronGradient(CausalAttribution):
             )
         # half of the way is the mean share, and so half of the distance is left on average
         whole = 2 * distances.mean().clamp(min=_ROUNDING)
-        return replace(self.mean_scores(experiment, sites, by_sample / whole), cost=cost)
+        return replace(self.mean_scores(experiment, sites, by_sample / whole, self.least), cost=cost)
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `ExperimentMethod.plan`."""

@@ -101,7 +101,7 @@ class PatchingMetric:
         largest = float(self._total.abs().max()) / self.length**2
         return 2.0 ** round(math.log2(_LARGEST / largest))
 
-    def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel height width"]:
+    def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel *place"]:
         """The denoiser's predictions of the step in float64, one row for each list of changes."""
         with self._graph.apply_each(changes):
             predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._step.inputs)))[0]
@@ -109,5 +109,5 @@ class PatchingMetric:
 
 
 def _repeated(rows: int, value: Any) -> Any:
-    """An input of the step's one row, repeated for several rows."""
-    return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and value.ndim else value
+    """An input of the step's one row, repeated for several rows; what all rows share, such as positions, is left as it is."""
+    return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and value.ndim and len(value) == 1 else value

@@ -16,7 +16,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite_tensor, instance
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose
+from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sharing.summary import Summary, binned
 from neuroscope.core.sites import Site, Sites
@@ -113,7 +113,7 @@ class Recording(Artifact):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(arm)} {arm}" for arm in ARMS)
-        return f"Recording({self.provenance.concept!r}: {counts} prompts, {len(self.sites)} sites, token {self.token!r})"
+        return f"Recording({self.provenance.concept!r}: {counts} prompts, {counted(len(self.sites), 'site')}, token {self.token!r})"
 
     def summary(self) -> Summary:
         """See `Shown`: how far each neuron's means in both arms lie apart."""
@@ -311,7 +311,9 @@ def _record_text(
     chosen = conditions.seen(torch.from_numpy(graph.text.select_tokens(prompts, token, subject)))
     for site, read in graph.text.read_each(sites, conditions):
         activation = graph.module(site)(read)
-        tally.add(site.path, activation if activation.ndim == 2 else _average(activation, chosen))
+        if activation.ndim == 3:
+            activation = _average(activation, graph.text.positions(site, chosen, activation.shape[1]))
+        tally.add(site.path, activation)
 
 
 def _average(activation: Float[Tensor, "prompt token neuron"], chosen: Bool[Tensor, "prompt token"]) -> Float[Tensor, "prompt neuron"]:

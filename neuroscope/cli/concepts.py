@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from neuroscope.cli import methods, opening, options, values
-from neuroscope.cli.ledgers import LedgerOptions
+from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.cli.localization import MetricOptions
 from neuroscope.core.errors import InvalidFile, InvalidInput, choose
 
@@ -31,7 +30,7 @@ _OF_DENOISING = ("seed", "num_inference_steps", "guidance_scale", "image")
 _OF_IMAGES = (
     *(
         each.name
-        for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions, LedgerOptions)
+        for group in (MetricOptions, options.FewSeedOptions, options.SizedDenoisingOptions, options.LedgerOptions)
         for each in fields(group)
     ),
     *("pairs", "executor", "workers", "address"),
@@ -53,7 +52,7 @@ def record_(
     model: options.ModelOptions,
     concept: options.ConceptOptions,
     sites: options.SiteOptions,
-    token: Annotated[str, typer.Option(help="last, subject, eos or all.")] = "last",
+    token: Annotated[str, choices.option(choices.TOKENS, help="Which token of each prompt.")] = "last",
     keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Keep every observation, as Auroc needs.")] = False,
     by_step: Annotated[bool, typer.Option("--by-step", help="Keep denoising steps apart.")] = False,
     seed: options.Seed = 0,
@@ -99,9 +98,11 @@ class RankingOptions:
     panel: ClassVar[str] = "Ranking"
     method: Annotated[
         str | None,
-        typer.Option(
+        choices.method(
+            "Attribution",
+            "CausalAttribution",
             help="The method, as in Python. Of a concept NeuronGradient() unless given: which neurons control it. Of a recording Welch(): "
-            "which respond. docs/neurons.md has one table of what each answers, at which cost."
+            "which respond. docs/neurons.md has one table of what each answers, at which cost.",
         ),
     ] = None
     layer: Annotated[
@@ -122,7 +123,7 @@ def rank(
     metric: MetricOptions,
     seeds: options.FewSeedOptions,
     generation: options.SizedDenoisingOptions,
-    ledger: LedgerOptions,
+    ledger: options.LedgerOptions,
     printed: options.RunningSweeps,
 ) -> None:
     """Rank neurons, strongest first: by how they control a concept, or, of a recording, by how they respond to it."""
@@ -185,7 +186,7 @@ def mask(
     file: Path,
     output: options.Output,
     top: Annotated[int, typer.Option(callback=values.whole(), help="How many neurons.")] = 50,
-    per: Annotated[str, typer.Option(help="So many overall (all), in each layer, or in each site.")] = "all",
+    per: Annotated[str, choices.option(choices.PER, help="So many overall (all), in each layer, or in each site.")] = "all",
     method: options.Method = "Welch",
     fill: Annotated[
         str | None,
@@ -193,7 +194,7 @@ def mask(
     ] = None,
     recording: Annotated[Path | None, typer.Option(help="Of scores: take the fill's means from this recording.")] = None,
     strength: Annotated[float, typer.Option(callback=values.finite(), help="0 changes nothing, 1 puts the fill in.")] = 1.0,
-    rows: Annotated[str, typer.Option(help="conditional (the rows that carry the prompt), or all, as export needs.")] = "conditional",
+    rows: Annotated[str, choices.option(choices.ROWS, help="conditional: those that carry the prompt; export needs all.")] = "conditional",
     as_json: options.AsJson = False,
 ) -> None:
     """Make a mask of the strongest neurons of scores, or of a recording."""

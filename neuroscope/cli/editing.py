@@ -8,7 +8,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from neuroscope.cli import opening, options, values
+from neuroscope.cli import choices, opening, options, values
 from neuroscope.cli.commands import LightCommand
 from neuroscope.core.errors import choose
 
@@ -29,7 +29,7 @@ def edit(
     ridge: Annotated[float, typer.Option(callback=values.finite(least=0), help="In units of the keys' mean squared length.")] = 0.01,
     token: Annotated[
         list[str] | None,
-        typer.Option("--token", callback=values.texts(), help="subject, eos, padding or all; repeat for several."),
+        choices.option(choices.EDITED_TOKENS, "--token", callback=values.texts(), help="Which tokens; repeat for several."),
     ] = None,
     preserve: Annotated[
         list[str] | None,
@@ -60,8 +60,8 @@ def export(
     *,
     files: Annotated[list[Path], typer.Argument(callback=values.files(), help="Saved edits and masks, composed in this order.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="A folder, or a file that ends in .safetensors.")] = Path("lora"),
-    lora_format: Annotated[str, typer.Option("--format", help="diffusers, or kohya for ComfyUI, A1111 and diffusers.")] = "diffusers",
-    file_dtype: Annotated[str, typer.Option("--file-dtype", help="The file's numbers: float32, float16 or bfloat16.")] = "float32",
+    lora_format: Annotated[str, choices.option(choices.FORMATS, "--format", help="kohya: for ComfyUI, A1111 and diffusers.")] = "diffusers",
+    file_dtype: Annotated[str, choices.option(choices.FILE_DTYPES, "--file-dtype", help="The file's numbers.")] = "float32",
     model: options.ModelOptions,
     printed: options.Printing,
 ) -> None:

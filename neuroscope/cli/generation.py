@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import methods, opening, options, values
-from neuroscope.cli.ledgers import LedgerOptions
+from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from neuroscope.core.scores import NeuronScores
-    from neuroscope.evaluation import DoseResponse
     from neuroscope.metrics.metric import Metric
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
@@ -42,8 +40,9 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images, with saved interventions applied; each file says what it was made of (`neuroscope show IMAGE.png`)."""
+    """Make images (sounds: WAV files, with spectrograms) with saved interventions; `neuroscope show IMAGE.png` says what of."""
     from neuroscope.core import storage
+    from neuroscope.core.sounds import Sound
     from neuroscope.evaluation import generate as run
     from neuroscope.generation import labels
     from neuroscope.generation.arguments import check_generation
@@ -68,6 +67,8 @@ def generate(
     for made, path in zip(images, paths, strict=True):
         labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))
+        if isinstance(made, Sound):
+            storage.write_beside(path.with_suffix(".wav"), made.wav())
     pooled = [
         f"{path}: pooled text: {said}"
         for path, change in zip(apply or [], changes, strict=True)
@@ -91,7 +92,7 @@ class MetricsOptions:
     ] = None
     metric: Annotated[
         list[str] | None,
-        typer.Option(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
+        choices.metric(callback=values.texts(), help="Score by a metric as in Python, such as \"Reader(attribute='object')\"; repeatable."),
     ] = None
 
     def open(self, model: options.ModelOptions) -> list[Metric]:
@@ -117,7 +118,7 @@ def evaluate(
     metrics: MetricsOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    ledger: LedgerOptions,
+    ledger: options.LedgerOptions,
     printed: options.RunningSweeps,
 ) -> None:
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
@@ -191,7 +192,7 @@ def dose(
     masks: DoseOptions,
     seeds: options.SeedOptions,
     generation: options.DenoisingOptions,
-    ledger: LedgerOptions,
+    ledger: options.LedgerOptions,
     printed: options.RunningSweeps,
 ) -> None:
     """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
@@ -214,25 +215,15 @@ def dose(
     if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
         return
     called |= {"seeds": counted, "output": ledger.open(output), "batch_size": printed.batch_size, "quiet": printed.quiet}
-    called |= {"executor": executor}
+    called["executor"] = executor
     if ledger.made_shard(printed, run, graph, scores, prompts, metrics=scored_by, **chosen, **called):
         return
     found = run(graph, scores, prompts, metrics=scored_by, **chosen, **called)
     artifacts.save(found, output)
-    facts = {"output": str(output), "smallest": _smallest(found), "verdict": found.verdict}
+    facts = {"output": str(output), "smallest": found.sufficient, "verdict": found.verdict}
     shares = found.shares()
     table = shares.to_string(index=False, float_format="%.3f")
     printed.report(facts | {"shares": json.loads(shares.to_json(orient="records"))}, f"{table}\n{found.verdict}\nwrote {output}")
-
-
-def _smallest(found: DoseResponse) -> int | None:
-    """The smallest mask, if there is one."""
-    from neuroscope.core.errors import NoSmallestMask
-
-    try:
-        return found.smallest()
-    except NoSmallestMask:
-        return None
 
 
 def _prompts(ctx: typer.Context, given: list[str] | None, concept: options.NamedConcept, model: options.ModelOptions) -> list[str]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from neuroscope.cli import methods, opening, options, values
-from neuroscope.cli.ledgers import LedgerOptions
+from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ class MetricOptions:
     panel: ClassVar[str] = "Metric"
     clip: Annotated[str | None, typer.Option(callback=values.text(), help="Measure CLIP's cosine to this text.")] = None
     read: Annotated[str | None, typer.Option(help="Testbed only: measure by an exact reader, such as style=stipple.")] = None
-    metric: Annotated[str | None, typer.Option(help='Measure by a metric as in Python, such as "Flipped(from_share=0.5)".')] = None
-    share: Annotated[str, typer.Option(help="Without another metric: how far the latent or the image moves.")] = "latent"
+    metric: Annotated[str | None, choices.metric(help='Measure by a metric as in Python, such as "Flipped(from_share=0.5)".')] = None
+    share: Annotated[str, choices.option(choices.SHARES, help="Without another metric: how far the latent or the image moves.")] = "latent"
 
     def open(self, ctx: typer.Context, model: options.ModelOptions) -> Any:
         """The metric; raises InvalidInput where several are named."""
@@ -61,7 +60,11 @@ def localize(
     model: options.ModelOptions,
     concept: options.ConceptOptions,
     method: Annotated[
-        str, typer.Option(help='The method, as in Python, such as "LocoGen(window=2)"; an unknown name or keyword lists the known ones.')
+        str,
+        choices.method(
+            "Localization",
+            help='The method, as in Python, such as "LocoGen(window=2)"; an unknown name or keyword lists the known ones.',
+        ),
     ] = _AUTOMATIC,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Make images with every layer changed alone, instead of searching.")
@@ -70,7 +73,7 @@ def localize(
     pairs: options.Pairs = None,
     seeds: options.SeedOptions,
     generation: options.SizedDenoisingOptions,
-    ledger: LedgerOptions,
+    ledger: options.LedgerOptions,
     printed: options.RunningSweeps,
 ) -> None:
     """Find the layers that control a concept, by images made with single layers changed."""

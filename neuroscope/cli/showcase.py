@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from neuroscope.cli import options
+from neuroscope.cli import choices, options
 from neuroscope.cli.commands import App, LightCommand
 from neuroscope.core.errors import choose
 
@@ -36,7 +36,7 @@ def choose_command(ctx: typer.Context) -> None:
 
 def demo(
     output_dir: options.OutputFolder = Path("demo"),
-    style: Annotated[str, typer.Option(help="The style to find and switch off.")] = "stipple",
+    style: Annotated[str, choices.option(choices.STYLES, help="The style to find and switch off.")] = "stipple",
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:

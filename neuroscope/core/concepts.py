@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, choose, closest
+from neuroscope.core.errors import InvalidInput, choose, closest, counted
 from neuroscope.core.sharing.summary import Shown, Summary
 
 _FIELDS = ("name", "present", "absent", "test")
@@ -71,7 +71,7 @@ class Concept(Shown):
 
     def __repr__(self) -> str:
         contrast = self.contrast and f" {self.contrast}"
-        return f"Concept({self.name!r}: {len(self.present)} pairs{contrast}, {len(self.test)} test prompts)"
+        return f"Concept({self.name!r}: {counted(len(self.present), 'pair')}{contrast}, {counted(len(self.test), 'test prompt')})"
 
     @property
     def contrast(self) -> str:

@@ -21,11 +21,14 @@ class Conditions:
         context: [prompt, token, channel], what cross-attention reads.
         pooled: [prompt, summary], one summary a prompt, where the encoders give one beside the tokens (SDXL).
         mask: [prompt, token], 1 at the tokens that cross-attention sees and 0 at the others, where the denoiser is given one (PixArt).
+        generated: [prompt, state, channel], what a language model wrote of the prompt, where some layers read that instead of the
+            context (AudioLDM2); its states are of no single word.
     """
 
     context: Float[Tensor, "prompt token channel"] = field(repr=False)
     pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
     mask: Shaped[Tensor, "prompt token"] | None = field(default=None, repr=False)
+    generated: Float[Tensor, "prompt state other"] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.context)
@@ -38,8 +41,8 @@ class Conditions:
     @classmethod
     def of(cls, parts: Sequence[Conditions]) -> Self:
         """All prompts of several conditions, in order."""
-        context, pooled, mask = ([tensor for each in parts if (tensor := getattr(each, name)) is not None] for name in _PARTS)
-        return cls(torch.cat(context), torch.cat(pooled) if pooled else None, torch.cat(mask) if mask else None)
+        found = {name: [tensor for each in parts if (tensor := getattr(each, name)) is not None] for name in _PARTS}
+        return cls(**{name: torch.cat(tensors) for name, tensors in found.items() if tensors or name == "context"})
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Conditions:
         """The conditions on another device or in another number format; a mask keeps its own."""

@@ -59,6 +59,11 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, such as "1 prompt" and "2 prompts"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def choose(what: str, value: str, allowed: Collection[str]) -> str:
     """`value` itself if it is allowed.
 

@@ -30,6 +30,7 @@ class Call:
             graph's own pipeline.
         project: the module's own computation on another input, without hooks.
         read: what the module reads of other prompts in a batch of so many rows, as `graph.text.read` gives it.
+        beside: how many tokens behind the prompt's a text-side site reads that say something else.
     """
 
     site: Site
@@ -38,6 +39,7 @@ class Call:
     layout: BatchLayout | None
     project: Callable[[Tensor], Tensor] = field(repr=False)
     read: Callable[[Conditions, int], Tensor] = field(repr=False)
+    beside: int = 0
 
     @property
     def guided(self) -> bool | None:
@@ -85,6 +87,8 @@ class ModelSpec:
         token_count: the tokens of a prompt; None where the pipeline's tokenizers do not agree.
         has_summary: whether prompts have a pooled summary beside their context.
         has_mask: whether attention is told by a mask which of a prompt's tokens it sees.
+        tokens_beside: how many tokens behind the prompt's text-side sites read that say something else.
+        wordless: the paths of text-side sites whose positions are no tokens of the prompt.
     """
 
     family: str
@@ -94,6 +98,8 @@ class ModelSpec:
     token_count: int | None
     has_summary: bool
     has_mask: bool
+    wordless: frozenset[str] = frozenset()
+    tokens_beside: int = 0
 
 
 class Encodes(Protocol):

@@ -18,7 +18,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, whole
 from neuroscope.core.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Patch
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.quality import Confidence, Cost, Fidelity, FidelityHeader
 from neuroscope.core.sharing.summary import Summary
 
@@ -110,7 +110,7 @@ class LayerScores(Artifact):
 
     def __repr__(self) -> str:
         said = f": {self.verdict}" if self.effects else ""
-        return f"LayerScores({self.provenance.concept!r} by {self.provenance.method}, {len(self.layers)} layers{said})"
+        return f"LayerScores({self.provenance.concept!r} by {self.provenance.method}, {counted(len(self.layers), 'layer')}{said})"
 
     def summary(self) -> Summary:
         """See `Shown`: what the scores say, and the best layers with their intervals."""
@@ -163,10 +163,12 @@ class LayerScores(Artifact):
             best = " and ".join(map(self.name, self.best.layers)) or BESIDE[self.best]
             return f"no layer stands out; the best, {best}, has {max(effects.means()):.2f} [{low:.2f}, {high:.2f}]"
         counts = Counter(found).most_common()
-        of = f"{len(found)} prompts"
+        of = counted(len(found), "prompt")
         tied = self._said_of_tie()
         if counts[0][1] >= _AGREEING * len(found):
             agreeing = f"all {of}" if len(counts) == 1 else f"{counts[0][1]} of {of}"
+            if len(found) == 1:
+                return tied or f"the one prompt says {self._called(counts[0][0])}"
             return tied or f"{agreeing} agree on {self._called(counts[0][0])}"
         places = ", ".join(f"{self._called(layer)} ({count})" for layer, count in counts[:4])
         return f"{f'{tied}; ' if tied else ''}the {of} disagree: {places}; the place depends on the prompt"

@@ -13,7 +13,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from neuroscope.core.checks import finite, instance, whole
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Plan:
         finite("the plan's nfe", self.nfe, least=0)
 
     def __str__(self) -> str:
-        images = f"{self.images:,} image{'s' * (self.images != 1)}"
+        images = counted(self.images, "image")
         return f"{'at most ' * self.is_bound}{images}, {self.nfe:,.0f} NFE"
 
 
@@ -189,10 +189,10 @@ class Confidence:
             whole(f"the confidence's {name}", getattr(self, name), least=0)
 
     def __str__(self) -> str:
-        layers = f"{len(self.measured_layers)} layer{'s' * (len(self.measured_layers) != 1)} alone"
+        layers = f"{counted(len(self.measured_layers), 'layer')} alone"
         sure = f"{100 * self.probability:.0f} % sure that all windows would say the same"
         seen = f", and screened on {self.screened_images}" if self.screened_images else ""
-        return f"{sure} ({layers}, on {self.measured_images} of {self.total_images} images{seen})"
+        return f"{sure} ({layers}, on {self.measured_images} of {counted(self.total_images, 'image')}{seen})"
 
 
 def p_minority(known: int, of: int) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, whole
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Fidelity, FidelityHeader
 from neuroscope.core.sharing.summary import Summary, binned
@@ -81,7 +81,7 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         return len(self._indices)
 
     def __repr__(self) -> str:
-        return f"Neurons({self.count} neurons in {len(self)} sites)"
+        return f"Neurons({counted(self.count, 'neuron')} in {counted(len(self), 'site')})"
 
     def summary(self) -> Summary:
         """See `Shown`: the sites with their neurons, and where in each site these are."""
@@ -221,7 +221,7 @@ class NeuronScores(Artifact):
                 )
 
     def __repr__(self) -> str:
-        size = f"{self.sites.neuron_count:,} neurons in {len(self.sites)} sites"
+        size = f"{counted(self.sites.neuron_count, 'neuron')} in {counted(len(self.sites), 'site')}"
         said = "".join(f"; {each}" for each in (self.fidelity, self.cost) if each)
         contrast = self.provenance.contrast and f" {self.provenance.contrast}"
         return f"NeuronScores({self.provenance.concept!r}{contrast} by {self.provenance.method}: {size}{said})"
@@ -290,7 +290,10 @@ class NeuronScores(Artifact):
         return float(scipy.stats.spearmanr(mine, theirs).statistic)
 
     def q_values(self) -> dict[str, Float[Tensor, "neuron"]]:
-        """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values."""
+        """False-discovery rates over all neurons together (Benjamini and Hochberg, 1995); empty without p-values.
+
+        What is discovered is what the method's p-value asks: a response that differs (`Welch`), or a score above `least` (gradients).
+        """
         if not self.p_values:
             return {}
         every = np.concatenate([self.p_values[path].numpy() for path in self.sites.paths])

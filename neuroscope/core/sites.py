@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args, overload
 
 from neuroscope.core import checks
 from neuroscope.core.checks import whole
-from neuroscope.core.errors import InvalidInput, UnknownSite, choose, closest
+from neuroscope.core.errors import InvalidInput, UnknownSite, choose, closest, counted
 from neuroscope.core.sharing.summary import Shown, Summary
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class Sites(Shown, Sequence[Site]):
 
     def __repr__(self) -> str:
         roles = ", ".join(dict.fromkeys(site.role for site in self))
-        return f"Sites({len(self)} sites in {len(self.layers)} layers: {roles or 'none'}; {self.neuron_count:,} neurons)"
+        counts = f"{counted(len(self), 'site')} in {counted(len(self.layers), 'layer')}"
+        return f"Sites({counts}: {roles or 'none'}; {counted(self.neuron_count, 'neuron')})"
 
     def summary(self) -> Summary:
         """See `Shown`: the first sites, and how wide each layer's are, role by role."""
@@ -206,7 +207,7 @@ class Sites(Shown, Sequence[Site]):
             InvalidInput: there are more or fewer.
         """
         if len(self) != checks.whole("count", count, least=0):
-            raise InvalidInput(f"expected {count} sites and found {len(self)}: {', '.join(self.paths[:6]) or 'none'}")
+            raise InvalidInput(f"expected {counted(count, 'site')} and found {len(self)}: {', '.join(self.paths[:6]) or 'none'}")
         return self
 
     def to_frame(self) -> pd.DataFrame:

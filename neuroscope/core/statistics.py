@@ -108,16 +108,20 @@ class MeanTest(NamedTuple):
     p_value: Float[Tensor, "neuron"]
 
 
-def mean_test(observations: Float[Tensor, "image neuron"], *, two_sided: bool) -> MeanTest:
-    """Tells whether each neuron's mean over images is above 0, or, two-sided, other than 0: by a one-sample t-test, in float64.
+def mean_test(observations: Float[Tensor, "image neuron"], *, two_sided: bool, least: float = 0.0) -> MeanTest:
+    """Tells whether each neuron's mean over images is above `least`, or, two-sided, above `least` or below -`least`.
 
-    A neuron with the same value in every image has a standard error of 0, and p = 1 where that value is 0 or, one-sided, below.
+    By one-sample t-tests, in float64. A neuron with the same value in every image has a standard error of 0, and p = 1 where that
+    value is not beyond `least`.
     """
     values = observations.numpy().astype(np.float64)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, of values that are nearly alike
-        found = scipy.stats.ttest_1samp(values, 0.0, axis=0, alternative="two-sided" if two_sided else "greater")
-    p_value = np.where(np.isnan(found.pvalue), 1.0, found.pvalue)
+        p_value = scipy.stats.ttest_1samp(values, least, axis=0, alternative="greater").pvalue
+        if two_sided:
+            below = scipy.stats.ttest_1samp(values, -least, axis=0, alternative="less").pvalue
+            p_value = np.minimum(1.0, 2 * np.fmin(p_value, below))
+    p_value = np.where(np.isnan(p_value), 1.0, p_value)
     return MeanTest(torch.from_numpy(scipy.stats.sem(values, axis=0)), torch.from_numpy(p_value))
 
 

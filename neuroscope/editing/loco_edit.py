@@ -156,6 +156,8 @@ class _Texts(NamedTuple):
         present, absent = (graph.text.read(site, arm).double().cpu() for arm in (self.present, self.absent))
         if present.ndim == 2:
             return present, absent
+        if site.path in graph.spec.wordless:
+            return present.flatten(0, 1), absent.flatten(0, 1)
         rows = [(present[row, here], absent[row, there]) for row, places in enumerate(self.aligned) for here, there in places]
         return torch.stack([key for key, _ in rows]), torch.stack([target for _, target in rows])
 
@@ -163,15 +165,18 @@ class _Texts(NamedTuple):
 def _vectors(graph: HookGraph, site: Site, texts: Sequence[_Texts], preserved: Conditions | None) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, targets and kept vectors of a site, float64 [vector, channel]; equal ones count once."""
     keys, targets = (torch.cat(each) for each in zip(*(each.pairs(graph, site) for each in texts), strict=True))
-    kept = keys[:0] if preserved is None else _kept(graph.text.read(site, preserved), preserved).double().cpu()
+    kept = keys[:0] if preserved is None else _kept(graph, site, preserved).double().cpu()
     if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
         raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
     return *_distinct(keys, targets), _distinct(kept, kept)[0]
 
 
-def _kept(read: Tensor, preserved: Conditions) -> Tensor:
-    """The vectors [vector, channel] of preserved prompts: of their tokens those that attention sees."""
-    return read if read.ndim == 2 else read[preserved.of_tokens.bool().to(read.device)]
+def _kept(graph: HookGraph, site: Site, preserved: Conditions) -> Tensor:
+    """The vectors [vector, channel] that a site reads of preserved prompts: of their tokens those that attention sees."""
+    read = graph.text.read(site, preserved)
+    if read.ndim == 2:
+        return read
+    return read[graph.text.positions(site, preserved.of_tokens.bool(), read.shape[1]).to(read.device)]
 
 
 def _neighbours(graph: HookGraph, site: Site, texts: Sequence[_Texts]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL.Image import Image
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.quality import Plan
 from neuroscope.core.scores import Neurons
@@ -252,7 +252,7 @@ def generate(
     changed = _as_tuple(change)
     check_run(graph, batch_size, None, False, generation, generate)
     if len(prompts) != len(seeds):
-        raise InvalidInput(f"{len(prompts)} prompts and {len(seeds)} seeds are no pairs; give one seed a prompt")
+        raise InvalidInput(f"{counted(len(prompts), 'prompt')} and {counted(len(seeds), 'seed')} are no pairs; give one seed a prompt")
     rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
     sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
     made = [image for _, images in sweep.run(rows) for image in images]

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.errors import InvalidInput, NoSmallestMask
+from neuroscope.core.errors import InvalidInput, NoSmallestMask, counted
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.statistics import is_share
 from neuroscope.evaluation._image_change import ImageChange
@@ -99,8 +99,10 @@ class DoseResponse(Artifact):
 
     def __repr__(self) -> str:
         counts = ", ".join(str(each) for each in self.budgets) or "none"
-        images = f"{len(self.prompts)} prompts, {len(self.seeds)} seeds"
-        return f"DoseResponse({self.provenance.concept!r}, {self.metrics[0]!r}: {counts} of {self.neuron_count} neurons; {images})"
+        images = f"{counted(len(self.prompts), 'prompt')}, {counted(len(self.seeds), 'seed')}"
+        return (
+            f"DoseResponse({self.provenance.concept!r}, {self.metrics[0]!r}: {counts} of {counted(self.neuron_count, 'neuron')}; {images})"
+        )
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -135,9 +137,18 @@ class DoseResponse(Artifact):
         enough = found[found["low"] > share]
         if not len(enough):
             best = found.iloc[int(np.argmax(found["low"].fillna(-np.inf)))]
-            said = f"{best['neurons']} neurons have {best['share']:.2f} [{best['low']:.2f}, {best['high']:.2f}] of it"
+            which = f"{counted(int(best['neurons']), 'neuron')} {'has' if best['neurons'] == 1 else 'have'}"
+            said = f"{which} {best['share']:.2f} [{best['low']:.2f}, {best['high']:.2f}] of it"
             raise NoSmallestMask(f"no mask surely has {share:g} of the effect of all neurons: {said}; {self._advice(share, confidence)}")
         return int(enough["neurons"].iloc[0])
+
+    @property
+    def sufficient(self) -> int | None:
+        """See `smallest`; None where no mask surely has 0.9 of the effect of all."""
+        try:
+            return self.smallest()
+        except NoSmallestMask:
+            return None
 
     def shares(self, confidence: float = 0.95) -> pd.DataFrame:
         """Each mask's effect on the concept's metric as a share of the effect of all neurons, with its interval.
@@ -179,7 +190,8 @@ class DoseResponse(Artifact):
             return str(error)
         found = self.shares()
         said = [f"{row.control} {row.share:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in found[found["neurons"] == count].itertuples()]
-        return f"{count} of {self.neuron_count} neurons suffice: of the effect of all, {', '.join(said)}"
+        verb = "suffices" if count == 1 else "suffice"
+        return f"{count} of {counted(self.neuron_count, 'neuron')} {verb}: of the effect of all, {', '.join(said)}"
 
     def summary(self) -> Summary:
         """See `Shown`: the smallest mask, each mask's share of the whole effect, and the concept's metric by number of neurons."""
@@ -220,17 +232,17 @@ class DoseResponse(Artifact):
 
     def _share(self, dose: int, confidence: float) -> tuple[float, float, float]:
         """One mask's share of the effect of all, and its interval."""
-        counted = self._is_counted
-        effects = self._effects(dose) if counted else self._effects(*range(len(self.doses)))  # whose intervals are then no counts'
-        patch, whole = effects.patches[0 if counted else dose], effects.total_mean()
+        is_counted = self._is_counted
+        effects = self._effects(dose) if is_counted else self._effects(*range(len(self.doses)))  # whose intervals are then no counts'
+        patch, whole = effects.patches[0 if is_counted else dose], effects.total_mean()
         if not whole:
             return math.nan, math.nan, math.nan
         values, total = effects.values[0].numpy(), effects.total.numpy()
-        if counted and not (is_share(total) and (values[total == 0] == 0).all()):  # an image gained what others lost
+        if is_counted and not (is_share(total) and (values[total == 0] == 0).all()):  # an image gained what others lost
             low, high = effects.intervals(confidence)[0] / whole
             return float(effects.means()[0]) / whole, float(low), float(high)
         share, low, high = effects.share_of(patch, confidence)
-        return (share, low, high) if counted or len(self.prompts) > 1 else (share, math.nan, math.nan)
+        return (share, low, high) if is_counted or len(self.prompts) > 1 else (share, math.nan, math.nan)
 
     @property
     def _is_counted(self) -> bool:

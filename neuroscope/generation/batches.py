@@ -22,7 +22,7 @@ from neuroscope.core.intervention import Intervention
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.metrics.shares import Space
 from neuroscope.pipeline.discovery import row_bytes
-from neuroscope.pipeline.families import has_latents, latent_size
+from neuroscope.pipeline.families import has_latents
 from neuroscope.pipeline.graph import HookGraph
 
 LARGEST_BATCH = 64
@@ -157,22 +157,26 @@ class Sweep:
         """What `run` gave, as images."""
         if self.space == "image":
             return list(made)
-        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
+        return self._decoded(made)
 
     def _make(self, rows: Sequence[Row], context: BatchContext) -> list[Any]:
         device = self.graph.pipe._execution_device
         conditional = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         unconditional = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if has_latents(self.graph.pipe) else "pt"
+        decodes = self.space == "image" and self.graph.family.makes == "sound"
         made: Sequence[Any] = ()
         with context(rows):
             made = self.graph.pipe(
                 **self.graph.text.arguments(conditional, unconditional),
                 generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-                output_type="pil" if self.space == "image" else raw,
+                output_type="pil" if self.space == "image" and not decodes else raw,
                 **spread_images(self.graph.pipe, self._generation, len(rows)),
-            ).images
-        return list(made)
+            )[0]
+        return self._decoded(list(made)) if decodes and len(made) else list(made)
+
+    def _decoded(self, made: Sequence[Any]) -> list[Image]:
+        return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:
         return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()
@@ -198,7 +202,7 @@ def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
 
 def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None) -> int:
     """An upper bound of the memory that one row takes for images of a size in pixels, by default the model's."""
-    return row_bytes(graph.family, graph.denoiser, latent_size(graph.pipe, graph.denoiser, height, width))
+    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -92,6 +92,7 @@ class Experiment:
         origin: a hash of all that scores depend on beside the method and the run.
         keep_images: how many prompts the contact sheet shows.
         quiet: show no progress bar.
+        progress: what the progress bar says that is done.
         workers: make the images.
         run: in a ledger, the hash of all that was asked for.
         title: in a ledger, what was asked for.
@@ -112,6 +113,7 @@ class Experiment:
     workers: Workers
     run: str = ""
     title: str = ""
+    progress: str = "localizing"
     shown: tuple[ImageKey, ...] = ()
     contrast: str = ""
     layers: tuple[int, ...] | None = None
@@ -237,6 +239,10 @@ def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found
     return replace(found, cost=before + cost)
 
 
+#: What the progress bar of a verb says.
+_PROGRESS = {"localize": "localizing", "rank": "ranking"}
+
+
 @contextmanager
 def open_experiment(
     verb: Callable[..., Any],
@@ -290,6 +296,7 @@ def open_experiment(
             keep_images=keep_images,
             quiet=quiet,
             workers=workers,
+            progress=_PROGRESS[name],
         )
 
 

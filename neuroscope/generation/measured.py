@@ -60,7 +60,7 @@ class Measured:
         self._method = method_key(method, state)
         self._is_share = isinstance(experiment.metric, Share)
         metrics = () if isinstance(experiment.metric, Share) else (experiment.metric,)
-        self._work = Work(sweep, metrics, f"localizing {experiment.name}", experiment.quiet)
+        self._work = Work(sweep, metrics, f"{experiment.progress} {experiment.name}", experiment.quiet)
         #: Of each image the source and the target that were made, which shares are measured against.
         self._ends: dict[ImageKey, dict[str, Any]] = {}
         #: Of each image the runs whose source or target is not made yet, with what was made of them: tasks may come in any order.

@@ -42,7 +42,7 @@ class StepInput:
     step: int
     steps: int
     inputs: Mapping[str, Any]
-    output: Float[Tensor, "1 channel height width"]
+    output: Float[Tensor, "1 channel *place"]
 
 
 #: Which steps of a run to record; see `record_steps`.
@@ -126,7 +126,7 @@ class TeacherForcing:
         self.batch_size = batch_size
         self.nfe = 0.0
 
-    def predict(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel height width"]:
+    def predict(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel *place"]:
         """The noise that the denoiser predicts from a recorded step's inputs under each of several changes.
 
         Args:
@@ -138,7 +138,7 @@ class TeacherForcing:
 
     def predict_each(
         self, steps: Sequence[StepInput], changes: Sequence[Sequence[Sequence[Intervention]]]
-    ) -> list[Float[Tensor, "change channel height width"]]:
+    ) -> list[Float[Tensor, "change channel *place"]]:
         """As `predict`, for several recorded steps, each with changes of its own. Steps of several images share calls.
 
         Steps share a call where nothing but the rows' own inputs differs between them, such as the same step of runs of several images.

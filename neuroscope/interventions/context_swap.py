@@ -59,6 +59,7 @@ class ContextSwap(Intervention):
         provenance: the model.
         strength: how far between the run's own prompt and the other: 0 leaves the model unchanged, 1 is the other prompt.
         mask: [prompt, token], from `graph.text.conditions`, for a model whose attention is given one.
+        generated: [prompt, state, channel], from `graph.text.conditions`, for layers that read what a language model wrote.
 
     Raises:
         InvalidInput: no site, a context of another shape, a number that is not finite, neurons of other sites, or `steps` out of order.
@@ -76,6 +77,7 @@ class ContextSwap(Intervention):
     pooled: Float[Tensor, "prompt summary"] | None = field(default=None, repr=False)
     strength: float = 1.0
     mask: Shaped[Tensor, "prompt token"] | None = field(default=None, repr=False)
+    generated: Float[Tensor, "prompt state other"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", strings("the swap's paths", self.paths))
@@ -89,6 +91,8 @@ class ContextSwap(Intervention):
         finite_tensor("the swap's context", self.context, "prompt", "token", "channel")
         if self.pooled is not None:
             finite_tensor("the swap's pooled", self.pooled, "prompt", "summary")
+        if self.generated is not None:
+            finite_tensor("the swap's generated", self.generated, "prompt", "state", "channel")
         if self.mask is not None:
             _check_mask(self.mask, self.context)
         finite("strength", self.strength)
@@ -117,7 +121,7 @@ class ContextSwap(Intervention):
             InvalidInput: no site, no prompt, or an option that the class does not have.
         """
         given = checks.several("sites", sites, Site, "graph.sites.where(layer=8, text_only=True)")
-        free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "mask", "provenance")]
+        free = [each.name for each in fields(cls) if each.name not in ("paths", "context", "pooled", "mask", "generated", "provenance")]
         for name in options:
             choose("option", name, free)
         conditions = graph.text.conditions([prompts] if isinstance(prompts, str) else prompts)
@@ -132,12 +136,13 @@ class ContextSwap(Intervention):
             paths: the sites that read the prompts.
             **options: further fields of the class.
         """
+        options |= {"generated": conditions.generated}
         return cls(paths, conditions.context, pooled=conditions.pooled, mask=conditions.mask, **options)
 
     @cached_property
     def conditions(self) -> Conditions:
         """What the other prompts say."""
-        return Conditions(self.context, self.pooled, self.mask)
+        return Conditions(self.context, self.pooled, self.mask, self.generated)
 
     def summary(self) -> Summary:
         """See `Shown`: the sites that read the other prompts."""
@@ -157,9 +162,9 @@ class ContextSwap(Intervention):
             return context
         edited = context.clone()
         other = self._for_rows(call.read(self.conditions, len(context)), rows.stop - rows.start, len(context) // call.parts)
-        read = edited[rows, ..., : other.shape[-1]]
-        _expect_tokens(read, other)
-        edited[rows, ..., : other.shape[-1]] = read.lerp(other.to(context), self.strength)
+        place = (rows, *_tokens(edited, call.beside), slice(other.shape[-1]))
+        _expect_tokens(edited[place], other)
+        edited[place] = edited[place].lerp(other.to(context), self.strength)
         return edited
 
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
@@ -169,10 +174,11 @@ class ContextSwap(Intervention):
         if not call.within(self.steps) or rows.start == rows.stop:
             return activation
         edited = activation.clone()
-        _expect_tokens(activation, self.context)
         other = call.project(call.read(self.conditions, len(activation)))
+        own = edited[(rows, *_tokens(edited, call.beside))]  # a view
+        _expect_tokens(own, other)
         others = self._for_rows(other, rows.stop - rows.start, len(activation) // call.parts)[..., chosen]
-        edited[rows, ..., chosen] = activation[rows][..., chosen].lerp(others.to(activation), self.strength)
+        own[..., chosen] = own[..., chosen].lerp(others.to(activation), self.strength)
         return edited
 
     def masked(self, sites: Sites) -> Collection[str]:
@@ -215,6 +221,8 @@ class ContextSwap(Intervention):
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
             if spec.has_summary and self.pooled is None:
                 raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
+        if self.generated is None and (unread := spec.wordless & set(self.paths)):
+            raise InvalidInput(f"this change holds nothing generated, which {min(unread)} reads; make it with graph.text.conditions")
         if spec.has_mask and self.mask is None and self.masked(spec.sites):
             raise InvalidInput("this change holds no mask, which the attention of its layers reads; make it with graph.text.conditions")
 
@@ -222,6 +230,7 @@ class ContextSwap(Intervention):
         """See `Artifact`."""
         tensors = {"context": self.context} | ({} if self.pooled is None else {"pooled": self.pooled})
         tensors |= {} if self.mask is None else {"mask": self.mask}
+        tensors |= {} if self.generated is None else {"generated": self.generated}
         header: dict[str, Any] = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "strength": self.strength}
         header |= {"provenance": asdict(self.provenance), "neurons": None}
         if self.neurons is not None:
@@ -235,8 +244,9 @@ class ContextSwap(Intervention):
         context = take(tensors, "context", *FLOATS)
         pooled = take(tensors, "pooled", *FLOATS) if "pooled" in tensors else None
         mask = take(tensors, "mask", *FLOATS, *_COUNTS) if "mask" in tensors else None
+        written = take(tensors, "generated", *FLOATS) if "generated" in tensors else None
         neurons = None if header.neurons is None else Neurons.from_parts(tensors, header.neurons, prefix="indices:")
-        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength, mask)
+        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength, mask, written)
 
     def _for_rows(self, others: Tensor, rows: int, images: int) -> Tensor:
         """What each of the changed rows takes of the prompts'; several images of one prompt lie side by side, in each part of the batch.
@@ -275,6 +285,11 @@ def _check_mask(mask: Any, context: Tensor) -> None:
         )
     if not ((mask == 0) | (mask == 1)).all():
         raise InvalidInput("the swap's mask holds other numbers than 0 and 1; take it from graph.text.conditions")
+
+
+def _tokens(given: Tensor, beside: int) -> tuple[slice, ...]:
+    """The place of the prompt's tokens in what a site reads, without those behind them; pooled text has none."""
+    return (slice(given.shape[1] - beside),) if given.ndim == 3 else ()
 
 
 def _expect_tokens(given: Tensor, other: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroscope.core.artifacts import take
 from neuroscope.core.checks import finite, instance, whole
 from neuroscope.core.conditions import Rows
-from neuroscope.core.errors import InvalidInput, UnknownSite, choose
+from neuroscope.core.errors import InvalidInput, UnknownSite, choose, counted
 from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part
 from neuroscope.core.scores import Neurons, NeuronsHeader
 from neuroscope.core.sharing.summary import Summary
@@ -85,8 +85,8 @@ class NeuronMask(Intervention):
         of = f" for {concept!r}" if (concept := self.neurons.provenance.concept) else ""
         limits = [f"strength {self.strength:g}", f"{self.rows} rows", f"steps {self.steps[0]:g} to {self.steps[1]:g}"]
         limits += [] if self.tokens is None else [f"tokens {', '.join(map(str, self.tokens))}"]
-        counted = f"{self.neurons.count} neurons in {len(self.neurons)} sites"
-        return replace(self.neurons.summary(), verdict=f"NeuronMask{of}: {counted}; {', '.join(limits)}")
+        counts = f"{counted(self.neurons.count, 'neuron')} in {counted(len(self.neurons), 'site')}"
+        return replace(self.neurons.summary(), verdict=f"NeuronMask{of}: {counts}; {', '.join(limits)}")
 
     def on_output(self, activation: Float[Tensor, "row *token neuron"], call: Call) -> Float[Tensor, "row *token neuron"]:
         """See `Intervention`."""
@@ -127,6 +127,14 @@ class NeuronMask(Intervention):
 
         if self.tokens:
             self._check_tokens(self.tokens, spec.sites.at(self.paths), spec.token_count)
+            if spec.tokens_beside and min(self.tokens) < 0 and spec.sites.at(self.paths).where(text_only=True):
+                raise InvalidInput(
+                    f"the mask's tokens {self.tokens} are counted from behind, where no token of the prompt is; count them from 0"
+                )
+            if wordless := spec.wordless & set(self.paths):
+                raise InvalidInput(
+                    f"{min(wordless)} has no position for each token; make the mask without tokens, or leave its neurons out"
+                )
 
     def _check_tokens(self, tokens: tuple[int, ...], sites: Sites, length: int | None) -> None:
         if pooled := sites.where(role="pooled"):

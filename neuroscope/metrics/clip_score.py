@@ -12,7 +12,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.pipeline.loading import resolve
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class ClipScore:
         """
         texts = [self.text] * len(images) if self.text else list(prompts)
         if len(texts) != len(images):
-            raise InvalidInput(f"{len(images)} images and {len(texts)} prompts cannot be compared; give one prompt an image, or a text")
+            counts = f"{counted(len(images), 'image')} and {counted(len(texts), 'prompt')}"
+        raise InvalidInput(f"{counts} cannot be compared; give one prompt an image, or a text")
         model, processor = load_clip(self.model or PUBLISHED_CLIP)
         inputs = processor(text=texts, images=list(images), return_tensors="pt", padding="max_length", truncation=True)
         found = model(**inputs.to(model.device))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope.core.conditions import Rows
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Sites
 
@@ -24,7 +24,7 @@ class ActivationCache:
         self._kept: dict[str, list[tuple[Call, Tensor]]] = {path: [] for path in sites.paths}
 
     def __repr__(self) -> str:
-        return f"ActivationCache({len(self.sites)} sites, {max(map(len, self._kept.values()), default=0)} calls each)"
+        return f"ActivationCache({counted(len(self.sites), 'site')}, {counted(max(map(len, self._kept.values()), default=0), 'call')} each)"
 
     def __getitem__(self, path: str) -> Float[Tensor, "call row *token neuron"]:
         return self.select(path)

@@ -65,7 +65,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
     readers = _watch_readers(family, twin)
     for path, module in twin.named_modules():
         for pattern in family.patterns:
-            if (block := pattern.block_of(path)) is not None:
+            if (block := pattern.block_of(path)) is not None and family.reads_of(twin, path) is not None:
                 register = module.register_forward_pre_hook if pattern.before_module else module.register_forward_hook
                 register(partial(watch, path, block, pattern))
     _run(family, twin)
@@ -77,13 +77,19 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         Site(
             path=f"{family.component}.{path}{':input' if pattern.before_module else ''}",
             layer=blocks.index(block) if pattern.in_layer else None,
-            block=family.block_name(block) if pattern.in_layer else "time",
+            block=_place(family, twin, block) if pattern.in_layer else "time",
             role=pattern.role,
             width=width,
             text_only=pattern.text_only,
         )
         for path, pattern, block, width in order
     )
+
+
+def _place(family: Family, denoiser: Any, block: str) -> str:
+    """Where a layer stands, and which of several encoders it reads."""
+    encoder = family.reads_of(denoiser, block)
+    return f"{family.block_name(block)}.{encoder}" if encoder else family.block_name(block)
 
 
 def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None) -> ModelSpec:
@@ -97,6 +103,8 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         token_count=token_count,
         has_summary=family.has_summary,
         has_mask=family.mask is not None,
+        tokens_beside=family.tokens_beside,
+        wordless=frozenset(path for path, module in modules.items() if family.is_wordless(denoiser, path.partition(".")[2])),
     )
 
 
@@ -211,7 +219,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 def find_components(family: Family, denoiser: Any) -> tuple[Component, ...]:
     """The components that causal tracing restores, in execution order; each kind is numbered from 0."""
     twin = _twin(denoiser)
-    found = {path: kind for path, _ in twin.named_modules() for kind, pattern in family.components.items() if pattern.fullmatch(path)}
+    found = {
+        path: "self" if family.reads_of(twin, path) is None and kind == "cross" else kind
+        for path, _ in twin.named_modules()
+        for kind, pattern in family.components.items()
+        if pattern.fullmatch(path)
+    }
     order: list[str] = []
     for path in found:
         twin.get_submodule(path).register_forward_hook(lambda *_, path=path: order.append(path))

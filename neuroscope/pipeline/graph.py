@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import BatchLayout
-from neuroscope.core.errors import SiteNeverRan, UnknownSite, UnsupportedModel, closest
+from neuroscope.core.errors import SiteNeverRan, UnknownSite, UnsupportedModel, closest, counted
 from neuroscope.core.intervention import Call, Intervention, ModelSpec
 from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.sites import Component, Site, Sites
@@ -68,7 +68,8 @@ class HookGraph(Shown):
         self._noted: set[str] = set()
 
     def __repr__(self) -> str:
-        counts = f"{len(self.sites.layers)} layers, {len(self.sites)} sites, {self.sites.neuron_count:,} neurons"
+        sizes = {"layer": len(self.sites.layers), "site": len(self.sites), "neuron": self.sites.neuron_count}
+        counts = ", ".join(counted(count, noun) for noun, count in sizes.items())
         where = f"{self.pipe._execution_device}, {dtype_name(uncompiled(self.denoiser))}"
         return f"HookGraph({type(self.pipe).__name__} {self.model!r}, {self.family.name}: {counts}, {where})"
 

@@ -48,7 +48,8 @@ class Run:
             negative = None if self.unconditional is None else self.unconditional.context
             parts = len(context) // max(1, len(self.conditional))
             expected = self._family.expected_parts(self._pipe, parts, negative is not None)
-            self._seen = context, observe_layout(context, self.conditional.context, negative, expected)
+            shown = context[:, : context.shape[1] - self._family.tokens_beside]
+            self._seen = context, observe_layout(shown, self.conditional.context, negative, expected)
         return self._seen[1]
 
     def step(self, timestep: float) -> tuple[int | None, int | None]:
@@ -91,7 +92,7 @@ class GuidanceListener:
         return not self.blocks
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        encoded = method(*args, **options)
+        encoded = self._family.settle(self._pipe, method(*args, **options))
         self.run = Run(self._pipe, self._family, *self._family.split(self._family.encoded, self._pipe, encoded, args, options))
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})

@@ -131,7 +131,7 @@ class HookedBlock:
             if model.eager:
                 stack.enter_context(running_eagerly())
             listener = stack.enter_context(listen_for_guidance(model.pipe, model.family, uncompiled(model.denoiser)))
-            self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype))
+            self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype), model.family.tokens_beside)
             stack.callback(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True).remove)
             self._stack = stack.pop_all()
         return self

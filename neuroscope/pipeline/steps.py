@@ -33,18 +33,20 @@ class Clock:
         listener: what is heard of the pipeline's runs.
         bind: names the arguments of the denoiser's calls: "latents", "timestep" and "context".
         dtype: the number format in which the denoiser computes.
+        beside: see `Call`.
 
     Attributes:
         ticks: the denoiser's calls so far.
         now: where the current call of the denoiser lies.
     """
 
-    def __init__(self, listener: GuidanceListener, bind: Bind, dtype: Callable[[], torch.dtype]) -> None:
+    def __init__(self, listener: GuidanceListener, bind: Bind, dtype: Callable[[], torch.dtype], beside: int = 0) -> None:
         self.ticks = 0
         self.now = StepState(None, None, None)
         self._listener = listener
         self._bind = bind
         self._dtype = dtype
+        self._beside = beside
         self._device: torch.device | None = None
 
     def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,4 +68,4 @@ class Clock:
 
     def call(self, site: Site, project: Callable[[Tensor], Tensor], read: Callable[[Conditions, int], Tensor]) -> Call:
         """What a hook is told about the current call."""
-        return Call(site, *self.now, project, read)
+        return Call(site, *self.now, project, read, self._beside)

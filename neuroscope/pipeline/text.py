@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import TEXT_OPTIONS, Family, uncompiled, without_texts
+from neuroscope.pipeline.families import Family, text_options, uncompiled, without_texts
 from neuroscope.pipeline.weights import resting_device
 
 #: Where the denoiser computes, and in which number format.
@@ -108,10 +109,11 @@ class PromptEncoder:
         if not prompts:
             raise InvalidInput("there is no prompt to encode; give at least one")
         checks.whole("batch_size", batch_size)
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None} | text_options(self._pipe, options)
         if "clip_skip" in given:
             checks.whole("clip_skip", given["clip_skip"], least=0)
         tokens.warn_of_lost_words(self.tokenizer, self.as_read(prompts))
+        batch_size = 1 if self._family.encodes_alone else batch_size
         batches = (prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size))
         return Conditions.of([self._encode(batch, given) for batch in batches])
 
@@ -132,11 +134,18 @@ class PromptEncoder:
         length = generation.get("max_sequence_length")
         if length not in (None, self.token_count):
             raise InvalidInput(f"max_sequence_length={length} is not the {self.token_count} tokens that prompts have here; leave it out")
-        return {name: generation[name] for name in TEXT_OPTIONS if generation.get(name) is not None}
+        return text_options(self._pipe, generation)
 
     def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
         return without_texts(self._pipe) | self._family.call_arguments(conditions, negative)
+
+    def positions(self, site: Site, chosen: Bool[Tensor, "*prompt token"], count: int) -> Bool[Tensor, "*prompt position"]:
+        """Which of so many positions of what a text-side site reads are the chosen tokens; all, where they are no tokens of the prompt."""
+        wordless = self._family.is_wordless(uncompiled(self._denoiser), site.module)
+        if wordless:
+            return chosen.new_ones((*chosen.shape[:-1], count))
+        return functional.pad(chosen, (0, count - chosen.shape[-1]))  # tokens behind the prompt's are none of its words
 
     def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
         """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""

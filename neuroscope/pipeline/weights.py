@@ -99,7 +99,16 @@ def outgoing_norm(family: Family, denoiser: nn.Module, site: Site) -> Float[Tens
         return torch.ones(site.width, dtype=torch.float64)
     weight = read_effective_weight(denoiser, pattern.beside(site.module, pattern.reader))
     norms: Tensor = weight.double().norm(dim=1 if pattern.reader_rows else 0)
-    return norms
+    return norms if len(norms) == site.width else _over_groups(norms, site.width, denoiser.get_submodule(site.module.rpartition(".to_")[0]))
+
+
+def _over_groups(norms: Float[Tensor, "reader"], width: int, attention: Any) -> Float[Tensor, "neuron"]:
+    """Where several heads of queries share one of keys and values: the norm of all of a neuron's readers, or of the one that they share."""
+    channels = max(len(norms), width) // attention.heads
+    if len(norms) > width:
+        found: Tensor = norms.view(width // channels, -1, channels).norm(dim=1).flatten()
+        return found
+    return norms.view(-1, 1, channels).expand(-1, width // len(norms), -1).flatten()
 
 
 def outgoing_norms(family: Family, denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, Float[Tensor, "neuron"]]:
@@ -117,10 +126,13 @@ def head_counts(denoiser: nn.Module, sites: Iterable[Site]) -> dict[str, int]:
     Raises:
         InvalidInput: a site whose neurons are not split into heads.
     """
-    found = {site.path: getattr(denoiser.get_submodule(site.module.rpartition(".")[0]), "heads", None) for site in sites}
-    if none := [path for path, heads in found.items() if heads is None]:
-        raise InvalidInput(f"{none[0]} is not split into attention heads; choose keys, values or queries")
-    return {path: int(heads) for path, heads in found.items() if heads is not None}
+    found = {}
+    for site in sites:
+        attention: Any = denoiser.get_submodule(site.module.rpartition(".")[0])
+        if not hasattr(attention, "heads"):
+            raise InvalidInput(f"{site.path} is not split into attention heads; choose keys, values or queries")
+        found[site.path] = int(site.width * attention.heads // attention.inner_dim)  # several heads of queries may share one of keys
+    return found
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image, UnidentifiedImageError
 
 from neuroscope.core.errors import InvalidFile
-from neuroscope.report._axes import SAVED_DPI, figure_of
+from neuroscope.report.plots._axes import SAVED_DPI, figure_of
 
 #: CSS pixels per inch of a plot; its labels then have the size of the page's small print.
 SCALE = 130

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neuroscope.core.errors import counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
 from neuroscope.report.run import Run
 from neuroscope.report.sections import Fact, costs, facts, method_name
-from neuroscope.report.tables import counted, number
+from neuroscope.report.tables import number
 
 #: What ends the name of a mask's control, as `ns.evaluate` adds it, and the name of the untouched model.
 _CONTROL, _UNTOUCHED = ": random", "none"

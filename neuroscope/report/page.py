@@ -9,12 +9,12 @@ import jinja2
 
 from neuroscope.core import checks
 from neuroscope.core.distribution import version
+from neuroscope.core.errors import counted
 from neuroscope.core.storage import refuse_overwriting_inputs, write_beside
 from neuroscope.report.overview import overview
 from neuroscope.report.run import Run, read_run
 from neuroscope.report.scores import layers, neurons
 from neuroscope.report.sections import Section, cost, evaluation, interventions, model, other_images, provenance, setup
-from neuroscope.report.tables import counted
 
 #: The page's sections in order.
 SECTIONS = (setup, model, layers, neurons, interventions, evaluation, other_images, cost, provenance)

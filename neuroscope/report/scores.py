@@ -10,6 +10,7 @@ from typing import Any
 
 from neuroscope.attribution import Welch, score
 from neuroscope.attribution.recording import Recording
+from neuroscope.core.errors import counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import Neurons, NeuronScores
 from neuroscope.interventions import NeuronMask
@@ -17,7 +18,7 @@ from neuroscope.report import plots
 from neuroscope.report.figures import Figure, Sheet, drawn, sheet, shown
 from neuroscope.report.run import Run
 from neuroscope.report.sections import SHORT, Part, Section, labelled, method_name, section
-from neuroscope.report.tables import Table, counted, number, tabled
+from neuroscope.report.tables import Table, number, tabled
 
 #: How many layers and neurons a ranking's first table shows, and how many patches a contact sheet.
 _BEST_LAYERS, _BEST_NEURONS, _BEST_PATCHES = 5, 12, 16
@@ -65,14 +66,14 @@ def _ranking(file: str, scores: LayerScores | NeuronScores, fallback: str, **con
 
 
 def _comparison(run: Run, comparable: Mapping[str, LayerScores]) -> list[Figure]:
-    """One heatmap of all methods that score cross-attention layers, and the saved layers.png."""
-    alt, caption = f"Heatmap of {counted(len(comparable), 'method')} by layer", "One row per method, scaled to its own largest score."
+    """One panel per method that scores cross-attention layers, and the saved layers.png."""
+    alt, caption = f"Scores of layers by {counted(len(comparable), 'method')}", "One panel per method, each with its own unit."
     figures = [drawn(partial(plots.layers, comparable), alt, caption)] if len(comparable) > 1 else []
-    return figures + shown(run.images, "layers.png", "Heatmap of layers by method", "Layers by method, from the file layers.png.")
+    return figures + shown(run.images, "layers.png", "Scores of layers by method", "Layers by method, from the file layers.png.")
 
 
 def _layers(name: str, scores: LayerScores, *, compared: bool) -> Part:
-    """One localisation. `compared` says that the comparison already shows its heatmap."""
+    """One localisation. `compared` says that the comparison already shows its plot."""
     return _ranking(
         name,
         scores,
@@ -101,10 +102,10 @@ def _sentence(text: str) -> str:
 
 
 def _layer_figures(scores: LayerScores, *, compared: bool) -> list[Figure]:
-    """The layers' heatmap, unless the comparison shows it, and the heatmap by part if several parts were patched."""
+    """The layers' scores, unless the comparison shows them, and the heatmap by part if several parts were patched."""
     what = counted(len(scores.layers), "component" if scores.names else "layer")
-    alt = f"Heatmap of the scores of {what}; the best is {scores.name(scores.top(1)[0])}"
-    caption = "Darker layers control the concept more. Negative scores are drawn like 0."
+    alt = f"Plot of the scores of {what}; the best is {scores.name(scores.top(1)[0])}"
+    caption = "Higher layers control the concept more. Bars are 95 % intervals where scores were measured on images."
     named = scores if scores.names else {method_name(scores.provenance.method): scores}
     figures = [] if compared else [drawn(partial(plots.layers, named), alt, caption)]
     if scores.effects and len({patch.part for patch in scores.effects.patches if patch.layers}) > 1:

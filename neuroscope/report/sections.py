@@ -14,6 +14,7 @@ from typing import Any, cast
 import pandas as pd
 
 from neuroscope.attribution.recording import Recording
+from neuroscope.core.errors import counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost
@@ -25,7 +26,7 @@ from neuroscope.interventions import NeuronMask
 from neuroscope.report import plots
 from neuroscope.report.figures import Figure, Sheet, drawn, shown
 from neuroscope.report.run import Run
-from neuroscope.report.tables import Table, counted, tabled
+from neuroscope.report.tables import Table, tabled
 
 #: Tables of more rows than this are folded.
 SHORT = 8

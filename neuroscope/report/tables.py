@@ -89,11 +89,6 @@ def number(value: float, places: int = 3) -> str:
     return text.removeprefix("-") if not float(text) else text.replace("-", "−")
 
 
-def counted(count: int, noun: str) -> str:
-    """A count with its noun, such as "1 prompt" and "2 prompts"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def _columns(table: pd.DataFrame) -> Columns:
     places = _places(table)
     columns = []

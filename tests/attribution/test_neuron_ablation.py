@@ -112,3 +112,11 @@ def test_all_neurons_of_a_site_have_together_what_its_layer_has_in_the_metrics_u
 def test_an_impossible_option_is_refused(untyped, options, message):
     with pytest.raises(InvalidInput, match=message):
         NeuronAblation(**options)
+
+
+def test_the_progress_bar_says_what_is_done(graph, truth, capsys):
+    options = FAST | truth.generation | {"quiet": False}
+    rank(graph, truth.concept, NeuronAblation(roles="value", group=99), layers=truth.layers, pairs=1, **options)
+    said = capsys.readouterr().err
+    assert f"ranking {truth.concept.name}" in said
+    assert "localizing" not in said

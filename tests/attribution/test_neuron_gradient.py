@@ -1,6 +1,7 @@
 """Expected gradients on noised images: the gradient against finite differences, what is drawn, what it costs, what it finds."""
 
 import pytest
+import scipy.stats
 import torch
 
 import neuroscope as ns
@@ -73,6 +74,21 @@ def test_standard_errors_and_p_values_are_over_samples(graph):
     assert all((found.stderr[path] > 0).all() and (found.p_values[path] <= 1).all() for path in found.sites.paths)
 
 
+def test_p_values_ask_for_an_effect_of_a_size_and_scores_do_not(graph):
+    options = {"layers": 9, "quiet": True, **SMALL}
+    every, large = (ns.rank(graph, CONCEPT, ns.NeuronGradient(samples=4, least=least), **options) for least in (0.0, 0.02))
+    for path, scores in every.scores.items():
+        assert torch.equal(scores, large.scores[path])
+        expected = scipy.stats.t.sf((scores - 0.02) / every.stderr[path], 3)
+        torch.testing.assert_close(large.p_values[path], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("method", [ns.NeuronGradient, ns.IntegratedGradients])
+def test_a_share_below_nothing_is_refused(method):
+    with pytest.raises(ns.InvalidInput, match=r"least=-0.1 is not allowed; give at least 0"):
+        method(least=-0.1)
+
+
 def test_more_seeds_are_more_images(graph):
     assert rank(graph, samples=6, seeds=[0, 1]).cost.nfe == 6 + 4 * 6
 
@@ -108,7 +124,7 @@ def test_no_sample_is_refused(samples):
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", [PLANT.style, None], ids=["the layer", "all layers"])
 def test_the_bundled_models_planted_neurons_come_first_for_under_200_nfe(layers):
-    from benchmarks.neurons import concept
+    from benchmarks.style_pairs import concept
 
     graph = ns.HookGraph(ns.testbed.load("sd1"))
     (path,) = graph.sites.where(layer=PLANT.style, role="value").paths

@@ -122,6 +122,8 @@ def test_unusable_options_are_refused(options, message):
 def test_unusable_input_is_refused(graph, concept, fresh):
     with pytest.raises(InvalidInput, match="there are no layers to edit; give at least one, such as layers.top"):
         edit(graph, concept, LocoEdit(), [])
+    with pytest.raises(InvalidInput, match="there are no layers to edit; give at least one, such as layers.top"):
+        edit(graph, concept, LocoEdit())
     with pytest.raises(InvalidInput, match="layer 16 is unknown; these sites have layers 0 to 15"):
         edit(graph, concept, LocoEdit(), 16)
     with pytest.raises(InvalidInput, match="there is no concept to edit; give at least one"):

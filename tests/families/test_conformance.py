@@ -22,7 +22,10 @@ BLOCKS = {
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
     "pixart": {f"block.{number}": 1 for number in range(16)},
+    "stable-audio": {f"block.{number}": 1 for number in range(12)},
+    "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
+TRANSFORMERS = ("pixart", "stable-audio")
 #: The roles of a layer; DeepFloyd's attentions have no feed-forward beside them.
 IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
 
@@ -64,7 +67,10 @@ def test_every_family_has_a_tiny_pipeline():
 
 def test_layers_are_counted_in_execution_order(model, name):
     found = [model.sites.where(layer=layer)[0].block for layer in model.sites.layers]
-    assert found == [block for block, count in BLOCKS[name].items() for _ in range(count)]
+    expected = [block for block, count in BLOCKS[name].items() for _ in range(count)]
+    if name == "audioldm2":  # the two encoders take turns
+        expected = [f"{block}.{encoder}" for block, count in _STABLE.items() for _ in range(count) for encoder in ("gpt2", "t5")]
+    assert found == expected
 
 
 def test_sites_stand_in_the_order_of_their_calls(model, order):
@@ -80,8 +86,8 @@ def test_that_order_is_not_the_order_of_the_modules_names(model, name):
     executed = [site.module for site in model.sites.where(role="value")]
     named = [path for path, module in model.denoiser.named_modules() if path in executed]
     assert set(named) == set(executed)
-    assert (sorted(executed) != executed) is (name == "pixart")
-    assert (named != executed and named[-1].startswith("mid_block")) is (name != "pixart")
+    assert (sorted(executed) != executed) is (name in TRANSFORMERS)
+    assert (named != executed and named[-1].startswith("mid_block")) is (name not in TRANSFORMERS)
 
 
 def test_every_layer_has_every_role_once(model, name):
@@ -129,7 +135,9 @@ def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, ca
         if site.role == "pooled":
             assert len(shape) == 3
         else:
-            assert (shape[2] == length) if site.text_only else (shape[2] in (256, 64, 16, 4, 1))
+            places = (256, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
+            tokens = 8 if site.path in model.spec.wordless else length + model.spec.tokens_beside
+            assert (shape[2] == tokens) if site.text_only else (shape[2] in places)
 
 
 @pytest.mark.parametrize("scale", [7.5, 1.0])
@@ -141,29 +149,40 @@ def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
     for site in captured.sites:
         with torch.no_grad():
             expected = model.module(site)(model.text.read(site, conditions))
-        torch.testing.assert_close(captured.select(site.path, rows="conditional")[0], expected)
+        torch.testing.assert_close(captured.select(site.path, rows="conditional")[0][:, : expected.shape[1]], expected)
         assert captured[site.path].shape[1] == (4 if scale > 1 else 2)
 
 
 def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
-    for site in model.sites.where(layer=[0, 6, 8, 15]):
+    for site in model.sites.where(layer=[0, 6, 8, len(model.sites.layers) - 1]):
         block = model.denoiser.get_submodule(site.module.split(".attn2")[0].split(".ff")[0]) if not name.startswith("if") else None
         attention = block.attn2 if block else model.denoiser.get_submodule(site.module.split(".to_")[0].split(".add_")[0])
         key = attention.to_k if block else attention.add_k_proj
         units = torch.eye(site.width, dtype=torch.float64)
+
+        def grouped(moved, attention=attention, site=site):
+            """Heads of queries that share one of keys and values: a neuron moves what any of them does."""
+            if len(moved) == site.width:
+                return moved
+            shared = len(moved) // site.width
+            heads = moved.unflatten(0, (attention.heads // shared, shared, len(moved) // attention.heads))
+            return heads.transpose(1, 2).flatten(0, 1).flatten(1)
 
         def slope(linear, inputs):
             return linear(inputs) - linear(torch.zeros_like(inputs))
 
         with torch.no_grad():
             if site.role in ("value", "heads"):
-                moved = slope(attention.to_out[0], units)
+                wide = torch.eye(attention.to_out[0].in_features, dtype=torch.float64)
+                moved = grouped(slope(attention.to_out[0], wide))
             elif site.role == "feedforward":
                 moved = slope(block.ff.net[2], units)
             elif site.role == "key":  # a key neuron meets one query neuron, whatever the image's channel it comes from
-                moved = slope(attention.to_q, torch.eye(attention.to_q.in_features, dtype=torch.float64)).T
+                moved = grouped(slope(attention.to_q, torch.eye(attention.to_q.in_features, dtype=torch.float64)).T)
             elif site.role == "query":
                 moved = slope(key, torch.eye(key.in_features, dtype=torch.float64)).T
+                if len(moved) < site.width:  # two heads of queries in a row meet the same keys
+                    moved = moved.unflatten(0, (-1, 16)).repeat_interleave(2, dim=0).flatten(0, 1)
             else:  # added to the residual stream as it is
                 moved = units
         close(outgoing_norm(model.family, model.denoiser, site), moved.norm(dim=1))

@@ -17,6 +17,10 @@ from neuroscope.testbed import FAMILIES, build, planted
 #: DeepFloyd's pipelines keep their guidance to themselves, so that every operation is run guided there as well.
 GUIDED = ("if-1", "if-2")
 SCALE = 4.0
+#: AudioLDM 2's prompts are padded inside blocks alone, where no attention sees the padding; sums of other lengths round otherwise.
+ROUNDING = {"audioldm2": 1e-6}
+#: Its GPT-2 carries strong noise on into layers that hear none of the stated prompts.
+NOISE = {"audioldm2": 1.0}
 
 built = cache(build)
 
@@ -42,7 +46,7 @@ class RunKey:
         """The final latents or pixels of a prompt, by default the first with the concept."""
         kind = "latent" if has_latents(self.pipe) else "pt"
         noise = torch.Generator().manual_seed(0)
-        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options)).images
+        return self.pipe(prompt or self.concept.present[0], generator=noise, output_type=kind, **(self.generation | options))[0]
 
     def localize(self, method: ns.Localization) -> ns.LayerScores:
         return ns.localize(self.graph, self.concept, method, ns.LatentShare(), [0], pairs=2, keep_images=0, quiet=True, **self.generation)
@@ -107,7 +111,7 @@ def test_apply(case, untouched, goal):
     every = ns.ContextSwap.of(case.graph, sites.where(role=("key", "value", "pooled")), case.concept.absent[0])
     planted_alone = ns.ContextSwap.of(case.graph, sites.where(layer=case.layer, role=("key", "value")), case.concept.absent[0])
     with case.graph.apply(every):
-        assert torch.equal(case.draw(), goal)
+        assert (case.draw() - goal).norm() <= ROUNDING.get(case.plant.family, 0.0) * goal.norm()
     with case.graph.apply(planted_alone):
         assert (case.draw() - goal).norm() < 1e-4 * (untouched - goal).norm() + 1e-5 * goal.norm()
 
@@ -123,13 +127,14 @@ def test_locogen(case):
 
 def test_tracing(case):
     """The noise is no stated prompt, so that other layers hear some of it; the planted layer stands out all the same."""
-    scores = case.localize(ns.CausalTracing(noise=3.0))
+    scores = case.localize(ns.CausalTracing(noise=NOISE.get(case.plant.family, 3.0)))
     assert len(scores.layers) == len(case.graph.sites.layers)
     assert scores.top(1) == [case.layer]
     assert case.localize(ns.CausalTracing(component="text")).effects.means().max() > 0.05
 
 
 def test_locoedit(case, untouched, goal):
+    skip_moved_durations(case)
     with case.graph.apply(case.edit()):
         edited = case.draw()
     assert (edited - goal).norm() < 0.25 * (untouched - goal).norm()
@@ -142,9 +147,18 @@ def test_locoedit_of_the_subjects_token_alone(case, untouched, goal):
     assert (edited - goal).norm() > 0.5 * (untouched - goal).norm()
 
 
+def skip_moved_durations(case: RunKey) -> None:
+    if case.plant.family == "stable-audio":
+        pytest.skip("an edit moves the tokens of durations as well, which no prompt tells")
+
+
 @pytest.mark.parametrize("kind", ["mask", "edit"])
 def test_fold(case, untouched, kind):
     change = getattr(case, kind)()
+    if case.plant.family == "stable-audio" and kind == "mask":
+        with pytest.raises(ns.UnsupportedModel, match="has no bias, which the change needs; apply the change instead"):
+            ns.fold(case.graph, change)
+        return
     with case.graph.apply(change):
         applied = case.draw()
     with ns.fold(case.graph, change):
@@ -189,6 +203,7 @@ def test_save_and_load(case, tmp_path):
 @pytest.mark.parametrize("case", FAMILIES, indirect=True)
 def test_locoedit_guided(case):
     """Unconditional rows read the changed weights too, as in the published edit: their prompt is kept, or they are left alone."""
+    skip_moved_durations(case)
     untouched, goal = (case.draw(arm[0], guidance_scale=SCALE) for arm in (case.concept.present, case.concept.absent))
     published, kept = (ns.LocoEdit(tokens="all", ridge=1e-4, preserve=preserve) for preserve in ((), ("",)))
     alone = replace(ns.edit(case.graph, case.concept, published, case.layer), rows="conditional")
@@ -214,7 +229,8 @@ def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     fields = {"name": case.concept.name, "present": case.concept.present, "absent": case.concept.absent}
     concept.write_text("\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items()))
     model = ["--model", f"testbed:{name}"]
-    size = ["--height", case.generation["height"], "--width", case.generation["width"]]
+    sounds = "height" not in case.generation
+    size = [] if sounds else ["--height", case.generation["height"], "--width", case.generation["width"]]
     options = ["--guidance-scale", case.scale, "--num-inference-steps", 2, *size, "--quiet", "--json"]
     assert len(json.loads(run("sites", *model, "--role", "key", "--json"))) == len(case.graph.sites.layers)
     recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
@@ -225,6 +241,7 @@ def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     image = ("--image", image) if "image" in case.plant.generation else ()
     made = json.loads(run("generate", *model, "--prompt", "a red star", *options, *image, "--apply", mask, "-o", tmp_path))
     assert len(made["images"]) == 1
+    assert len(list(tmp_path.glob("*.wav"))) == sounds
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))
     small = ["--share", "latent", "--pairs", 1, "--seeds", 1, *options, *image]
     found = json.loads(run("localize", *model, "--concept", concept, *small, "-o", tmp_path / "layers.safetensors"))

@@ -154,6 +154,20 @@ def test_an_edit_of_it_is_exported_and_loaded(family, concept, tmp_path):
     assert (tiny.draw(graph.pipe) - applied).norm() < 1e-3 * (applied - before).norm() + 1e-5 * before.norm()
 
 
+@pytest.mark.parametrize("layers", [None, []])
+def test_an_edit_of_it_alone_needs_no_layers(concept, layers):
+    graph = HookGraph(tiny.PIPELINES["sdxl"]())
+    change = edit(graph, concept, LocoEdit(roles="pooled"), layers)
+    assert change.paths == graph.sites.where(role="pooled").paths
+
+
+def test_layers_that_an_edit_of_it_alone_would_ignore_are_refused(concept):
+    with pytest.raises(
+        InvalidInput, match=r"layers=\[0\] would be ignored: the pooled text path, .* belongs to no layer; leave layers out"
+    ):
+        edit(HookGraph(tiny.PIPELINES["sdxl"]()), concept, LocoEdit(roles="pooled"), [0])
+
+
 def test_models_without_it_have_none_to_edit(graph, pipe, concept):
     with pytest.raises(InvalidInput, match="has no pooled text path; edit keys and values alone"):
         edit(HookGraph(pipe), concept, LocoEdit(roles=("key", "pooled")), layers=0)

@@ -10,6 +10,7 @@ from benchmarks.topologies import IF_I_XL, IF_II_L, PIXART, PUBLISHED, SD_V1, SD
 from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
 from neuroscope.cli import main
 
+_AUDIO = 2 * (2 * 256 + 2 * 384 + 2 * 640 + 640 + 3 * 640 + 3 * 384 + 3 * 256)
 #: By model: layers, channels that keys and values read, key neurons and feed-forward neurons of all layers.
 COUNTS = {
     "SD v1": (16, 768, 12_480, 49_920),
@@ -20,6 +21,8 @@ COUNTS = {
     "DeepFloyd IF-II-L": (23, 1280, 5 * 960 + 5 * 1280 + 1280 + 6 * 1280 + 6 * 960, 0),
     "PixArt-α": (28, 1152, 28 * 1152, 28 * 4 * 1152),  # behind the projection of the text's 4096 channels
     "PixArt-Σ": (28, 1152, 28 * 1152, 28 * 4 * 1152),
+    "Stable Audio": (24, 768, 24 * 768, 24 * 4 * 1536),  # half as many keys as queries
+    "AudioLDM 2": (32, {768, 1024}, _AUDIO, 4 * _AUDIO),
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -55,12 +58,23 @@ def test_layers_and_neurons_are_as_many_as_published(sites, name):
     found = sites[name]
     keys, feed_forward = found.where(role="key"), found.where(role="feedforward")
     layers, channels, key_neurons, feed_forward_neurons = COUNTS[name]
+    several = channels if isinstance(channels, set) else {channels}
     assert found.layers == tuple(range(layers))
     assert keys.neuron_count == found.where(role="value").neuron_count == key_neurons
     assert feed_forward.neuron_count == feed_forward_neurons
     with torch.device("meta"):
         denoiser = getattr(diffusers, PUBLISHED[name].get("_class_name", "UNet2DConditionModel")).from_config(PUBLISHED[name])
-    assert {denoiser.get_submodule(site.module).in_features for site in found.where(role=("key", "value"))} == {channels}
+    assert {denoiser.get_submodule(site.module).in_features for site in found.where(role=("key", "value"))} == several
+
+
+@pytest.mark.parametrize(("encoder", "width"), [("gpt2", 768), ("t5", 1024)])
+def test_half_of_the_layers_of_audioldm2_read_either_encoder(sites, encoder, width):
+    keys = sites["AudioLDM 2"].where(block=f"*.{encoder}", role="key")
+    with torch.device("meta"):
+        denoiser = diffusers.AudioLDM2UNet2DConditionModel.from_config(PUBLISHED["AudioLDM 2"])
+    assert len(keys) == 16
+    assert {denoiser.get_submodule(site.module).in_features for site in keys} == {width}
+    assert 346.9e6 < sum(each.numel() for each in denoiser.parameters()) < 347e6
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -65,7 +65,8 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in ("sdxl", "if-1", "if-2", "pixart")}
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "audioldm2", "stable-audio")
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
@@ -97,13 +98,14 @@ def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **opti
         options["negative_prompt"] = [negative] * len(prompts)
     images = options.get("num_images_per_prompt", 1) * len(prompts)
     noise = [torch.Generator().manual_seed(seed + row) for row in range(images)]
-    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | of_pixels(pipe, len(prompts)) | options)).images
+    return pipe(prompts, generator=noise, **({"num_inference_steps": 2} | of_pixels(pipe, len(prompts)) | options))[0]
 
 
 def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
-        small = {"use_resolution_binning": False, "height": 32, "width": 32} if hasattr(pipe, "transformer") else {}
+        of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
+        small = {"use_resolution_binning": False, "height": 32, "width": 32} if of_images else {}
         return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:

@@ -307,12 +307,18 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
         "plots.neurons": Verb(
             ns.plots.neurons,
             {"scores": scores},
-            {"scores": (None, layers, recording, "s", ns.NeuronScores), "marked": (3, "m", [1], layers), "ax": AXES},
+            {
+                "scores": (None, layers, recording, "s", ns.NeuronScores),
+                "marked": (3, "m", [1], layers),
+                "view": ("bars", 3),
+                "top": (*NUMBER, 0),
+                "ax": AXES,
+            },
         ),
         "plots.layers": Verb(
             ns.plots.layers,
             {"scores": layers},
-            {"scores": (None, scores, "s", [layers], {"a": scores}, {}), "marked": (*NUMBER, -1), "ax": AXES},
+            {"scores": (None, scores, "s", [layers], {"a": scores}, {}), "marked": (*NUMBER, -1), "view": ("bars", 3), "ax": AXES},
         ),
         "plots.grid": Verb(ns.plots.grid, {"scores": layers}, {"scores": (None, scores, "s", layers), "ax": AXES}),
         "plots.images": Verb(
@@ -325,7 +331,8 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             },
         ),
         "plots.dose": Verb(ns.plots.dose, {"table": table}, {"table": (None, "t.csv", [1], pd.DataFrame()), "ax": AXES}),
-        "plots.graph": Verb(ns.plots.graph, {"graph": graph}, {"graph": GRAPH, "ax": AXES}),
+        "plots.graph": Verb(ns.plots.graph, {"graph": graph}, {"graph": GRAPH, "layer": (*NUMBER[:4], -1, 999), "ax": AXES}),
+        "plots.strengths": Verb(ns.plots.strengths, {"table": table}, {"table": (None, "t.csv", [1], pd.DataFrame()), "ax": AXES}),
         "plots.write": Verb(
             ns.plots.write,
             {"ax": ax, "path": folder / "p.png"},
@@ -414,6 +421,7 @@ NAMES = [
     "plots.images",
     "plots.dose",
     "plots.graph",
+    "plots.strengths",
     "plots.write",
     "Concept",
     "Concept.style",

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+import neuroscope as ns
 from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
-LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16}
+LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "audioldm2": 48, "stable-audio": 12}
 POOLED = ("sdxl", "if-1", "if-2")
 EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
 FAST = [
@@ -87,6 +88,23 @@ class TestBuild:
         assert planted(testbed.load("sd1/layer/0")) == planted(built)
         assert planted(testbed.load("sd1/layer")) == planted(built)
 
+    def test_neurons_that_count_are_those_that_exact_ablation_finds_to_push(self):
+        pipe = build("sd1", "neurons", seed=31)  # two of the six push away
+        record = planted(pipe)
+        ((path, chosen),), (layer,) = record.neurons.items(), record.layers
+        scores = []
+        for number, texts in enumerate(zip(record.concept.present, record.concept.absent, strict=True)):
+            concept = ns.Concept("one pair", *[[text] for text in texts])
+            method, options = ns.NeuronAblation(roles="value"), {"layers": layer, "seeds": [number], "quiet": True}
+            scores.append(ns.rank(HookGraph(pipe), concept, method, **options, **record.generation).scores[path])
+        effects = torch.stack(scores).mean(dim=0)
+        assert effects[list(chosen)].tolist() == pytest.approx(record.effects[path], abs=1e-3)
+        assert set(record.towards[path]) == set(torch.nonzero(effects > 2e-3).flatten().tolist())
+        assert 0 < len(record.towards[path]) < len(chosen)
+
+    def test_only_neurons_have_effects(self, built):
+        assert planted(built).effects == planted(built).towards == {}
+
     def test_global_random_numbers_are_left_alone(self):
         torch.manual_seed(7)
         expected = torch.rand(1)
@@ -97,8 +115,9 @@ class TestBuild:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_images_are_finite_and_not_flat(self, family):
         pipe = build(family, "nothing")
-        image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation).images[0]
-        assert 0 <= image.min() < image.max() <= 1
+        image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation)[0][0]
+        assert image.min() < image.max() <= 1
+        assert image.min() >= (0 if image.shape[-1] == 3 else -1)  # of a sound
         layers = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
         assert len(layers) == LAYERS[family]
 

@@ -83,8 +83,9 @@ class Corruption:
         """A forward hook of the token embedding, whose output is [prompt, token, channel]: adds noise at the subject's tokens."""
         ran.append(module)
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
-        spread = output[:, subject].float().std().to(output.dtype)
-        return torch.where(subject[:, None].to(output.device), output + self._noise * spread * noise, output)
+        here = subject[: output.shape[1]]  # some encoders are given no padding
+        spread = output[:, here].float().std().to(output.dtype)
+        return torch.where(here[:, None].to(output.device), output + self._noise * spread * noise, output)
 
     def _clean(self, prompt: str) -> list[Tensor]:
         """The output of each text encoder layer for the clean prompt; computed once a prompt."""
@@ -132,7 +133,8 @@ def _put_back(clean: Tensor, chosen: np.ndarray) -> Any:
     tokens = torch.from_numpy(chosen)
 
     def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        state = torch.where(tokens[:, None].to(clean.device), clean, _state(output))
+        here = tokens[: clean.shape[1]]
+        state = torch.where(here[:, None].to(clean.device), clean, _state(output))
         return (state, *output[1:]) if isinstance(output, tuple) else state
 
     return put

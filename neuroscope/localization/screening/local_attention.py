@@ -47,7 +47,9 @@ class LocalAttention:
         """The output where its keys and values read these conditions."""
 
         def read(site: Site, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.graph.text.read(site, conditions).to(args[0]), *args[1:])
+            other = self.graph.text.read(site, conditions).to(args[0])
+            beside = args[0][:, args[0].shape[1] - self.graph.family.tokens_beside :]
+            return (torch.cat([other.expand(len(beside), *other.shape[1:]), beside], dim=1), *args[1:])
 
         sites = {role: self._site(role) for role in ("key", "value")}
         beside = self.graph.text.attention_arguments(conditions)
@@ -57,13 +59,15 @@ class LocalAttention:
 
     def from_tokens(self, tokens: Bool[Tensor, "token"]) -> Float[Tensor, "row ... channel"]:
         """The part of the output that comes from the values of some tokens of the prompt."""
+        site = self._site("value")
 
         def only(kept: Tensor, _module: nn.Module, _args: tuple[Any, ...], values: Tensor) -> Tensor:
-            return values * kept.to(values)[:, None]
+            here = self.graph.text.positions(site, tokens, values.shape[1]) & kept
+            return values * here.to(values)[:, None]
 
         with_them, without = (
             self._again([self._module("value").register_forward_hook(Hook(partial(only, kept)))])
-            for kept in (tokens, torch.zeros_like(tokens))
+            for kept in (torch.tensor(True), torch.tensor(False))
         )
         return with_them - without
 

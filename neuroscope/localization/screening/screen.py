@@ -138,7 +138,7 @@ def one_by_one(
     return [score(forcing, each) for each in steps]
 
 
-def share(predicted: Float[Tensor, "change channel height width"], source: Tensor, target: Tensor) -> Float[np.ndarray, "change"]:
+def share(predicted: Float[Tensor, "change channel *place"], source: Tensor, target: Tensor) -> Float[np.ndarray, "change"]:
     """The projection of each prediction's change on the total effect: 0 at the source, 1 at the target.
 
     It is NaN where source and target are equal up to rounding.

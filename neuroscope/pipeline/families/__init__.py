@@ -3,7 +3,7 @@
 from neuroscope.pipeline.families._family import AttentionMask, CheckpointNames, Family, Refusal, SitePattern, is_compiled, uncompiled
 from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_of_denoiser
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
-from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, begin_of, missing_methods, without_texts
+from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, begin_of, missing_methods, text_options, without_texts
 from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "missing_encode_parameters",
     "missing_methods",
     "refuse_pipeline",
+    "text_options",
     "uncompiled",
     "without_texts",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
-from neuroscope.pipeline.families.decoding import decode
+from neuroscope.pipeline.families.decoding import decode, latent_size
 from neuroscope.pipeline.families.encoding import Encoded, encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
 
@@ -124,6 +124,15 @@ class Family:
         mask: how the attentions of layers are given the prompt's mask; None where they see all tokens.
         prepares_text: a regular expression over the paths of modules that read the prompt's tokens for all layers that follow.
         checkpoint: how tools that read kohya's LoRA files call its models and modules; None where none of them runs it.
+        reads_of: which of several encoders the layer of a module reads, from the denoiser and the module's path: "" where there is
+            only one, None where that layer reads no text. A layer's block is named after it, as "down.0.t5".
+        wordless: which of these encoders give states that are of no single word.
+        encodes_alone: what a prompt says depends on the others with which it is encoded, so that each is encoded alone.
+        settle: what a pipeline's encoding returned, as all runs and conditions are to have it, such as at one length.
+        tokens_beside: how many tokens behind the prompt's the denoiser is given that say something else, such as a sound's length.
+        zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
+        makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
+        latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
     """
 
     name: str
@@ -149,6 +158,14 @@ class Family:
     mask: AttentionMask | None = None
     prepares_text: re.Pattern[str] = re.compile(r"(?!)")
     checkpoint: CheckpointNames | None = None
+    reads_of: Callable[[Any, str], str | None] = lambda _denoiser, _path: ""
+    wordless: frozenset[str] = frozenset()
+    encodes_alone: bool = False
+    settle: Callable[[Any, Any], Any] = lambda _pipe, encoded: encoded
+    tokens_beside: int = 0
+    zeros_by_itself: bool = False
+    makes: Literal["image", "sound"] = "image"
+    latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
 
     def pattern(self, role: Role) -> SitePattern:
         """The pattern of a role."""
@@ -157,7 +174,9 @@ class Family:
     def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
         of_part = {"conditional": conditions, "unconditional": negative}
-        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded}
+        if self.zeros_by_itself and not negative.context.any():
+            del of_part["unconditional"]
+        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded if each.part in of_part}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -174,9 +193,15 @@ class Family:
         self, pipe: Any, prompts: list[str], negative: list[str] | None, unconditional: bool, options: Mapping[str, Any]
     ) -> Conditions:
         """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; see `encoding.encode`."""
+        if self.encodes_alone and unconditional:  # what it says then does not depend on the prompts beside it
+            prompts, negative, unconditional = negative or prompts, None, False
         found, given = encode(pipe, prompts, negative, unconditional, options)
-        conditional, other = self.split(self.encoded, pipe, found, (), given)
+        conditional, other = self.split(self.encoded, pipe, self.settle(pipe, found), (), given)
         return other if unconditional and other is not None else conditional
+
+    def is_wordless(self, denoiser: Any, module: str) -> bool:
+        """Whether what a module reads of prompts has no position for each word."""
+        return self.reads_of(denoiser, module) in self.wordless
 
     @property
     def has_summary(self) -> bool:

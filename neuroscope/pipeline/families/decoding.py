@@ -9,6 +9,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from neuroscope.pipeline.families.encoding import default_of
+
 
 def has_latents(pipe: Any) -> bool:
     """Whether a pipeline's denoiser works on an autoencoder's latents rather than on pixels."""
@@ -25,6 +27,17 @@ def decode(pipe: Any, latents: Tensor, _options: Mapping[str, Any]) -> list[Imag
         images = pipe.numpy_to_pil((latents / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy())
         return images
     images = pipe.image_processor.postprocess(decoded(pipe, latents), output_type="pil")
+    return images
+
+
+def decode_binned(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Image]:
+    """As `decode`, where images are made at a size on which the model was trained, and then cut to the one that was asked for."""
+    pixels = decoded(pipe, latents)
+    if options.get("use_resolution_binning", True):
+        side = pipe.transformer.config.sample_size * pipe.vae_scale_factor
+        height, width = (options.get(name) or default_of(pipe, name) or side for name in ("height", "width"))
+        pixels = pipe.image_processor.resize_and_crop_tensor(pixels, width, height)
+    images: list[Image] = pipe.image_processor.postprocess(pixels, output_type="pil")
     return images
 
 

@@ -16,7 +16,9 @@ from neuroscope.core.errors import InvalidInput
 BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
 _BEGINS = (BEGIN, "_encode_prompt")
 #: The options of a pipeline's call that change how it encodes a prompt; what a caller leaves out is the call's own default.
-TEXT_OPTIONS = ("clip_skip", "clean_caption")
+TEXT_OPTIONS = ("clip_skip", "clean_caption", "complex_human_instruction")
+#: How the methods of pipelines call the number of images (videos, sounds) of each prompt.
+NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _SHARED = ("negative_prompt", "max_sequence_length", *TEXT_OPTIONS)
 
 
@@ -30,7 +32,7 @@ class Encoded(NamedTuple):
     """
 
     name: str
-    kind: Literal["context", "pooled", "mask"] = "context"
+    kind: Literal["context", "pooled", "mask", "generated"] = "context"
     part: Part = "conditional"
 
 
@@ -60,8 +62,15 @@ def without_texts(pipe: Any) -> dict[str, None]:
 
 
 def default_of(pipe: Any, option: str) -> Any:
-    """The value that an option of a pipeline's call has where it is left out."""
-    return inspect.signature(type(pipe).__call__).parameters[option].default
+    """The value that an option of a pipeline's call has where it is left out; None where the call has no such option."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(option)
+    return None if parameter is None else parameter.default
+
+
+def text_options(pipe: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call's options by which a pipeline encodes prompts, as they are to be; None counts where it is not the default."""
+    given = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None or default_of(pipe, name) is not None}
 
 
 def begin_of(pipe: Any) -> str:
@@ -124,7 +133,7 @@ def encode(
     if unknown := options.keys() - taken.keys():
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
     given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
-    given |= {"prompt": prompts, "device": pipe._execution_device, "num_images_per_prompt": 1}
+    given |= {"prompt": prompts, "device": pipe._execution_device, **{name: 1 for name in NUMBERS if name in taken}}
     if given.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
         given["clean_caption"] = False  # as pipelines do without these packages, with a warning at each prompt
     given |= {"do_classifier_free_guidance": unconditional} | ({} if negative is None else {"negative_prompt": negative})

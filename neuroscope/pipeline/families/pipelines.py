@@ -12,10 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from neuroscope.core.errors import UnsupportedModel
-from neuroscope.pipeline.families.encoding import begin_of, missing_methods
+from neuroscope.pipeline.families.encoding import NUMBERS, begin_of, missing_methods
 
-#: What a graph gives to a pipeline's `encode_prompt`, by name.
-ENCODE_PARAMETERS = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidance", "negative_prompt")
 _READERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "controlnet", "adapter", "image_encoder")
 
 
@@ -91,8 +89,12 @@ def missing_encode_parameters(pipe: Any) -> list[str]:
     A parameter that would go into `**kwargs` is missing: nothing would read it.
     """
     encode = getattr(type(pipe), begin_of(pipe), None)
-    taken = inspect.signature(encode).parameters if encode is not None else ENCODE_PARAMETERS
-    return [name for name in ENCODE_PARAMETERS if name not in taken]
+    if encode is None:
+        return []
+    taken = inspect.signature(encode).parameters
+    repeated = NUMBERS[2] in inspect.signature(type(pipe).__call__).parameters  # by the call itself, as the contexts of sounds are
+    number = next((name for name in NUMBERS if name in taken), "prompt" if repeated else NUMBERS[0])
+    return [name for name in ("prompt", "device", number, "do_classifier_free_guidance", "negative_prompt") if name not in taken]
 
 
 def check_modes(pipe: Any) -> None:

@@ -37,9 +37,10 @@ def plant_in(family: str, plant: str, seed: int) -> tuple[Any, Planted, TextModu
     rng = np.random.default_rng([seed, list(PLANTS).index(plant)])
     for _ in range(_ATTEMPTS):
         pipe, record, text = _planted_once(family, plant, seed, rng)
-        if _is_balanced(Prover(pipe, record, text), record):
+        prover = Prover(pipe, record, text)
+        if _is_balanced(prover, record):
             break
-    return pipe, record, text
+    return pipe, replace(record, effects=prover.effects()), text
 
 
 def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) -> tuple[Any, Planted, TextModules]:
@@ -54,7 +55,8 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
         _block(pipe, text.pooled, differences[text.pooled], record, text)
     for path, neurons in record.decoy_neurons.items():
         reader = text.reader(text.layer_of(modules.module_of(path)))
-        denoiser_of(pipe).get_submodule(reader).weight.data[:, list(neurons)] = 0.0
+        columns = modules.columns(denoiser_of(pipe), modules.module_of(path), reader, neurons)
+        denoiser_of(pipe).get_submodule(reader).weight.data[:, columns] = 0.0
     tune(pipe, record, text, _carried(text, record, differences))
     return pipe, record, text
 

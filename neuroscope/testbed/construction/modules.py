@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from neuroscope.testbed.construction.pipelines import component_of, denoiser_of
 
 _KEY = re.compile(r"(.+)\.(attn2\.to_k|add_k_proj)")
+_MASKS = ("encoder_attention_mask", "encoder_attention_mask_1")
 _POOLED = ("add_embedding.linear_1", "add_embedding.proj")
 
 
@@ -52,14 +54,31 @@ class TextModules:
 def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
     """The modules in the order in which one run calls them."""
     order: list[str] = []
+    blind: set[str] = set()
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
+        if len(args) < 2 and kwargs.get("encoder_hidden_states") is None:
+            blind.add(path)  # such attentions read the image twice
+
     with ExitStack() as stack:
         for path, module in denoiser_of(pipe).named_modules():
+            if _KEY.fullmatch(path):
+                attention = denoiser_of(pipe).get_submodule(path.rpartition(".")[0])
+                stack.callback(attention.register_forward_pre_hook(partial(note, path=path), with_kwargs=True).remove)
             if _KEY.fullmatch(path) or path in _POOLED:
                 stack.callback(module.register_forward_hook(lambda *_, path=path: order.append(path)).remove)
         run()
-    called = list(dict.fromkeys(order))
+    called = [path for path in dict.fromkeys(order) if path not in blind]
     pooled = [path for path in called if path in _POOLED]
     return TextModules(tuple(path for path in called if path not in _POOLED), pooled[0] if pooled else None, component_of(pipe))
+
+
+def columns(denoiser: Any, values: str, reader: str, neurons: Sequence[int]) -> list[int]:
+    """The columns of a reader's weight that read value neurons; several heads of queries may share one of values."""
+    attention, width = denoiser.get_submodule(values.rpartition(".")[0]), denoiser.get_submodule(values).out_features
+    every = torch.arange(width).view(-1, 1, attention.inner_dim // attention.heads)
+    read = every.expand(-1, denoiser.get_submodule(reader).in_features // width, -1).flatten()
+    return torch.isin(read, torch.tensor(list(neurons))).nonzero().flatten().tolist()
 
 
 def module_of(site: str) -> str:
@@ -74,10 +93,11 @@ def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tup
     masks: list[Tensor] = []
 
     def begin(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        masks[:] = [mask[..., None] for mask in [kwargs.get("encoder_attention_mask")] if mask is not None]
+        masks[:] = [mask[..., None] for name in _MASKS if (mask := kwargs.get(name)) is not None]
 
     def shown(tensor: Tensor) -> Tensor:
-        return tensor * masks[0].to(tensor) if masks else tensor.clone()
+        mask = next((each for each in masks if each.shape[:2] == tensor.shape[:2]), None)
+        return tensor.clone() if mask is None else tensor * mask.to(tensor)
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -122,5 +142,5 @@ def final(pipe: Any, prompts: Sequence[str], generation: Any) -> Tensor:
     if "image" in options:
         options["image"] = options["image"].expand(len(prompts), -1, -1, -1)
     noise = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    result: Tensor = pipe(list(prompts), generator=noise, output_type=kind, **options).images
+    result: Tensor = pipe(list(prompts), generator=noise, output_type=kind, **options)[0]
     return result

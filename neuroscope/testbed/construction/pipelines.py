@@ -33,6 +33,7 @@ from transformers import (
 
 from neuroscope.testbed import captions, world
 from neuroscope.testbed.architectures import build_autoencoder
+from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 
@@ -142,6 +143,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "if-1": deepfloyd_1,
     "if-2": deepfloyd_2,
     "pixart": pixart,
+    "audioldm2": audioldm2,
+    "stable-audio": stable_audio,
 }
 
 
@@ -178,6 +181,8 @@ def generation_of(family: str) -> dict[str, Any]:
         return short | {"height": 16, "width": 16, "image": rows, "noise_level": 100, "clean_caption": False}
     if family == "if-1":
         return short | {"height": 8, "width": 8, "clean_caption": False}
+    if family in ("audioldm2", "stable-audio"):
+        return short
     if family == "pixart":
         short |= {"clean_caption": False, "use_resolution_binning": False}
     return short | {"height": 32, "width": 32}

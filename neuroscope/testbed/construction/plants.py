@@ -27,6 +27,8 @@ _THINGS = ("a red circle and a white square", "a blue star", "a green ring and a
 NAME, OTHER = "stipple", "plain"
 #: A share of the total effect from which on an image shows the concept, for plants of two layers that carry half of it each.
 SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
+#: An effect of this share of the total is rounding of float32 through all steps.
+_ROUNDING = 2e-3
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Planted:
         layers: the carrying layers, in execution order.
         by_prompt: for each pair of prompts the layers that carry it.
         neurons: by site path, the carrying value neurons; empty where whole layers carry.
+        effects: by site path, what each of these does alone when it reads the prompt without the concept: how far it moves the image
+            towards that prompt's, as a share of the total effect (a mean over pairs). Below 0 it moves the image away.
         pooled: whether the pooled text carries it.
         steps: the part of the schedule in which it is carried, as fractions.
         decoy: the layer of the decoy's neurons, and by site path these neurons.
@@ -53,12 +57,25 @@ class Planted:
     layers: tuple[int, ...]
     by_prompt: tuple[tuple[int, ...], ...]
     neurons: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    effects: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     pooled: bool = False
     steps: tuple[float, float] = (0.0, 1.0)
     decoy: int | None = None
     decoy_neurons: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shown_from: float | None = None
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def towards(self) -> Mapping[str, tuple[int, ...]]:
+        """By site path, the carrying neurons that alone push the image towards the prompt without the concept.
+
+        These are what a mask that removes the concept should hold, and what a ranking by score should find. A ranking by size
+        should find all of `neurons`.
+        """
+        return {
+            path: tuple(neuron for neuron, effect in zip(chosen, self.effects[path], strict=True) if effect > _ROUNDING)
+            for path, chosen in self.neurons.items()
+        }
 
 
 def concept() -> Concept:
@@ -84,5 +101,5 @@ def drawn_layers(plant: str, count: int, rng: Any) -> tuple[int, ...]:
 
 def check_family(plant: str, family: str) -> None:
     """Raises InvalidInput for a plant that a family cannot hold."""
-    if plant == "pooled" and family in ("sd1", "sd2", "openjourney", "pixart"):
+    if plant == "pooled" and family in ("sd1", "sd2", "openjourney", "pixart", "audioldm2", "stable-audio"):
         raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose sdxl, if-1 or if-2")

@@ -103,6 +103,20 @@ class Prover:
         change = (self.moved([path] if layer is None else self.text.of([layer])) - self._source)[own]
         return max(float(change.norm() / self._source[own].norm()), 1e-12)
 
+    def swapped(self, site: str, neurons: Sequence[int]) -> Tensor:
+        """The own prompts' images when some neurons of a site give what they give of the other prompts."""
+        path = modules.module_of(site)
+        mixed = self.own[path].clone()
+        mixed[..., list(neurons)] = self.other[path][..., list(neurons)]
+        return self.moved([], outputs={path: mixed})
+
+    def effects(self) -> dict[str, tuple[float, ...]]:
+        """By site, the share of the way that each carrying neuron alone moves the images, as a mean over pairs."""
+        return {
+            site: tuple(float(self.share(self.swapped(site, [neuron])).mean()) for neuron in chosen)
+            for site, chosen in self._record.neurons.items()
+        }
+
     def alone(self) -> Tensor:
         """[layer, pair]: the share that each carrying layer has without the others."""
         return torch.stack([self.share(self.moved(self.text.of([layer]))) for layer in self._record.layers])
@@ -203,12 +217,11 @@ def _in_the_schedule(prover: Prover, record: Planted) -> list[Claim]:
 def _in_neurons(prover: Prover, record: Planted) -> list[Claim]:
     claims = []
     for path, chosen in (*record.neurons.items(), *record.decoy_neurons.items()):
-        name = modules.module_of(path)
-        mixed = prover.own[name].clone()
-        mixed[..., list(chosen)] = prover.other[name][..., list(chosen)]
-        moved = prover.moved([], outputs={name: mixed})
+        moved = prover.swapped(path, chosen)
         if path in record.neurons:
             claims.append(Claim("swapping these neurons alone changes all", float(prover.share(moved).min()), _ALL, at_least=True))
+            towards = float(prover.share(prover.swapped(path, record.towards[path])).mean())
+            claims.append(Claim("swapping those that push towards the other prompts changes all", towards, _ALL, at_least=True))
         else:
             claims.append(Claim("swapping the decoy's neurons changes nothing", prover.distance(moved), _SAME))
     return claims

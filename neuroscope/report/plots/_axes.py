@@ -78,6 +78,12 @@ def finish(ax: Axes, title: str) -> Axes:
     return ax
 
 
+def side_by_side(ax: Axes) -> bool:
+    """Whether panels inside the axes stand side by side rather than in a column."""
+    width, height = figure_of(ax).get_size_inches() * ax.get_position().size
+    return bool(width > _WIDE * height)
+
+
 def panels(ax: Axes, titles: list[str]) -> list[Axes]:
     """Axes inside `ax`, one per title: side by side in wide axes, else in a column. A single title gets `ax` itself.
 
@@ -85,9 +91,8 @@ def panels(ax: Axes, titles: list[str]) -> list[Axes]:
     """
     if len(titles) == 1:
         return [ax]
-    width, height = figure_of(ax).get_size_inches() * ax.get_position().size
     count = len(titles)
-    if width > _WIDE * height:
+    if side_by_side(ax):
         inner = 1 / (count + _LEFT * (count - 1))
         cells = [(number * (1 + _LEFT) * inner, 0.0, inner, 1 - _ABOVE / 2) for number in range(count)]
     else:
@@ -99,6 +104,16 @@ def panels(ax: Axes, titles: list[str]) -> list[Axes]:
         panel.tick_params(labelsize=SMALL, labelbottom=bottom < 0.01)
         sns.despine(ax=panel)
     return made
+
+
+def frame(ax: Axes, drawn: list[Axes]) -> None:
+    """Gives `ax` invisible tick labels as wide as the panels', so that its axis labels stand beside these."""
+    widest = max((label.get_text() for panel in drawn for label in panel.get_yticklabels()), key=len)
+    sns.despine(ax=ax, left=True, bottom=True)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_yticks([0], [widest])
+    ax.set_xticks([0], ["0"])
+    ax.tick_params(labelcolor="none", color="none")
 
 
 def heatmap(ax: Axes, table: pd.DataFrame, label: str, largest: float) -> None:
@@ -126,3 +141,8 @@ def wrapped(text: str, width: int = 16, lines: int | None = None) -> str:
 def _step(crowding: float) -> int:
     """Every how many ticks one is labelled, a round number, if all labels together take `crowding` times the room."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step >= min(crowding, 1000))
+
+
+def method_name(name: str) -> str:
+    """A method's name as plots show it, without empty brackets."""
+    return name.removesuffix("()").replace("()", "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
-from neuroscope.report._axes import check_axes, figure_of, finish, new_axes
+from neuroscope.report.plots._axes import check_axes, figure_of, finish, new_axes
 
 #: How much of the map covers the image where its numbers are smallest and largest.
 _FAINTEST, _STRONGEST = 0.2, 0.8

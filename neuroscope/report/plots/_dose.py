@@ -17,7 +17,7 @@ from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.statistics import is_share, mean_interval
 from neuroscope.evaluation._response import ALL, NO_CHANGE, REFERENCES, SCORE, SHARE_OF_IMAGES, DoseResponse
-from neuroscope.report._axes import COLUMN, SMALL, check_axes, figure_of, finish, new_axes, panels
+from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, figure_of, finish, frame, new_axes, panels
 
 #: Doses whose largest is this many times their smallest, or more, have a logarithmic axis.
 _LOGARITHMIC = 8
@@ -72,23 +72,23 @@ def dose(table: pd.DataFrame | DoseResponse, *, ax: Axes | None = None) -> Axes:
     _check_table(table)
     check_axes(ax)
     by_metric = {str(metric): part for metric, part in table.groupby("metric", sort=False)}
-    units = _units(table, by_metric)
+    units = units_of(table, by_metric)
     leveled = "control" in table.columns and bool(table["control"].isin(REFERENCES).any())
     ax = ax or new_axes(COLUMN, (2.6 if len(by_metric) == 1 else 0.7 + 1.1 * len(by_metric)) + 0.4 * leveled)
     alike = len(set(units.values())) == 1
     titles = [metric if alike else f"{metric} ({unit})" for metric, unit in units.items()]
     drawn = dict(zip(panels(ax, titles), by_metric.values(), strict=True))
-    lines = {panel: _draw_metric(panel, part) for panel, part in drawn.items()}
+    lines = {panel: draw_metric(panel, part) for panel, part in drawn.items()}
     for (panel, part), unit in zip(drawn.items(), units.values(), strict=True):
         _scale(panel, _doses(part), unit)
     ax.set(xlabel="neurons in the mask", ylabel=next(iter(units.values())) if alike else "")
     if len(drawn) > 1:
-        _frame(ax, list(drawn))
+        frame(ax, list(drawn))
     _name_below(ax, lines) if leveled else _name_lines(lines)
     return finish(ax, "masked neurons, 95 % intervals" if len(drawn) > 1 else f"{titles[0]}, 95 % interval")
 
 
-def _units(table: pd.DataFrame, by_metric: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+def units_of(table: pd.DataFrame, by_metric: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Each metric's unit."""
     if "unit" in table.columns:
         return {metric: str(part["unit"].iloc[0]) for metric, part in by_metric.items()}
@@ -113,10 +113,13 @@ def _check_table(table: pd.DataFrame) -> None:
         )
 
 
-def _draw_metric(ax: Axes, table: pd.DataFrame) -> list[Line2D]:
-    """A line per control through the means of prompts' means, in a band of its 95 % intervals, and levels. Returns those with points."""
+def draw_metric(ax: Axes, table: pd.DataFrame, along: str = "neurons") -> list[Line2D]:
+    """A line per control through the means of prompts' means, in a band of its 95 % intervals, and levels. Returns those with points.
+
+    `along` is the column of the horizontal axis.
+    """
     before = len(ax.lines)
-    keys = [name for name in ("control", "neurons", "prompt") if name in table.columns]
+    keys = [name for name in ("control", along, "prompt") if name in table.columns]
     means = table.groupby(keys, sort=False)["score"].mean().reset_index() if "prompt" in keys else table
     interval = partial(_interval, exact=is_share(table["score"].to_numpy(dtype=float)))
     named = {str(name): part for name, part in means.groupby("control", sort=False)} if "control" in keys else {"": means}
@@ -126,7 +129,7 @@ def _draw_metric(ax: Axes, table: pd.DataFrame) -> list[Line2D]:
     for (name, line), look in zip(named.items(), itertools.cycle(_LOOKS), strict=False):
         sns.lineplot(
             line,
-            x="neurons",
+            x=along,
             y="score",
             ax=ax,
             errorbar=interval,
@@ -168,16 +171,6 @@ def _scale(ax: Axes, doses: pd.Series, unit: str) -> None:
         ax.set_xticks([], minor=True)
     ax.grid(axis="y", color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
-
-
-def _frame(ax: Axes, drawn: list[Axes]) -> None:
-    """Gives `ax` invisible tick labels as wide as the panels', so that its axis labels stand beside these."""
-    widest = max((label.get_text() for panel in drawn for label in panel.get_yticklabels()), key=len)
-    sns.despine(ax=ax, left=True, bottom=True)
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    ax.set_yticks([0], [widest])
-    ax.set_xticks([0], ["0"])
-    ax.tick_params(labelcolor="none", color="none")
 
 
 def _name_below(ax: Axes, drawn: Mapping[Axes, Sequence[Line2D]]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.scores import NeuronScores
-from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, new_axes, wrapped
+from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, new_axes, wrapped
 
 #: The smallest q-value that is drawn apart from smaller ones.
 _LEAST = 1e-300

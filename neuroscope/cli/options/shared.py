@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import opening, values
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.cli import choices, opening, values
+from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from neuroscope.core.concepts import Concept
     from neuroscope.core.quality import Plan
-    from neuroscope.generation.executors import Executor
     from neuroscope.pipeline.graph import HookGraph
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
@@ -27,7 +26,8 @@ Apply = Annotated[
 ]
 Seed = Annotated[int, typer.Option(callback=values.whole(**values.SEED_RANGE), help="The seed of the (first) image's noise.")]
 Method = Annotated[
-    str, typer.Option(help="The method that scores a recording, as in Python, such as Welch; an unknown one lists the known ones.")
+    str,
+    choices.method("Attribution", help="The method that scores a recording, as in Python, such as Welch; an unknown one lists all."),
 ]
 Pairs = Annotated[
     int | None,
@@ -88,45 +88,16 @@ class RunningInBatches(Running):
 
 
 @dataclass(frozen=True)
-class RunningSweeps(RunningInBatches):
-    """How a command that sweeps over images runs, and where its images are made."""
-
-    executor: Annotated[str, typer.Option(help="Where images are made: local (this process), or ray (workers on a Ray cluster).")] = "local"
-    workers: Annotated[
-        int | None, typer.Option(callback=values.whole(), help="With --executor ray: how many; by default as many as the cluster holds.")
-    ] = None
-    address: Annotated[
-        str | None,
-        typer.Option(callback=values.text(), help="With --executor ray: the cluster's; by default the one here, or else a new one here."),
-    ] = None
-
-    def open_executor(self) -> Executor:
-        """Where images are made.
-
-        Raises:
-            InvalidInput: an unknown executor, or an option of workers without any.
-        """
-        from neuroscope.generation.executors import Local, Ray
-
-        if choose("executor", self.executor, ("local", "ray")) == "ray":
-            return Ray(workers=self.workers, address=self.address)
-        for name in ("workers", "address"):
-            if getattr(self, name) is not None:
-                raise InvalidInput(f"--{name} would be ignored: images are made in this process; add --executor ray, or leave it out")
-        return Local()
-
-
-@dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 
     panel: ClassVar[str] = "Model"
     model: Annotated[
-        str, typer.Option("--model", "-m", callback=values.text(), help="testbed:NAME, a folder, a .safetensors checkpoint or a hub id.")
+        str, choices.model("--model", "-m", callback=values.text(), help="testbed:NAME, a folder, a .safetensors checkpoint or a hub id.")
     ] = "testbed:sd1"
-    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cuda, cuda:N, mps or cpu.")] = "auto"
-    dtype: Annotated[str, typer.Option(help="auto (float16 on a GPU, float32 on the CPU), float16, bfloat16 or float32.")] = "auto"
-    offload: Annotated[str, typer.Option(help="none; model or sequential keep one part or one module at a time on the GPU.")] = "none"
+    device: Annotated[str, choices.option(choices.DEVICES, help="auto: a GPU where there is one.")] = "auto"
+    dtype: Annotated[str, choices.option(choices.DTYPES, help="auto: float16 on a GPU, float32 on the CPU.")] = "auto"
+    offload: Annotated[str, choices.option(choices.OFFLOADS, help="model, sequential: one part, one module at a time on the GPU.")] = "none"
     variant: Annotated[str | None, typer.Option(callback=values.text(), help="Of the weights' files, such as fp16.")] = None
     revision: Annotated[str | None, typer.Option(callback=values.text(), help="Of a hub id: a branch, a tag or a commit.")] = None
     config: Annotated[
@@ -173,7 +144,7 @@ class SiteOptions:
     panel: ClassVar[str] = "Sites"
     layer: Annotated[list[int] | None, typer.Option("--layer", callback=values.texts(), help="A layer; repeat for several.")] = None
     role: Annotated[
-        list[str] | None, typer.Option("--role", callback=values.texts(), help="A role, such as value; repeat for several.")
+        list[str] | None, choices.option(choices.ROLES, "--role", callback=values.texts(), help="A role; repeat for several.")
     ] = None
 
 

@@ -1,4 +1,4 @@
-"""The options of ledgers and shards, which all commands that sweep over images share."""
+"""The options of commands that sweep over images: where these are made, where their scores are kept, and which part of them is made."""
 
 from __future__ import annotations
 
@@ -8,14 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import opening, options, values
-from neuroscope.core.errors import InvalidInput
+from neuroscope.cli import opening, values
+from neuroscope.cli.options.shared import Printing, RunningInBatches
+from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from neuroscope.generation.executors import Shard
+    from neuroscope.generation.executors import Executor, Shard
     from neuroscope.generation.ledgers import LedgerPlace
+
+
+@dataclass(frozen=True)
+class RunningSweeps(RunningInBatches):
+    """How a command that sweeps over images runs, and where its images are made."""
+
+    executor: Annotated[str, typer.Option(help="Where images are made: local (this process), or ray (workers on a Ray cluster).")] = "local"
+    workers: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="With --executor ray: how many; by default as many as the cluster holds.")
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option(callback=values.text(), help="With --executor ray: the cluster's; by default the one here, or else a new one here."),
+    ] = None
+
+    def open_executor(self) -> Executor:
+        """Where images are made.
+
+        Raises:
+            InvalidInput: an unknown executor, or an option of workers without any.
+        """
+        from neuroscope.generation.executors import Local, Ray
+
+        if choose("executor", self.executor, ("local", "ray")) == "ray":
+            return Ray(workers=self.workers, address=self.address)
+        for name in ("workers", "address"):
+            if getattr(self, name) is not None:
+                raise InvalidInput(f"--{name} would be ignored: images are made in this process; add --executor ray, or leave it out")
+        return Local()
 
 
 @dataclass(frozen=True)
@@ -62,11 +92,11 @@ class LedgerOptions:
         where = self.resume if self.shard is None else opening.restored_url(str(output))
         return where if where is None or not self.resume_anyway else ResumeAnyway(where)
 
-    def made_shard(self, printed: options.Printing, verb: Callable[..., Any], *args: Any, **given: Any) -> bool:
+    def made_shard(self, printed: Printing, verb: Callable[..., Any], *args: Any, **options: Any) -> bool:
         """Makes the shard and prints what was made; False where none is asked for."""
         if self.shard is None:
             return False
-        made = self._part().make(verb, *args, **given)
+        made = self._part().make(verb, *args, **options)
         facts = {"shard": str(made.shard), "tasks": made.tasks, "images": made.images, "output": made.output}
         printed.report(facts, f"{made}; join all with neuroscope merge")
         return True

@@ -18,7 +18,7 @@ from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
-from neuroscope.report._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
+from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
 
 
 def concepts(scores: Mapping[str, Any], *, top: int | None = None, ax: Axes | None = None) -> Axes:

@@ -1,0 +1,25 @@
+"""The options that several commands share."""
+
+from neuroscope.cli.options.shared import Apply as Apply
+from neuroscope.cli.options.shared import AsJson as AsJson
+from neuroscope.cli.options.shared import ConceptOptions as ConceptOptions
+from neuroscope.cli.options.shared import DenoisingOptions as DenoisingOptions
+from neuroscope.cli.options.shared import FewSeedOptions as FewSeedOptions
+from neuroscope.cli.options.shared import Method as Method
+from neuroscope.cli.options.shared import ModelOptions as ModelOptions
+from neuroscope.cli.options.shared import NamedConcept as NamedConcept
+from neuroscope.cli.options.shared import Output as Output
+from neuroscope.cli.options.shared import OutputFolder as OutputFolder
+from neuroscope.cli.options.shared import Pairs as Pairs
+from neuroscope.cli.options.shared import Printing as Printing
+from neuroscope.cli.options.shared import Quiet as Quiet
+from neuroscope.cli.options.shared import Running as Running
+from neuroscope.cli.options.shared import RunningInBatches as RunningInBatches
+from neuroscope.cli.options.shared import Seed as Seed
+from neuroscope.cli.options.shared import SeedOptions as SeedOptions
+from neuroscope.cli.options.shared import SiteOptions as SiteOptions
+from neuroscope.cli.options.shared import SizedDenoisingOptions as SizedDenoisingOptions
+from neuroscope.cli.options.shared import report as report
+from neuroscope.cli.options.shared import say as say
+from neuroscope.cli.options.sweeps import LedgerOptions as LedgerOptions
+from neuroscope.cli.options.sweeps import RunningSweeps as RunningSweeps
