@@ -21,6 +21,7 @@ from neuroscope import (
     NeuronMask,
     Shard,
     Welch,
+    atlas,
     dose_response,
     evaluate,
     localize,
@@ -187,3 +188,8 @@ def test_the_images_that_another_shard_makes_are_missing_not_zero(graph, tmp_pat
     table = evaluate(*args, output=tmp_path / "merged", **options)
     assert not any(map(math.isnan, table["score"]))
     assert isinstance(masks(graph)["mask"], NeuronMask)
+
+
+def test_a_call_of_several_runs_has_no_shards(graph, tmp_path):
+    with pytest.raises(InvalidInput, match="atlas cannot be made in shards; give one of localize, rank, evaluate, dose_response"):
+        Shard(1, 2).make(atlas, graph, [CONCEPT], output=tmp_path / "1", batch_size=4)

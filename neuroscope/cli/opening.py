@@ -82,11 +82,19 @@ def check_output(output: Path | None, *inputs: Path | None) -> None:
         storage.check_writable(output)
 
 
-def path_of_file(where: str | None) -> Path | None:
-    """The file of a ledger that is one file; None of one in a folder or at a URL."""
+def check_ledger(where: str | None, *inputs: Path | None) -> None:
+    """Checks a ledger that is one file, as `check_output`; one in a folder or at a URL is checked when it is opened."""
     from neuroscope.generation.ledgers.opening import is_line_file
 
-    return Path(where) if where is not None and is_line_file(where) else None
+    if where is not None and is_line_file(where):
+        check_output(Path(where), *inputs)
+
+
+def local_path(where: str | None) -> Path | None:
+    """The path of a ledger; None of one at a URL."""
+    from neuroscope.generation.ledgers.location import is_url
+
+    return None if where is None or is_url(where) else Path(where)
 
 
 def restored_url(where: str) -> str:

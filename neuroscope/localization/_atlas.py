@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from neuroscope.attribution import Attribution, CausalAttribution, plan_ranking, rank
@@ -18,6 +17,7 @@ from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import Localization
+from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.localization._localize import localize, plan_localization
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
@@ -34,7 +34,7 @@ def atlas(
     seeds: Iterable[int] | None = None,
     pairs: int | None = Default.PAIRS,
     batch_size: int | None = None,
-    output: str | Path | None = None,
+    output: LedgerPlace = None,
     quiet: bool = False,
     executor: Executor = Local(),
     **generation: Any,
@@ -93,7 +93,7 @@ def _made(
     concepts: Sequence[Concept],
     verb: Callable[..., LayerScores | NeuronScores],
     graph: HookGraph,
-    output: str | Path | None,
+    output: LedgerPlace,
     quiet: bool,
     executor: Executor,
 ) -> Atlas:

@@ -292,6 +292,11 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
             {"mask": mask},
             {"mask": (None, "mask", mask.neurons, ns.NeuronMask), "seed": (*NUMBER, -1, None)},
         ),
+        "merge": Verb(
+            ns.merge,
+            {"ledgers": [folder / "1"], "output": folder / "merged"},
+            {"ledgers": (None, 3, [], [3], [None], [""], str(folder / "none")), "output": (*PATH, None), "mixed": FLAG},
+        ),
         "report": Verb(ns.report, {"run": folder}, {"run": (*PATH, None), "path": PATH}),
         "save": Verb(
             lambda artifact, path: ns.save(artifact, path),
@@ -404,6 +409,7 @@ NAMES = [
     "edit",
     "fold",
     "export_lora",
+    "merge",
     "summarize",
     "random_control",
     "report",

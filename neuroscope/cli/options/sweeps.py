@@ -76,9 +76,8 @@ class LedgerOptions:
         if self.shard is None:
             if self.resume_anyway and self.resume is None:
                 raise InvalidInput("--resume-anyway would be ignored: it is for the ledger of --resume; give that, or leave it out")
-            kept = opening.path_of_file(self.resume)
-            opening.check_output(output, *inputs, kept)
-            opening.check_output(kept, *inputs)
+            opening.check_output(output, *inputs, opening.local_path(self.resume))
+            opening.check_ledger(self.resume, *inputs)
             return
         if self.resume is not None:
             raise InvalidInput("--resume would be ignored: a shard's ledger is its --output, from which it goes on; leave --resume out")

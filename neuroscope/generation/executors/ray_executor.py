@@ -21,7 +21,7 @@ from neuroscope.generation.executors.replica import Identity, Numerics, Replica
 from neuroscope.generation.executors.sending import Sending
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.executors.worker import Worker, throughput
-from neuroscope.generation.ledgers.run_conditions import RunConditions
+from neuroscope.generation.ledgers import RunConditions
 from neuroscope.generation.metering import count_elsewhere
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.loading import recipe_of
@@ -89,15 +89,15 @@ class Ray(Executor):
             count = check_room(ray, need, self.workers)
             expected = Identity.of(graph, threads)
             begin = partial(_begin, ray, need, load, expected)
-            opened = RayWorkers(ray, begin, count, partial(count_elsewhere, graph.denoiser))
+            opened = RayWorkers(ray, begin, count, partial(count_elsewhere, graph.denoiser), self.conditions(graph))
             try:
                 yield opened
             finally:
                 opened.close()
 
     def conditions(self, graph: HookGraph) -> RunConditions:
-        """See `Executor.conditions`: those of a worker."""
-        return replace(RunConditions.of(graph), threads=self._threads(graph))
+        """See `Executor.conditions`: those of this process, which workers are checked against, but for their threads."""
+        return replace(super().conditions(graph), threads=self._threads(graph))
 
     def _threads(self, graph: HookGraph) -> int:
         on_cpu = graph.pipe._execution_device.type == "cpu"
@@ -119,14 +119,27 @@ class RayWorkers(Workers):
         begin: starts an actor with a replica of the model.
         count: how many workers to start.
         count_rows: told the NFE of each task that was made.
+        made_under: the conditions of their images; by default those of this process.
     """
 
-    def __init__(self, ray: Any, begin: Callable[[], Any], count: int, count_rows: Callable[[int | float], None]) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        begin: Callable[[], Any],
+        count: int,
+        count_rows: Callable[[int | float], None],
+        made_under: RunConditions | None = None,
+    ) -> None:
+        self._made_under = made_under
         self.workers = [Worker(number, begin) for number in range(count)]
         self._ray, self._count_rows = ray, count_rows
         self._is_shown = False
         for worker in self.workers:
             worker.start()
+
+    def conditions(self, graph: HookGraph) -> RunConditions:
+        """See `Executor.conditions`."""
+        return self._made_under or super().conditions(graph)
 
     def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
         """See `Workers.run`.

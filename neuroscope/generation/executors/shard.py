@@ -82,7 +82,8 @@ class Shard:
                 by it and what fits the memory may differ between machines.
 
         Raises:
-            InvalidInput: no `output` or `batch_size`, a method whose next images depend on earlier ones' scores, and what the verb refuses.
+            InvalidInput: another verb, no `output` or `batch_size`, a method whose next images depend on earlier ones' scores, and what the
+                verb refuses.
             InvalidFile: `output` cannot be written or read.
         """
         for name, why in (
@@ -100,6 +101,7 @@ class Shard:
         raise InvalidInput(f"{getattr(verb, '__name__', verb)} has no images that shards could share; call it without a shard")
 
 
+_VERBS = ("localize", "rank", "evaluate", "dose_response")
 _EXAMPLES = {"output": '"runs/1"', "batch_size": "16"}
 
 

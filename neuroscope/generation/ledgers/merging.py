@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 
+from neuroscope.core import checks
 from neuroscope.core.errors import InvalidFile, InvalidInput
 from neuroscope.generation.ledgers.location import Location
 from neuroscope.generation.ledgers.opening import is_line_file
@@ -33,7 +34,14 @@ def merge(ledgers: Iterable[str | PathLike[str]], output: str | PathLike[str], *
             conditions.
         InvalidFile: one of them is damaged, is no ledger or cannot be read, or the output cannot be written or is not empty.
     """
-    names = [fspath(each) for each in ([ledgers] if isinstance(ledgers, str | PathLike) else ledgers)]
+    checks.flag("mixed", mixed)
+    checks.path("output", output)
+    if not isinstance(ledgers, Iterable | PathLike):
+        raise InvalidInput(f"ledgers is {checks.shown(ledgers)}, which is no list of ledgers; give their folders, URLs or .jsonl files")
+    given = [ledgers] if isinstance(ledgers, str | PathLike) else list(ledgers)
+    for each in given:
+        checks.path("one of ledgers", each)
+    names = [fspath(each) for each in given]
     if not names:
         raise InvalidInput("there is nothing to merge; give at least one ledger")
     target = _empty(fspath(output))
