@@ -45,6 +45,23 @@ def test_a_dry_run_says_the_cost_and_makes_nothing(run, pipe, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("rate", "said"), [(0.5, "8 s at 0.5"), (0.01, "7 min at 0.01"), (1e-4, "11 h at 0.0001")])
+def test_a_dry_run_says_the_time_at_a_rate(run, rate, said):
+    arguments, images, nfe = RUNS["generate"]
+    code, out, _ = run("generate", *arguments, "--dry-run", "--rate", rate, "-o", "made")
+    assert (code, out) == (0, f"{images} image{'s' * (images != 1)}, {nfe} NFE, about {said} NFE a second\n")
+    code, out, _ = run("generate", *arguments, "--dry-run", "--rate", rate, "--json", "-o", "made")
+    assert json.loads(out)["seconds"] == nfe / rate
+
+
+def test_a_rate_without_a_dry_run_is_refused(run, tmp_path):
+    arguments, _, _ = RUNS["generate"]
+    code, _, err = run("generate", *arguments, "--rate", 2, "-o", "made")
+    assert code == 2
+    assert "--rate would be ignored: it is for the time that --dry-run says; add --dry-run, or leave it out" in err
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_the_first_line_says_where_the_model_runs_and_the_second_what_it_costs(run, pipe):
     code, out, err = run("generate", *PROMPT, *SHORT, "-o", "out")
     assert code == 0

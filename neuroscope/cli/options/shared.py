@@ -65,17 +65,40 @@ class Running(Printing):
 
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of images and NFE, and stop; nothing is made.")] = False
 
+    rate: Annotated[
+        float | None,
+        typer.Option(callback=values.finite(above=0), help="With --dry-run: NFE a second, as a former run showed; says the time."),
+    ] = None
+
     def stops_at(self, plan: Plan | None, pipe: Any) -> bool:
-        """Says where the model runs and what the work will cost, if that is known; True where nothing more is asked."""
+        """Says where the model runs and what the work will cost, if that is known; True where nothing more is asked.
+
+        Raises:
+            InvalidInput: a rate without --dry-run.
+        """
+        if self.rate is not None and not self.dry_run:
+            raise InvalidInput("--rate would be ignored: it is for the time that --dry-run says; add --dry-run, or leave it out")
         self.note_model(pipe)
+        seconds = plan.nfe / self.rate if plan is not None and self.rate is not None else None
         text = "the cost of this method is not known before it runs" if plan is None else f"{plan}"
-        text += "" if plan is not None and not plan.nfe else "; the time is known after the first batch"
+        if seconds is not None:
+            text += f", about {_said_time(seconds)} at {self.rate:g} NFE a second"
+        elif plan is None or plan.nfe:
+            text += "; the time is known after the first batch"
         if self.dry_run:
             facts = {} if plan is None else asdict(plan)
-            self.report(facts | {"seconds": None}, text)
+            self.report(facts | {"seconds": seconds}, text)
         else:
             self.note(text)
         return self.dry_run
+
+
+def _said_time(seconds: float) -> str:
+    """A span of time in its largest whole unit but one, such as "90 s", "45 min" or "30 h"."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @dataclass(frozen=True)
