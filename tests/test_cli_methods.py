@@ -32,7 +32,7 @@ def untyped_module():
 
 def test_the_names_are_those_of_the_classes():
     assert list(KINDS["attribution"]) == ["Auroc", "MeanDifference", "WeightedNorm", "Welch"]
-    assert list(KINDS["metric"]) == ["ClipScore", "Flipped", "ImageShare", "LatentShare", "Reader"]
+    assert list(KINDS["metric"]) == ["ClapScore", "ClipScore", "Flipped", "ImageShare", "LatentShare", "Reader"]
     assert list(KINDS["causal"]) == ["IntegratedGradients", "NeuronAblation", "NeuronGradient"]
     assert {"CausalTracing", "LocoGen"} <= LAYERS.keys()
     assert list(LAYERS) == sorted(set(LAYERS) & set(ns.__all__))

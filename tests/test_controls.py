@@ -101,9 +101,10 @@ def test_heads_are_those_of_the_models_attention(family):
     """Of every family: the heads of its attention processors' own reshaping, by the width of one head."""
     graph = HookGraph(tiny.PIPELINES[family]())
     sites = graph.sites.where(role=("key", "value"))
+    widths = {site.path: site.width for site in sites}
     for path, heads in graph.heads(sites).items():
         attention = graph.denoiser.get_submodule(path.split(".", 1)[1].rpartition(".")[0])
-        assert heads == round(attention.inner_dim * attention.scale**2)  # the scale is one over the root of a head's width
+        assert heads == round(widths[path] * attention.scale**2)  # the scale is one over the root of a head's width
 
 
 def test_a_recording_of_a_pipeline_has_no_excess_over_rotated_bases_where_weights_are_random(graph, concept):

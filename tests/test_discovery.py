@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.sana_transformer import GLUMBConv
 
 from neuroscope import HookGraph
 from neuroscope.generation.batches import bytes_an_image
@@ -60,7 +61,7 @@ def kind_of(path: str, module) -> str | None:
         return "cross" if module.is_cross_attention else "self"
     if re.search(r"\.attentions\.\d+\.to_out\.0$", path):
         return "cross"
-    return {FeedForward: "ff", ResnetBlock2D: "resnet"}.get(type(module))
+    return {FeedForward: "ff", GLUMBConv: "ff", ResnetBlock2D: "resnet"}.get(type(module))
 
 
 class TestPlaces:
@@ -72,7 +73,8 @@ class TestPlaces:
             if kind := kind_of(path, module):
                 hook = lambda *_, path=path, kind=kind: called.append((f"{graph.family.component}.{path}", kind))  # noqa: E731
                 handles.append(module.register_forward_pre_hook(hook))
-        tiny.draw(pipe, num_inference_steps=1, height=16, width=16)
+        sizes = {} if name in ("sana", "audioldm2", "stable-audio") else {"height": 16, "width": 16}
+        tiny.draw(pipe, num_inference_steps=1, **sizes)
         for handle in handles:
             handle.remove()
         assert [(place.path, place.kind) for place in graph.components] == called

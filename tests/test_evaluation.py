@@ -187,11 +187,9 @@ class TestResuming:
         assert len(calls) == 1
 
     def test_a_place_that_cannot_be_written_is_refused_before_any_picture(self, graph, pipe, mask, tmp_path):
-        with tiny.counted(pipe.unet) as calls:
-            with pytest.raises(InvalidFile, match="none/rows.jsonl cannot be written: No such file or directory"):
-                run(graph, {"mask": mask}, output=tmp_path / "none" / "rows.jsonl")
-            with pytest.raises(InvalidFile, match="cannot be .*: Is a directory"):
-                run(graph, {"mask": mask}, output=tmp_path)
+        cannot = pytest.raises(InvalidFile, match="none/rows.jsonl cannot be written: No such file or directory")
+        with tiny.counted(pipe.unet) as calls, cannot:
+            run(graph, {"mask": mask}, output=tmp_path / "none" / "rows.jsonl")
         assert calls == []
 
 

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from neuroscope import InvalidFile
+from neuroscope.core import storage
 from neuroscope.core.storage import check_writable, check_writable_folder, refuse_overwriting_inputs, write_beside
 from neuroscope.report import plots
 
@@ -132,7 +133,7 @@ def test_a_killed_writer_leaves_the_former_file_and_its_leftover_goes(tmp_path):
 
 
 def package() -> Path:
-    return Path(plots.__file__).parent.parent
+    return Path(storage.__file__).parent.parent
 
 
 def test_writers_of_one_path_do_not_collide(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,7 +107,7 @@ class TestDose:
         for x, share in ((1, 16), (2, 0)):
             for end in scipy.stats.binomtest(share, 16).proportion_ci():
                 assert (x, round(end, 6)) in ends
-        plots.plt.close(ax.figure)
+        plt.close(ax.figure)
 
 
 class TestEffects:

@@ -38,6 +38,7 @@ class PromptEncoder:
         self._pipe = pipe
         self._family = family
         self._denoiser: Any = getattr(pipe, family.component)
+        family.prepare(pipe)
 
     def __repr__(self) -> str:
         return f"PromptEncoder({type(self._pipe).__name__}: {', '.join(type(each).__name__ for each in self.encoders)})"
@@ -145,8 +146,9 @@ class PromptEncoder:
     def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them; few-step models have the former alone."""
         known = inspect.signature(type(self._pipe).__call__).parameters
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
         given = self._family.call_arguments(conditions, negative)
-        return without_texts(self._pipe) | {name: value for name, value in given.items() if name in known}
+        return without_texts(self._pipe) | {name: value for name, value in given.items() if takes_all or name in known}
 
     def positions(self, site: Site, chosen: Bool[Tensor, "*prompt token"], count: int) -> Bool[Tensor, "*prompt position"]:
         """Which of so many positions of what a text-side site reads are the chosen tokens; all, where they are no tokens of the prompt."""

@@ -1,5 +1,7 @@
 """However a pipeline is given its prompt, a swap of all that reads text is the run of the other prompt given in the same way."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -39,6 +41,9 @@ def close(first: torch.Tensor, second: torch.Tensor) -> None:
     ids=["unguided", "negative", "several, guided", "several, unguided"],
 )
 def test_options_of_the_call(graph, options):
+    taken = inspect.signature(type(graph.pipe).__call__).parameters
+    if not options.keys() <= taken.keys():
+        pytest.skip("sounds are made one a prompt")
     expected = tiny.draw(graph.pipe, tiny.OTHER, **options)
     close(swapped(graph, **options), expected)
     assert (tiny.draw(graph.pipe, **options) - expected).norm() > 0.01 * expected.norm()
@@ -65,7 +70,7 @@ def test_embeddings_in_place_of_a_prompt(graph):
     expected = tiny.draw(graph.pipe, tiny.OTHER, guidance_scale=1.0)
     noise = torch.Generator().manual_seed(0)
     options = tiny.of_pixels(graph.pipe, 1) | {"num_inference_steps": 2, "guidance_scale": 1.0}
-    close(graph.pipe(generator=noise, **given, **options).images, expected)
+    close(graph.pipe(generator=noise, **given, **options)[0], expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -79,7 +84,7 @@ def test_embeddings_are_swapped_and_masked_as_a_prompt_is(graph, scale):
     mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(4)}), fill=2.0)
     for change, other in ((swap, tiny.OTHER), (mask, tiny.PROMPT)):
         with graph.apply(change):
-            found = graph.pipe(generator=torch.Generator().manual_seed(0), **given, **options).images
+            found = graph.pipe(generator=torch.Generator().manual_seed(0), **given, **options)[0]
         with graph.apply(*[mask] if change is mask else []):
             close(found, tiny.draw(graph.pipe, other, guidance_scale=scale))
 

@@ -39,6 +39,7 @@ RIGHT = {
     "evaluate": ["--prompt", "a red star", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.csv"],
     "dose": ["s.safetensors", "--prompt", "x", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.safetensors"],
     "report": [".", "-o", "new.html"],
+    "merge": ["l.jsonl", "-o", "new"],
     "demo": ["-o", "new", "-q"],
 }
 LONG = {"demo"}  # right lines that take minutes
@@ -75,7 +76,10 @@ BAD: dict[str, list[str]] = {
     "output_dir": ["text.txt", "text.txt/x", "n" * 300],
     "strength": [],
     "seed": [],
-    "resume": ["nowhere/x.jsonl", "folder", "n" * 300],
+    "resume": ["nowhere/x.jsonl", "text.txt", "n" * 300],
+    "shard": ["0/2", "3/2", "1", "x/y", ""],
+    "executor": ["nope", "", "\udcff"],
+    "ledgers": ["none.jsonl", "text.txt", "n" * 300],
     "run": ["none.file", "folder", "text.txt", "n" * 300],
 }
 CHOICES = {"role", "token", "per", "share", "rows", "lora_format", "dtype"}
@@ -190,6 +194,8 @@ def saved(tmp_path_factory) -> Path:
     for name, each in made.items():
         ns.save(each, folder / f"{name}.safetensors")
     (folder / "folder").mkdir()
+    options = {"num_inference_steps": 1, "quiet": True, "output": folder / "l.jsonl"}
+    ns.evaluate(graph, {}, ["a red star"], [0], ns.testbed.Reader("object", "star"), controls=False, **options)
     (folder / "text.txt").write_text("no result of anything\n")
     return folder
 

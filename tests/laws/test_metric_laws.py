@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL.Image import Image, fromarray
 
-from neuroscope import ClipScore, Flipped, HookGraph, ImageShare, LatentShare, Metric
+from neuroscope import ClapScore, ClipScore, Flipped, HookGraph, ImageShare, LatentShare, Metric
 from neuroscope.metrics.metric import bind
 from neuroscope.metrics.shares import Share
 from neuroscope.testbed.readers import Reader
@@ -24,6 +24,8 @@ SCORERS: dict[type, tuple[Metric, float, float]] = {
 }
 #: Metrics of a run between its source and its target.
 SHARES: dict[type, Share] = {Flipped: Flipped(0.4), ImageShare: ImageShare(), LatentShare: LatentShare()}
+#: Metrics of sounds, whose laws are in tests/test_sounds.py.
+OF_SOUNDS = {ClapScore}
 EVERY = [*(metric for metric, _, _ in SCORERS.values()), *SHARES.values()]
 
 
@@ -33,7 +35,7 @@ def images() -> list[Image]:
 
 
 def test_every_metric_has_an_example():
-    assert methods_in("metrics") == sorted({*SCORERS, *SHARES} - {Reader}, key=lambda each: each.__name__)
+    assert methods_in("metrics") == sorted({*SCORERS, *SHARES, *OF_SOUNDS} - {Reader}, key=lambda each: each.__name__)
     assert Reader in methods_in("testbed")
 
 

@@ -86,6 +86,9 @@ class Shard:
                 verb refuses.
             InvalidFile: `output` cannot be written or read.
         """
+        called = getattr(verb, "__name__", repr(verb))
+        if called not in _VERBS:
+            raise InvalidInput(f"{called} cannot be made in shards; give one of {', '.join(_VERBS)}")
         for name, why in (
             ("output", "a shard's images are known by its ledger alone"),
             ("batch_size", "all shards must cut the same tasks"),
@@ -98,7 +101,7 @@ class Shard:
             verb(*args, **options, executor=_ShardExecutor(self, executor))
         except _Finished as finished:
             return ShardReport(self, finished.tasks, finished.images, str(options["output"]))
-        raise InvalidInput(f"{getattr(verb, '__name__', verb)} has no images that shards could share; call it without a shard")
+        raise InvalidInput(f"{called} has no images that shards could share; call it without a shard")
 
 
 _VERBS = ("localize", "rank", "evaluate", "dose_response")

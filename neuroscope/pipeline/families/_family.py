@@ -131,6 +131,7 @@ class Family:
         wordless: which of these encoders give states that are of no single word.
         encodes_alone: what a prompt says depends on the others with which it is encoded, so that each is encoded alone.
         settle: what a pipeline's encoding returned, as all runs and conditions are to have it, such as at one length.
+        prepare: puts a pipeline into the state in which its own calls leave it, so that a run changes no fingerprint.
         tokens_beside: how many tokens behind the prompt's the denoiser is given that say something else, such as a sound's length.
         zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
         makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
@@ -165,6 +166,7 @@ class Family:
     wordless: frozenset[str] = frozenset()
     encodes_alone: bool = False
     settle: Callable[[Any, Any], Any] = lambda _pipe, encoded: encoded
+    prepare: Callable[[Any], None] = lambda _pipe: None
     tokens_beside: int = 0
     zeros_by_itself: bool = False
     makes: Literal["image", "sound"] = "image"

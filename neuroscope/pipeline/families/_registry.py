@@ -37,7 +37,7 @@ def family_of(pipe: Any) -> Family:
     denoiser = next((found for name in (*components, *_OTHER_DENOISERS) if (found := getattr(pipe, name, None)) is not None), None)
     if denoiser is None:
         raise UnsupportedModel(
-            f"{type(pipe).__name__} has no {' or '.join(components)}; give a pipeline of diffusers whose denoiser is a {_known_denoisers()}"
+            f"{type(pipe).__name__} has no {' or '.join(components)}; give a pipeline of diffusers whose denoiser is {_known_denoisers()}"
         )
     return family_of_denoiser(denoiser, f"{type(pipe).__name__}'s denoiser")
 
@@ -59,7 +59,7 @@ def family_of_denoiser(denoiser: Any, name: str = "this denoiser") -> Family:
             return family
     if not named:
         raise UnsupportedModel(
-            f"{name} is a {type(inner).__name__}, which neuroscope does not know; give a pipeline whose denoiser is a {_known_denoisers()}"
+            f"{name} is a {type(inner).__name__}, which neuroscope does not know; give a pipeline whose denoiser is {_known_denoisers()}"
         )
     kinds = {name: inner.config.get(name) for name in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")}
     raise UnsupportedModel(
@@ -69,4 +69,4 @@ def family_of_denoiser(denoiser: Any, name: str = "this denoiser") -> Family:
 
 
 def _known_denoisers() -> str:
-    return " or a ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))
+    return "one of " + ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.denoisers))

@@ -42,7 +42,9 @@ class Instructed(LowerCase):
         length = max_length or self.model_max_length
         found = self._tokenizer(texts, max_length=length + self._more, padding_side="right", **options)
         kept = {name: [[row[0], *row[1 - length :]] for row in found[name]] for name in found}
-        return kept | {"offset_mapping": [self._places(*each) for each in zip(kept["offset_mapping"], prompts, strict=True)]}
+        if "offset_mapping" in kept:
+            kept["offset_mapping"] = [self._places(*each) for each in zip(kept["offset_mapping"], prompts, strict=True)]
+        return kept
 
     def _places(self, offsets: list[tuple[int, int]], prompt: str) -> list[tuple[int, int]]:
         """Places in a prompt, of places in the text that ends with it; tokens before it are nowhere, and words begin behind spaces."""
@@ -53,6 +55,11 @@ class Instructed(LowerCase):
 
 def _words(pipe: Any, tokenizer: Any) -> Instructed:
     return Instructed(tokenizer, default_of(pipe, "max_sequence_length"), "\n".join(default_of(pipe, "complex_human_instruction") or ()))
+
+
+def _prepare(pipe: Any) -> None:
+    if getattr(pipe, "tokenizer", None) is not None:
+        pipe.tokenizer.padding_side = "right"
 
 
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -86,5 +93,6 @@ SANA = replace(
     stages=re.compile(r"(?!)"),  # its output is cut into as many rows as it was called with
     read=_read,
     words=_words,
+    prepare=_prepare,
     prepares_text=re.compile(r"caption_projection(\..+)?|caption_norm"),
 )

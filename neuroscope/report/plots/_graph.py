@@ -29,6 +29,7 @@ _BOXES = {
     "heads": (4.7, 2.1),
     "output": (6.8, 2.1),
     "feedforward": (9.0, 2.1),
+    "pooled": (6.8, 3.2),
 }
 #: Both ends of the strip of blocks.
 _STRIP = (-0.6, 9.6)
@@ -82,6 +83,8 @@ def close_up(sites: Sites, layer: int, model: str, ax: Axes) -> Axes:
     for source, target in sites.edges:
         if target in mine:
             _arrow(ax, boxes.get(source, boxes["image"]), boxes[target], "tab:blue" if source == "prompt" or source in text else "0.5")
+    for site in sites.where(role="pooled"):
+        _box(ax, _BOXES["pooled"], f"pooled, to all layers\n{site.width:,}{unit}", site.text_only)
     _draw_strip(ax, sites, layer)
     ax.set(xlim=(-0.9, 9.9), ylim=(-1.25, 3.6), xticks=[], yticks=[])
     sns.despine(ax=ax, left=True, bottom=True)
