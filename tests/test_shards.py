@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from neuroscope import (
     ImageShare,
     InvalidInput,
     LatentShare,
+    LedgerSummary,
     Localization,
     LocoGen,
     NeuronAblation,
@@ -51,6 +52,16 @@ def call(method: Any, graph: HookGraph, metric: Any = LatentShare()) -> tuple[An
     if isinstance(method, Localization):
         return localize, (graph, CONCEPT, method, metric), dict(ONCE)
     return rank, (graph, CONCEPT, method), ONCE | {"layers": 3, "metric": metric}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A metric that fails."""
+
+    name: str = "broken"
+
+    def __call__(self, images, prompts):
+        raise ZeroDivisionError("no score")
 
 
 def values_of(found: Any) -> list[torch.Tensor]:
@@ -193,3 +204,24 @@ def test_the_images_that_another_shard_makes_are_missing_not_zero(graph, tmp_pat
 def test_a_call_of_several_runs_has_no_shards(graph, tmp_path):
     with pytest.raises(InvalidInput, match="atlas cannot be made in shards; give one of localize, rank, evaluate, dose_response"):
         Shard(1, 2).make(atlas, graph, [CONCEPT], output=tmp_path / "1", batch_size=4)
+
+
+def test_a_shard_without_a_task_is_merged_as_the_others(graph, tmp_path):
+    args, options = (graph, {"none": None}, CONCEPT.present, [0], Corner()), SMALL | {"batch_size": 1, "quiet": True, "controls": False}
+    made = [Shard(number, 3).make(evaluate, *args, output=tmp_path / str(number), **options) for number in (1, 2, 3)]
+    assert [each.images for each in made] == [1, 1, 0]
+    summary = merge([tmp_path / str(number) for number in (1, 2, 3)], tmp_path / "merged")
+    assert not summary.runs[0].missing
+
+
+def test_a_task_that_fails_in_a_shard_blames_no_other(graph, tmp_path):
+    args, options = (graph, {"none": None}, CONCEPT.present, [0, 1]), SMALL | {"batch_size": 1, "quiet": True, "controls": False}
+    with pytest.raises(ZeroDivisionError):
+        Shard(1, 1).make(evaluate, *args, Broken(), output=tmp_path / "1", **options)
+    (run,) = LedgerSummary.of(tmp_path / "1").runs
+    assert (len(run.failed), len(run.missing)) == (1, 4)
+
+
+def test_gradients_have_no_shards(graph, tmp_path):
+    with pytest.raises(InvalidInput, match=r"NeuronGradient\(\) cannot be made in shards"):
+        Shard(1, 2).make(rank, graph, CONCEPT, output=tmp_path / "1", batch_size=4, quiet=True)

@@ -30,14 +30,17 @@ class CausalAttribution(ExperimentMethod[NeuronScores]):
         roles: score the neurons of "key" and "value" sites, or of one of them.
         two_sided: whether scores below 0 count like those above.
         default_pairs: how many of a concept's pairs `rank` uses unless told otherwise; None for all.
-        makes_images: whether it makes images, which an executor can make elsewhere.
     """
 
     two_sided: ClassVar[bool] = False
     default_pairs: ClassVar[int | None] = PAIRS
-    makes_images: ClassVar[bool] = True
 
     roles: str | tuple[str, ...]
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether it makes images with single neurons changed, which an executor can make elsewhere."""
+        return True
 
     @abc.abstractmethod
     def __call__(self, experiment: Experiment) -> NeuronScores:

@@ -88,7 +88,7 @@ def rank(
         ignored = [name for name, value in of_images.items() if value is not None]
         _refuse_unused(method, ignored + ["executor"] * (executor != Local()))
         return _by_response(graph, concept, method, layers, batch_size, quiet, generation)
-    _check_executor(method, executor)
+    check_executor(method, executor)
     options = {"layers": layers, "batch_size": batch_size, "output": output, "quiet": quiet, "executor": executor}
     with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return run_method(experiment, method)
@@ -131,10 +131,11 @@ def _check_method(method: Any) -> None:
     checks.instance("method", method, (CausalAttribution, Attribution), "ns.NeuronGradient()")
 
 
-def _check_executor(method: CausalAttribution, executor: Any) -> None:
+def check_executor(method: CausalAttribution, executor: Any) -> None:
     """Raises InvalidInput for what is no executor, and for one that the method would ignore."""
     checks.instance("executor", executor, Executor, "ns.Local()")
-    if executor != Local() and not method.makes_images:
+    given = getattr(executor, "executor", executor)  # a shard's own; the shard itself is refused where the method runs
+    if given != Local() and not method.makes_images:
         raise InvalidInput(
             f"executor would be ignored: {method!r} takes gradients in this process and makes no image; leave it out, or give a method "
             "that makes images, such as ns.NeuronAblation()"

@@ -72,6 +72,11 @@ class IntegratedGradients(CausalAttribution):
     fidelity: int = 8
     least: float = LEAST
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether it compares its scores with exact effects; gradients are taken in this process."""
+        return bool(self.fidelity)
+
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
         object.__setattr__(self, "roles", check_roles(self.roles))

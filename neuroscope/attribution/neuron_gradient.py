@@ -73,11 +73,15 @@ class NeuronGradient(CausalAttribution):
     """
 
     default_pairs: ClassVar[int | None] = None
-    makes_images: ClassVar[bool] = False
 
     roles: str | tuple[str, ...] = ROLES
     samples: int = 32
     least: float = LEAST
+
+    @property
+    def makes_images(self) -> bool:
+        """False: it takes gradients of single predictions."""
+        return False
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)

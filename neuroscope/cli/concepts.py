@@ -170,7 +170,8 @@ def _rank_recording(ctx: typer.Context, file: Path, text: str) -> NeuronScores:
         raise InvalidInput(f"{asked!r} runs the model, and {file} is a recording; leave it out and name the concept, such as with --style")
     named = [each.name for group in (options.ModelOptions, options.ConceptOptions) for each in fields(group)]
     values.refuse_unused(
-        ctx, dict.fromkeys([*named, "layer", "dry_run", "batch_size", *_OF_IMAGES], f"{file} is a recording, which is ranked as it is")
+        ctx,
+        dict.fromkeys([*named, "layer", "dry_run", "rate", "batch_size", *_OF_IMAGES], f"{file} is a recording, which is ranked as it is"),
     )
     return score(artifacts.load(file, Recording), asked)
 

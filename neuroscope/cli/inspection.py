@@ -96,6 +96,7 @@ def merge(
 def _show_file(ctx: typer.Context, file: Path, rows: int, as_json: bool) -> None:
     """Prints what a saved file holds, or what an image was made of."""
     from neuroscope.core import artifacts
+    from neuroscope.core.atlas import Atlas
     from neuroscope.core.scores import NeuronScores
 
     if file.suffix.lower() == ".png":
@@ -106,7 +107,8 @@ def _show_file(ctx: typer.Context, file: Path, rows: int, as_json: bool) -> None
     header = artifacts.read_header(file)
     if as_json:
         values.refuse_unused(ctx, {"rows": "--json prints the file's header, and no table"})
-    if not isinstance(found, NeuronScores):
+    first = next(iter(found.values())) if isinstance(found, Atlas) else found
+    if not isinstance(first, NeuronScores):
         values.refuse_unused(ctx, {"rows": f"{file} holds a {found.kind}, and only neuron-scores have a table to cut"})
     options.report(header, "\n".join(_described(found, header, rows)), as_json)
 
@@ -164,7 +166,7 @@ def plot(
     ] = None,
     method: options.Method = "Welch",
 ) -> None:
-    """Draw the heatmap of a saved recording's or scores' neurons or layers, a contact sheet, a dose response, or an atlas."""
+    """Draw the neurons (a heatmap) or layers (points) of a saved recording or scores, a contact sheet, a dose response, or an atlas."""
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from neuroscope.attribution import Attribution, CausalAttribution, plan_ranking, rank
-from neuroscope.attribution._rank import Default
+from neuroscope.attribution._rank import Default, check_executor
 from neuroscope.attribution.neuron_gradient import NeuronGradient
 from neuroscope.core import checks
 from neuroscope.core.atlas import Atlas
@@ -68,12 +68,14 @@ def atlas(
     given = _distinct(concepts)
     checks.instance("method", method, (CausalAttribution, Attribution, Localization), "ns.NeuronGradient()")
     checks.instance("executor", executor, Executor, "ns.Local()")
-    chosen = {"metric": metric, "seeds": None if seeds is None else checks.seeds(seeds), "layers": layers}
+    chosen = {"metric": metric, "seeds": None if seeds is None else checks.seeds(seeds)}
+    chosen["layers"] = None if layers is None else checks.layers("layers", layers)
     options = generation | {"batch_size": batch_size} | {name: value for name, value in chosen.items() if value is not None}
     options |= {"pairs": pairs} if pairs is not Default.PAIRS else {}
     if isinstance(method, Localization):
         return _made(given, _of_layers(graph, given, method, options), graph, output, quiet, executor)
     if isinstance(method, CausalAttribution):
+        check_executor(method, executor)
         for concept in given[1:]:  # the first is checked by its own run
             plan_ranking(graph, concept, method, **options)
     return _made(given, partial(rank, graph, method=method, **options), graph, output, quiet, executor)

@@ -25,7 +25,7 @@ _BEST_LAYERS, _BEST_NEURONS, _BEST_PATCHES = 5, 12, 16
 
 
 def layers(run: Run) -> Section:
-    """The run's layer scores: the methods side by side, then each with its verdict, heatmaps, contact sheet and tables.
+    """The run's layer scores: the methods side by side, then each with its verdict, plots, contact sheet and tables.
 
     Scores of causal tracing's components are not compared with scores of cross-attention layers.
 
@@ -105,7 +105,7 @@ def _layer_figures(scores: LayerScores, *, compared: bool) -> list[Figure]:
     """The layers' scores, unless the comparison shows them, and the heatmap by part if several parts were patched."""
     what = counted(len(scores.layers), "component" if scores.names else "layer")
     alt = f"Plot of the scores of {what}; the best is {scores.name(scores.top(1)[0])}"
-    caption = "Higher layers control the concept more. Bars are 95 % intervals where scores were measured on images."
+    caption = "Layers with higher scores control the concept more. Bars are 95 % intervals where scores were measured on images."
     named = scores if scores.names else {method_name(scores.provenance.method): scores}
     figures = [] if compared else [drawn(partial(plots.layers, named), alt, caption)]
     if scores.effects and len({patch.part for patch in scores.effects.patches if patch.layers}) > 1:

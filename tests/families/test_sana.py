@@ -208,3 +208,9 @@ class TestSprint:
         message = "needs a pipeline's schedule, but the denoiser was called at a timestep"
         with pytest.raises(ns.InvalidInput, match=message), sprint.apply(early):
             self.draw(sprint)
+
+
+@pytest.mark.parametrize("instruction", [["Describe this:"], None])
+def test_another_instruction_is_refused(graph, instruction):
+    with pytest.raises(ns.InvalidInput, match="another complex_human_instruction would move the words"):
+        graph.text.conditions(["a red circle"], complex_human_instruction=instruction)

@@ -59,7 +59,7 @@ class Counted(Executor):
 
 
 def test_neurons_are_those_of_one_ranking_a_concept(graph):
-    found = atlas(graph, BOTH, NeuronGradient(samples=4), layers=[3], **ONCE)
+    found = atlas(graph, BOTH, NeuronGradient(samples=4), layers=iter([3]), **ONCE)
     for concept in BOTH:
         alone = rank(graph, concept, NeuronGradient(samples=4), layers=[3], **ONCE)
         assert list(found[concept.name].scores) == list(alone.scores)
@@ -126,6 +126,7 @@ def test_layers_keep_their_order_in_the_plot():
         (BOTH, NeuronAblation(), {"layers": 99}, "99"),
         (BOTH, Welch(), {"seeds": [0]}, "seeds would be ignored"),
         (BOTH, Welch(), {"executor": Counted()}, "executor would be ignored"),
+        (BOTH, NeuronGradient(), {"executor": Counted()}, "executor would be ignored"),
         (BOTH, LocoGen(), {"num_inference_stepz": 3}, "num_inference_stepz"),
         (BOTH, LocoGen(), {"seeds": 3}, "seeds=3: write"),
         (BOTH, LocoGen(), {"executor": 2}, "executor is a int"),

@@ -39,11 +39,14 @@ class Workers(Executor):
 
     Attributes:
         is_partial: whether they make a part of each list of tasks alone, so that no table comes of it.
-        stops_at_failure: whether a task that fails ends the run, so that those behind it were not tried.
     """
 
     is_partial: ClassVar[bool] = False
-    stops_at_failure: ClassVar[bool] = False
+
+    @property
+    def stops_at_failure(self) -> bool:
+        """Whether a task that fails ends the run, so that those behind it were not tried."""
+        return False
 
     def open(self, graph: HookGraph) -> AbstractContextManager[Workers]:
         """The workers themselves."""

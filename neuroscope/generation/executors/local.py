@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from neuroscope.generation.executors.executor import Workers, progress
 from neuroscope.generation.executors.tasks import Part, Task, Work, perform
@@ -14,7 +13,10 @@ from neuroscope.generation.executors.tasks import Part, Task, Work, perform
 class Local(Workers):
     """Makes all images in this process, with the pipeline that it was given, in order."""
 
-    stops_at_failure: ClassVar[bool] = True
+    @property
+    def stops_at_failure(self) -> bool:
+        """True: an error ends the call."""
+        return True
 
     def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
         """See `Workers.run`."""

@@ -100,7 +100,8 @@ class Shard:
         try:
             verb(*args, **options, executor=_ShardExecutor(self, executor))
         except _Finished as finished:
-            return ShardReport(self, finished.tasks, finished.images, str(options["output"]))
+            where = options["output"]
+            return ShardReport(self, finished.tasks, finished.images, str(getattr(where, "ledger", where)))
         raise InvalidInput(f"{called} has no images that shards could share; call it without a shard")
 
 
@@ -147,6 +148,11 @@ class _ShardWorkers(Workers):
         self._workers = workers
         self._tasks = 0
         self._images = 0
+
+    @property
+    def stops_at_failure(self) -> bool:
+        """See `Workers.stops_at_failure`."""
+        return self._workers.stops_at_failure
 
     def conditions(self, graph: HookGraph) -> RunConditions:
         """See `Executor.conditions`."""

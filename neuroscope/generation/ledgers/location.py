@@ -114,7 +114,7 @@ class Location:
 def _opened(where: str) -> tuple[Any, str]:
     """The file system, and the folder in it."""
     if not is_url(where):
-        return fsspec.filesystem("file"), str(Path(where))
+        return fsspec.filesystem("file"), str(Path(where).expanduser())
     files, folder = fsspec.url_to_fs(where)
     return files, folder
 

@@ -60,11 +60,11 @@ def open_ledger(output: LedgerPlace, conditions: Callable[[], RunConditions]) ->
         return Ledger()
     where = os.fspath(output.ledger if isinstance(output, ResumeAnyway) else output)
     if is_line_file(where):
-        return LineFile(Path(where))
+        return LineFile(Path(where).expanduser())
     return Folder(Location(where), conditions(), mixed=isinstance(output, ResumeAnyway))
 
 
 def is_line_file(where: str) -> bool:
     """Whether a ledger is one JSON-lines file, not a folder."""
-    path = Path(where)
+    path = Path(where).expanduser()
     return not is_url(where) and not path.is_dir() and (path.exists() or path.suffix == ".jsonl")

@@ -15,8 +15,9 @@ from neuroscope.core.errors import InvalidInput
 #: The methods with which every pipeline's call begins and ends; between the two lies a run.
 BEGIN, END = "encode_prompt", "maybe_free_model_hooks"
 _BEGINS = (BEGIN, "_encode_prompt")
+_INSTRUCTION = "complex_human_instruction"
 #: The options of a pipeline's call that change how it encodes a prompt; what a caller leaves out is the call's own default.
-TEXT_OPTIONS = ("clip_skip", "clean_caption", "complex_human_instruction")
+TEXT_OPTIONS = ("clip_skip", "clean_caption", _INSTRUCTION)
 #: How the methods of pipelines call the number of images (videos, sounds) of each prompt.
 NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _SHARED = ("negative_prompt", "max_sequence_length", *TEXT_OPTIONS)
@@ -137,6 +138,8 @@ def encode(
     taken, call = inspect.signature(method).parameters, inspect.signature(type(pipe).__call__).parameters
     if unknown := {*options, *([] if negative is None else ["negative_prompt"])} - taken.keys():
         raise InvalidInput(f"{type(pipe).__name__} takes no {unknown.pop()}; leave it out")
+    if _INSTRUCTION in options and options[_INSTRUCTION] != call[_INSTRUCTION].default:
+        raise InvalidInput(f"another {_INSTRUCTION} would move the words, whose places are counted behind the pipeline's own; leave it out")
     given: dict[str, Any] = {name: call[name].default for name in _SHARED if name in call and name in taken} | dict(options)
     given |= {"prompt": prompts, "device": pipe._execution_device, **{name: 1 for name in NUMBERS if name in taken}}
     if given.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
