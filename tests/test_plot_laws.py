@@ -145,7 +145,7 @@ class TestPoints:
     def test_a_name_is_cut_and_its_unit_is_not(self):
         named = {f"{number} {'many ' * 30}": effects(2) for number in range(2)}
         for panel in plots.layers(named).child_axes:
-            assert panel.get_title(loc="left").endswith(" … (effect in the metric's unit)")
+            assert panel.get_title(loc="left").endswith(" …\n(effect in the metric's unit)")
 
     def test_kinds_of_components_share_one_scale(self):
         names = ("resnet 0", "cross 0", "resnet 1", "cross 1")

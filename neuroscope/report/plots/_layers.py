@@ -102,10 +102,13 @@ def _points(scores: LayerScores) -> pd.DataFrame:
 
 
 def _titled(name: str, unit: str, ax: Axes, count: int) -> str:
-    """The title of one of `count` panels: its name, cut where there is no room, and its unit, which is never cut."""
+    """The title of one of `count` panels: its name, cut where there is no room, and its unit, on a line of its own where it must be."""
     inches = float(figure_of(ax).get_size_inches()[0] * ax.get_position().width) / (count if side_by_side(ax) else 1)
     unit = "" if count == 1 or unit == name else f" ({unit})"
-    return f"{wrapped(name, max(8, int(17 * inches) - len(unit)), 1)}{unit}"
+    room = int(17 * inches)
+    if len(name) + len(unit) > room:
+        return f"{wrapped(name, room, 1)}\n{unit.strip()}"
+    return f"{name}{unit}"
 
 
 def _unit(scores: LayerScores) -> str:
