@@ -134,8 +134,7 @@ def _check_method(method: Any) -> None:
 def check_executor(method: CausalAttribution, executor: Any) -> None:
     """Raises InvalidInput for what is no executor, and for one that the method would ignore."""
     checks.instance("executor", executor, Executor, "ns.Local()")
-    given = getattr(executor, "executor", executor)  # a shard's own; the shard itself is refused where the method runs
-    if given != Local() and not method.makes_images:
+    if executor.maker != Local() and not method.makes_images:
         raise InvalidInput(
             f"executor would be ignored: {method!r} takes gradients in this process and makes no image; leave it out, or give a method "
             "that makes images, such as ns.NeuronAblation()"

@@ -29,6 +29,11 @@ class Executor(abc.ABC):
             InvalidInput: what was asked for cannot be provided; before any image is made.
         """
 
+    @property
+    def maker(self) -> Executor:
+        """Who makes the images: itself, unless it hands tasks on to another executor."""
+        return self
+
     def conditions(self, graph: HookGraph) -> RunConditions:
         """Under which conditions its workers make images; by default those of this process."""
         return RunConditions.of(graph)

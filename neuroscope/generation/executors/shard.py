@@ -125,6 +125,11 @@ class _ShardExecutor(Executor):
     shard: Shard
     executor: Executor
 
+    @property
+    def maker(self) -> Executor:
+        """See `Executor.maker`."""
+        return self.executor
+
     @contextmanager
     def open(self, graph: HookGraph) -> Iterator[Workers]:
         """See `Executor.open`."""

@@ -28,12 +28,9 @@ from transformers import (
     RobertaTokenizer,
     SpeechT5HifiGan,
     SpeechT5HifiGanConfig,
-    T5Config,
-    T5EncoderModel,
 )
 
-from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_t5_tokenizer
+from neuroscope.testbed.construction.encoders import t5_encoder, t5_tokenizer
 
 _MELS = 16
 _LENGTH = 24
@@ -45,10 +42,8 @@ def audioldm2() -> AudioLDM2Pipeline:
 
     Its GPT-2 knows no positions, so that it writes the same of a prompt in every batch; see the docs' page on sounds.
     """
-    words = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    words = t5_tokenizer()
     words.model_max_length = _LENGTH
-    shape = {"d_model": _WIDTH, "d_kv": 16, "d_ff": 2 * _WIDTH, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
-    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
     letters = build_letters()
     unet = AudioLDM2UNet2DConditionModel(
         sample_size=8,
@@ -67,7 +62,7 @@ def audioldm2() -> AudioLDM2Pipeline:
     return AudioLDM2Pipeline(
         vae=_spectrograms(),
         text_encoder=build_clap(letters),
-        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(words), **shape, **special)),
+        text_encoder_2=t5_encoder(words, _WIDTH),
         projection_model=AudioLDM2ProjectionModel(32, _WIDTH, _WRITTEN),
         language_model=writer,
         tokenizer=letters,
@@ -81,17 +76,15 @@ def audioldm2() -> AudioLDM2Pipeline:
 
 def stable_audio() -> StableAudioPipeline:
     """Stable Audio, shallow: 12 blocks whose keys and values are shared by two heads of queries each, T5, and tokens of durations."""
-    words = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    words = t5_tokenizer()
     words.model_max_length = _LENGTH
-    shape = {"d_model": _WIDTH, "d_kv": 16, "d_ff": 2 * _WIDTH, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
-    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
     small = {"encoder_hidden_size": 8, "decoder_channels": 8, "channel_multiples": [1, 2], "downsampling_ratios": [2, 4]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, for how diffusers normalises weights
         vae = AutoencoderOobleck(decoder_input_channels=4, audio_channels=2, sampling_rate=16000, **small)
     return StableAudioPipeline(
         vae=vae,
-        text_encoder=T5EncoderModel(T5Config(vocab_size=len(words), **shape, **special)),
+        text_encoder=t5_encoder(words, _WIDTH),
         projection_model=StableAudioProjectionModel(_WIDTH, _WIDTH, 0, 512),
         tokenizer=words,
         transformer=StableAudioDiTModel(

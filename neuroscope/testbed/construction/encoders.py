@@ -39,10 +39,20 @@ def clip(tokenizer: CLIPTokenizer, width: int, kind: Any = CLIPTextModel, **conf
 
 def t5(width: int) -> tuple[T5TokenizerFast, T5EncoderModel]:
     """A T5 tokenizer of the world's captions and a random encoder of three layers."""
-    tokenizer = build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    tokenizer = t5_tokenizer()
+    return tokenizer, t5_encoder(tokenizer, width)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer of the world's captions."""
+    return build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
+
+
+def t5_encoder(tokenizer: T5TokenizerFast, width: int) -> T5EncoderModel:
+    """A random T5 encoder of three layers."""
     shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return tokenizer, T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
 
 
 def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:
