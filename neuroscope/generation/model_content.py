@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import align_module_device
 from diffusers import ConfigMixin
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.content import (
@@ -133,7 +133,7 @@ def state(walk: Walk, where: str, value: Any) -> bytes:
         return framed("module", walk.named(value) or module_content(where, value))
     if isinstance(value, FUNCTIONS):
         return function_content(walk, where, value)
-    if isinstance(value, ConfigMixin | PreTrainedConfig):
+    if isinstance(value, ConfigMixin | PreTrainedConfig | GenerationConfig):
         return framed("config", class_content(walk, type(value)), walk.of(where, _settings(value)))
     return _object(walk, where, value) or framed("object", class_content(walk, type(value)))
 

@@ -8,8 +8,10 @@ import torch
 
 import neuroscope as ns
 from neuroscope.core.conditions import Conditions
+from neuroscope.generation.model_content import pipeline_content
 from neuroscope.generation.teacher_forcing import TeacherForcing, record_steps
 from neuroscope.testbed import build, planted
+from neuroscope.testbed.construction.pipelines import build_unplanted
 from tests.families import tiny
 from tests.families.test_pixart import LAYER_METHODS
 
@@ -216,3 +218,13 @@ def test_a_swap_without_what_gpt2_wrote_is_refused():
 
 def test_a_row_has_the_vocoders_frequencies():
     assert model().family.latent_size(model().pipe, SimpleNamespace(config=SimpleNamespace(sample_size=8)), None, None) == (8, 4)
+
+
+def test_its_content_is_the_same_in_every_process():
+    """transformers keeps a hash of the language model's settings that differs from process to process."""
+    pipe = build_unplanted("audioldm2", 0)
+    before = pipeline_content(pipe)
+    pipe.language_model.generation_config._original_object_hash = 1
+    assert pipeline_content(pipe) == before
+    pipe.language_model.generation_config.max_new_tokens = 9
+    assert pipeline_content(pipe) != before
