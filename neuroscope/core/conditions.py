@@ -74,7 +74,7 @@ _PARTS = tuple(each.name for each in fields(Conditions))
 
 
 Rows = Literal["all", "conditional"]
-Part = Literal["conditional", "unconditional"]
+Part = Literal["conditional", "unconditional", "other"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class BatchLayout:
 
     Attributes:
         parts: what each part is given: what the pipeline encoded of the prompt ("conditional"; under perturbed-attention guidance
-            there are two such parts), what it encoded of the negative prompt ("unconditional"), or something else (None).
+            there are two such parts), what it encoded of the negative prompt ("unconditional"), another prompt whose text the images
+            take ("other"; these rows make no image), or something else (None).
     """
 
     parts: tuple[Part | None, ...]

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,7 +15,32 @@ from neuroscope.core.conditions import PLAIN, BatchLayout, Conditions, Rows
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.sites import Site, Sites
 
+#: What another prompt at a layer means where blocks rewrite the text: the image's reads alone, or the block's text altogether.
+Definition = Literal["edge", "stream"]
 _ROUNDING = 1e-9  # so that step 15 of 50 is not before 3 * 0.1
+
+
+class Taking(NamedTuple):
+    """What an intervention takes of other prompts' text, where blocks rewrite it.
+
+    Attributes:
+        conditions: of these prompts.
+        definition: what of the text its layers take.
+        rows: the rows of the batch that take it.
+        steps: the part of the schedule in which they do.
+    """
+
+    conditions: Conditions
+    definition: Definition
+    rows: Rows
+    steps: tuple[float, float]
+
+
+def lies_within(steps: tuple[float, float], step: int | None, count: int | None) -> bool:
+    """Whether a step lies in a part of a schedule of so many, given as fractions; yes where the step is not known."""
+    if steps == (0.0, 1.0) or step is None or count is None:
+        return True
+    return steps[0] <= step / count + _ROUNDING < steps[1]
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,8 @@ class Call:
         project: the module's own computation on another input, without hooks.
         read: what the module reads of other prompts in a batch of so many rows, as `graph.text.read` gives it.
         beside: how many tokens behind the prompt's a text-side site reads that say something else.
+        reading: at keys and values of a text that blocks rewrite, whether this is what the image reads (True) or the block's own pass
+            (False), which runs first and gives the text to the next block; None at all other sites.
     """
 
     site: Site
@@ -40,6 +67,7 @@ class Call:
     project: Callable[[Tensor], Tensor] = field(repr=False)
     read: Callable[[Conditions, int], Tensor] = field(repr=False)
     beside: int = 0
+    reading: bool | None = None
 
     @property
     def guided(self) -> bool | None:
@@ -66,13 +94,10 @@ class Call:
 
     def within(self, steps: tuple[float, float]) -> bool:
         """Whether this call's step lies in a part of the schedule, given as fractions from 0 (first) to 1 (end)."""
-        if steps == (0.0, 1.0):
-            return True
-        if self.step is None or self.steps is None:
+        if steps != (0.0, 1.0) and (self.step is None or self.steps is None):
             cause = "was called on its own" if self.layout is None else "was called at a timestep that is not the schedule's next"
             raise InvalidInput(f"steps={steps} needs a pipeline's schedule, but the denoiser {cause}; use (0.0, 1.0) there")
-        place = self.step / self.steps + _ROUNDING
-        return steps[0] <= place < steps[1]
+        return lies_within(steps, self.step, self.steps)
 
 
 @dataclass(frozen=True)
@@ -89,6 +114,7 @@ class ModelSpec:
         has_mask: whether attention is told by a mask which of a prompt's tokens it sees.
         tokens_beside: how many tokens behind the prompt's text-side sites read that say something else.
         wordless: the paths of text-side sites whose positions are no tokens of the prompt.
+        rewritten: the paths of the keys and values that read a text which blocks rewrite, so that it depends on the image as well.
     """
 
     family: str
@@ -100,6 +126,7 @@ class ModelSpec:
     has_mask: bool
     wordless: frozenset[str] = frozenset()
     tokens_beside: int = 0
+    rewritten: frozenset[str] = frozenset()
 
 
 class Encodes(Protocol):
@@ -158,6 +185,11 @@ class Intervention(Artifact):
     def changes_input(self) -> bool:
         """Whether `on_input` is called before the sites' modules, rather than `on_output` on the sites."""
         return False
+
+    @property
+    def taking(self) -> Taking | None:
+        """What it takes of other prompts' text, in models whose blocks rewrite the text; None where it takes none."""
+        return None
 
     def on_input(self, context: Tensor, call: Call) -> Tensor:
         """What a site's module reads instead of `context`."""

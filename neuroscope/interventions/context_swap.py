@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import einops
 import torch
@@ -17,11 +17,22 @@ from neuroscope.core.artifacts import FLOATS, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, strings
 from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose
-from neuroscope.core.intervention import Call, Encoder, Intervention, ModelSpec, check_schedule_part, counted_sites
+from neuroscope.core.intervention import (
+    Call,
+    Definition,
+    Encoder,
+    Intervention,
+    ModelSpec,
+    Taking,
+    check_schedule_part,
+    counted_sites,
+)
 from neuroscope.core.scores import Neurons, NeuronsHeader
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import TEXT_ROLES, Site, Sites
 
+#: The roles whose text a layer takes.
+_LAYER = ("key", "value")
 #: What masks may be stored as, beside floating-point numbers.
 _COUNTS = (torch.bool, torch.int32, torch.int64)
 
@@ -36,6 +47,7 @@ class ContextSwapHeader:
     strength: float
     provenance: Provenance
     neurons: NeuronsHeader | None
+    definition: Definition = "edge"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +72,13 @@ class ContextSwap(Intervention):
         strength: how far between the run's own prompt and the other: 0 leaves the model unchanged, 1 is the other prompt.
         mask: [prompt, token], from `graph.text.conditions`, for a model whose attention is given one.
         generated: [prompt, state, channel], from `graph.text.conditions`, for layers that read what a language model wrote.
+        definition: what a layer takes of the other prompt where blocks rewrite the text (SD3, FLUX): "edge", what the image reads of its
+            text, while the block's own text stays the run's; or "stream", the text's queries, keys and values, so that the block's text
+            changes as well (Zarei et al. 2025, as published).
+
+    Where blocks rewrite the text, a layer's text of the other prompt comes from a row that reads that prompt at the same step: by default
+    one that is added to each call of the denoiser, with the image's own latents, which costs as much as an image; see
+    `HookGraph.apply_each` for taking it from another image of the batch.
 
     Raises:
         InvalidInput: no site, a context of another shape, a number that is not finite, neurons of other sites, or `steps` out of order.
@@ -78,6 +97,7 @@ class ContextSwap(Intervention):
     strength: float = 1.0
     mask: Shaped[Tensor, "prompt token"] | None = field(default=None, repr=False)
     generated: Float[Tensor, "prompt state other"] | None = field(default=None, repr=False)
+    definition: Definition = "edge"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", strings("the swap's paths", self.paths))
@@ -101,6 +121,7 @@ class ContextSwap(Intervention):
         if self.neurons is not None and set(self.neurons) - set(self.paths):
             raise InvalidInput(f"the swap's neurons are of {sorted(set(self.neurons) - set(self.paths))[0]}, which is not among its sites")
         choose("rows", self.rows, ("conditional", "all"))
+        choose("definition", self.definition, get_args(Definition))
         check_schedule_part(self.steps)
 
     def __repr__(self) -> str:
@@ -143,6 +164,11 @@ class ContextSwap(Intervention):
     def conditions(self) -> Conditions:
         """What the other prompts say."""
         return Conditions(self.context, self.pooled, self.mask, self.generated)
+
+    @cached_property
+    def taking(self) -> Taking:
+        """See `Intervention`."""
+        return Taking(self.conditions, self.definition, self.rows, self.steps)
 
     def summary(self) -> Summary:
         """See `Shown`: the sites that read the other prompts."""
@@ -221,10 +247,26 @@ class ContextSwap(Intervention):
                 raise InvalidInput(f"{site.path} can be swapped as a whole only; leave out its neurons")
             if spec.has_summary and self.pooled is None:
                 raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
+        if spec.has_summary and self.pooled is None and spec.rewritten & set(self.paths):
+            raise InvalidInput("this change holds no pooled text, which every block reads; make it with graph.text.conditions")
+        self._check_definition(spec)
         if self.generated is None and (unread := spec.wordless & set(self.paths)):
             raise InvalidInput(f"this change holds nothing generated, which {min(unread)} reads; make it with graph.text.conditions")
         if spec.has_mask and self.mask is None and self.masked(spec.sites):
             raise InvalidInput("this change holds no mask, which the attention of its layers reads; make it with graph.text.conditions")
+
+    def _check_definition(self, spec: ModelSpec) -> None:
+        """Raises InvalidInput for a definition that would be ignored, or that these sites do not have."""
+        if self.definition == "edge":
+            return
+        given = spec.sites.at(self.paths)
+        rewritten = [site for site in given if site.path in spec.rewritten]
+        if not rewritten:
+            raise InvalidInput('definition="stream" would be ignored: no block of this model rewrites the text; leave it out')
+        missing = [site for site in rewritten if len([each for each in rewritten if each.layer == site.layer]) < len(_LAYER)]
+        if missing or self.neurons is not None:
+            where = f"layer {missing[0].layer} has its {missing[0].role} alone" if missing else "neurons are given"
+            raise InvalidInput(f'definition="stream" takes the text of whole layers, keys and values, and {where}; use definition="edge"')
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
@@ -232,6 +274,7 @@ class ContextSwap(Intervention):
         tensors |= {} if self.mask is None else {"mask": self.mask}
         tensors |= {} if self.generated is None else {"generated": self.generated}
         header: dict[str, Any] = {"paths": list(self.paths), "rows": self.rows, "steps": self.steps, "strength": self.strength}
+        header |= {"definition": self.definition}
         header |= {"provenance": asdict(self.provenance), "neurons": None}
         if self.neurons is not None:
             indices, header["neurons"] = self.neurons.to_parts()
@@ -246,7 +289,8 @@ class ContextSwap(Intervention):
         mask = take(tensors, "mask", *FLOATS, *_COUNTS) if "mask" in tensors else None
         written = take(tensors, "generated", *FLOATS) if "generated" in tensors else None
         neurons = None if header.neurons is None else Neurons.from_parts(tensors, header.neurons, prefix="indices:")
-        return cls(header.paths, context, neurons, header.rows, header.steps, header.provenance, pooled, header.strength, mask, written)
+        given = (header.rows, header.steps, header.provenance, pooled, header.strength, mask, written, header.definition)
+        return cls(header.paths, context, neurons, *given)
 
     def _for_rows(self, others: Tensor, rows: int, images: int) -> Tensor:
         """What each of the changed rows takes of the prompts'; several images of one prompt lie side by side, in each part of the batch.

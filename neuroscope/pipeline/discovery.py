@@ -71,7 +71,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
     _run(family, twin)
     if not order:
         raise UnsupportedModel(f"this {type(denoiser).__name__} has no cross-attention site that neuroscope knows")
-    _check_readers(family, denoiser, readers, [path for path, pattern, *_ in order if pattern.text_only and pattern.in_layer])
+    _check_readers(family, denoiser, readers, [path for path, pattern, *_ in order if _reads_text_alone(family, pattern, path)])
     blocks = list(dict.fromkeys(block for _, pattern, block, _ in order if pattern.in_layer))
     return Sites(
         Site(
@@ -84,6 +84,12 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         )
         for path, pattern, block, width in order
     )
+
+
+def _reads_text_alone(family: Family, pattern: SitePattern, module: str) -> bool:
+    """Whether the module of a site in a layer is given the text's tokens without the image's."""
+    joint = family.joint_of(module.rpartition(".")[0]) if pattern.rewritten else None
+    return pattern.in_layer and (pattern.text_only or (joint is not None and not joint.leads))
 
 
 def _place(family: Family, denoiser: Any, block: str) -> str:
@@ -105,6 +111,7 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         has_mask=family.mask is not None,
         tokens_beside=family.tokens_beside,
         wordless=frozenset(path for path, module in modules.items() if family.is_wordless(denoiser, path.partition(".")[2])),
+        rewritten=frozenset(site.path for site in sites if family.pattern(site.role, site.module).rewritten),
     )
 
 

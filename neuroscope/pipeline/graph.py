@@ -25,15 +25,19 @@ from neuroscope.pipeline.hooks import (
     BoundIntervention,
     Images,
     apply_changes,
+    apply_to_text,
     change_masks,
     changes_by_side,
+    changes_of_text,
     check_intervention,
     images_by_intervention,
     note_origin,
+    takers_of,
 )
 from neuroscope.pipeline.placement import dtype_name, name_of
 from neuroscope.pipeline.steps import StepState
 from neuroscope.pipeline.text import PromptEncoder
+from neuroscope.pipeline.text_streams import Donors
 from neuroscope.pipeline.weights import head_counts
 
 
@@ -123,30 +127,42 @@ class HookGraph(Shown):
             yield self
 
     @block
-    def apply_each(self, changes: Sequence[Sequence[Intervention]], *, growing: bool = False) -> Iterator[Self]:
+    def apply_each(
+        self, changes: Sequence[Sequence[Intervention]], *, growing: bool = False, donors: Donors | None = None
+    ) -> Iterator[Self]:
         """Runs one batch in which every image has interventions of its own, so that many conditions share a run.
 
         Args:
             changes: for each image of the batch its interventions, none or several.
             growing: images may be added to the batch while the denoiser runs, each before its first changed site.
+            donors: for each image, the number of an image of the batch from whose run its changes take another prompt's text, where blocks
+                rewrite the text: it begins from the same noise, reads that prompt and is not changed. None, for one image or for all:
+                the text comes from a row that is added to each call of the denoiser, with the image's own latents.
 
         Raises:
-            InvalidInput: the pipeline is called for another number of images.
+            InvalidInput: the pipeline is called for another number of images, or an image that is to give its text reads another prompt.
             UnknownSite, SiteNeverRan: as in `apply`.
         """
-        with self._changed(images_by_intervention(changes), None if growing else len(changes)):
+        with self._changed(images_by_intervention(changes), None if growing else len(changes), donors):
             yield self
 
     @contextmanager
-    def _changed(self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None) -> Iterator[None]:
+    def _changed(
+        self, changes: Sequence[tuple[Intervention, Images]], batch: int | None = None, donors: Donors | None = None
+    ) -> Iterator[None]:
         for each, _ in changes:
             check_intervention(each)
             each.check(self.spec)
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
+        takers = takers_of(bound, {path: path.rpartition(".")[0] for path in self.spec.rewritten}, donors)
         with HookedBlock(self._live, self.sites.paths) as hooks:
+            if takers:
+                hooks.take_text(takers)
             for site in self.sites.at({path for each, _ in changes for path in each.paths}):
+                if site.role == "key" and (whole := changes_of_text(bound, site)):
+                    hooks.hook_text(site, partial(apply_to_text, whole))
                 for number, (before, acting) in enumerate(changes_by_side(bound, site).items()):
                     hooks.hook(site, partial(apply_changes, acting), before=before, counted=not number)
             masks = [(each, frozenset(each.intervention.masked(self.sites))) for each in bound]
@@ -182,7 +198,7 @@ class HookGraph(Shown):
 
         with HookedBlock(self._live, self.sites.paths) as hooks:
             for site in self._chosen(sites):
-                hooks.hook(site, watch)
+                hooks.hook(site, watch, watching=True)
             yield self
 
     @block

@@ -23,6 +23,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families import END, Family, begin_of
 from neuroscope.pipeline.hook import take_off_hooks
 from neuroscope.pipeline.schedule import Schedule
+from neuroscope.pipeline.text_streams import TextStreams
 
 
 class Run:
@@ -32,6 +33,7 @@ class Run:
         conditional: what it encoded of its prompts.
         unconditional: what it encoded of its negative prompts; None where it encoded none.
         iterations: how often its scheduler has stepped.
+        images: how many it makes.
     """
 
     def __init__(self, pipe: Any, family: Family, conditional: Conditions, unconditional: Conditions | None) -> None:
@@ -40,6 +42,7 @@ class Run:
         self._pipe, self._family = pipe, family
         self._schedule: Schedule | None = None
         self._known = False
+        self.images = len(conditional)
         self._seen: tuple[Tensor, BatchLayout] | None = None
 
     def layout(self, context: Tensor) -> BatchLayout:
@@ -52,8 +55,14 @@ class Run:
             self._seen = context, observe_layout(shown, self.conditional.context, negative, expected)
         return self._seen[1]
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the denoiser was called."""
+        return self._known
+
     def step(self, timestep: float) -> tuple[int | None, int | None]:
         """The number of the step that goes on, and of how many; None where the run has no schedule or has left it."""
+        timestep = self._family.timestep(self._pipe, timestep)
         if not self._known:
             length = getattr(self._pipe, "num_timesteps", None)
             self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length), True
@@ -67,6 +76,7 @@ class GuidanceListener:
     Attributes:
         run: the run that goes on; None between runs.
         blocks: how many are open.
+        streams: what is known of a text that the denoiser's blocks rewrite.
     """
 
     def __init__(self, pipe: Any, family: Family) -> None:
@@ -75,6 +85,7 @@ class GuidanceListener:
         self._pipe, self._family = pipe, family
         self._replaced = _Replaced()
         self._scheduler = _Replaced()
+        self.streams = TextStreams(family)
 
     def open(self) -> None:
         """Begins to listen, with the first block."""
@@ -93,7 +104,11 @@ class GuidanceListener:
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         encoded = self._family.settle(self._pipe, method(*args, **options))
-        self.run = Run(self._pipe, self._family, *self._family.split(self._family.encoded, self._pipe, encoded, args, options))
+        found = self._family.split(self._family.encoded, self._pipe, encoded, args, options)
+        if self._family.encodes_apart and self.run is not None and not self.run.has_begun:
+            self.run.unconditional = found[0]  # the second call of a run that has not begun
+            return encoded
+        self.run = Run(self._pipe, self._family, *found)
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})
         return encoded

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
@@ -21,12 +21,13 @@ from neuroscope.core.conditions import BatchLayout
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import Family, is_compiled, uncompiled
+from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_argument, change_input, replace_output
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
+from neuroscope.pipeline.text_streams import Taker
 
 
 class _Stance:
@@ -90,9 +91,14 @@ class LiveModel:
 
         def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
             given = signature.bind(*args, **kwargs).arguments
-            return {name: given[argument] for name, argument in names.items()}
+            return {name: given.get(argument) for name, argument in names.items()}
 
         return bind
+
+    def joint_of(self, site: Site) -> JointAttention | None:
+        """How a key's or value's attention holds a text that its block rewrites; None at all other sites."""
+        family = self.family
+        return family.joint_of(_attention_of(site).partition(".")[2]) if family.pattern(site.role, site.module).rewritten else None
 
     def why_silent(self, path: str) -> str:
         """The likely cause of a hook that never ran."""
@@ -133,6 +139,9 @@ class HookedBlock:
             listener = stack.enter_context(listen_for_guidance(model.pipe, model.family, uncompiled(model.denoiser)))
             self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype), model.family.tokens_beside)
             stack.callback(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True).remove)
+            if model.family.joint:
+                end = Hook(lambda *_: self._clock.streams.end())
+                stack.callback(model.denoiser.register_forward_hook(end, always_call=True).remove)
             self._stack = stack.pop_all()
         return self
 
@@ -141,7 +150,7 @@ class HookedBlock:
         if kind is None:
             self._expect_runs()
 
-    def hook(self, site: Site, act: Act, *, before: bool | None = None, counted: bool = True) -> None:
+    def hook(self, site: Site, act: Act, *, before: bool | None = None, counted: bool = True, watching: bool = False) -> None:
         """Puts a hook on a site, or on the other side of its module.
 
         Args:
@@ -149,19 +158,100 @@ class HookedBlock:
             act: given the tensor and the call, what it becomes; None for nothing else.
             before: whether the hook is on the module's input; by default where the site is.
             counted: False for a second hook on the same module.
+            watching: it changes nothing; where an attention runs twice, it sees what the image reads.
         """
         module = self._module(site.path)
-        read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is the same at every step
         ran = self._ran if counted else Counter()
+        joint = self._model.joint_of(site)
+        if joint is not None:
+            run = self._in_joint(site, joint, module, act, ran, watching)
+        else:
+            read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is alike at every step
 
-        def run(tensor: Tensor) -> Tensor | None:
-            ran[site.path] += 1
-            return act(tensor, self._clock.call(site, module.forward, read))
+            def run(tensor: Tensor) -> Tensor | None:
+                ran[site.path] += 1
+                return act(tensor, self._clock.call(site, module.forward, read))
 
         if site.before_module if before is None else before:
             self._add(module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True))
         else:
             self._add(module.register_forward_hook(Hook(lambda _module, _args, output: run(output))))
+
+    def _in_joint(
+        self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool
+    ) -> Callable[[Tensor], Tensor | None]:
+        """What a hook does at a key or value of a text that blocks rewrite, in both runs of its attention."""
+        streams, attention = self._clock.streams, _attention_of(site)
+        first: list[Tensor] = []
+
+        def run(tensor: Tensor) -> Tensor | None:
+            call = streams.seen(self._clock.call(site, module.forward, lambda conditions, _: streams.read(conditions)))
+            text, image = streams.split(joint, tensor)
+            if call.reading:
+                changed = act(streams.whole(text, first[-1]), call)
+                changed = None if changed is None else streams.chosen(changed)
+            else:
+                ran[site.path] += 1
+                first[:] = [text] if streams.runs_twice(attention) else []
+                changed = None if watching and first else act(text, call)
+            if changed is None or changed is text:
+                return None
+            return changed if image is None else torch.cat([changed, image], dim=1)
+
+        return run
+
+    def take_text(self, takers: Sequence[Taker]) -> None:
+        """Lets images take other prompts' text, in a model whose blocks rewrite it."""
+        denoiser, streams, clock = self._model.denoiser, self._clock.streams, self._clock
+        signature = inspect.signature(uncompiled(denoiser).forward)
+
+        def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            others = streams.others
+            given = streams.add(takers, signature.bind(*args, **kwargs).arguments, clock.now.layout, clock.now[:2])
+            if streams.others > others:
+                clock.add_others(streams.others - others)
+            return (), given
+
+        self._add(denoiser.register_forward_pre_hook(Hook(add), with_kwargs=True))
+        self._add(denoiser.register_forward_hook(Hook(lambda _module, _args, output: streams.drop(output))))
+        for path in dict.fromkeys(path for taker in takers for path in taker.attentions):
+            self._hook_attention(path)
+
+    def _hook_attention(self, path: str) -> None:
+        """Puts the hooks on an attention by which it runs twice, and by which streams know its text."""
+        streams, module, joint = self._clock.streams, self._model.module(path), self._model.family.joint_of(path.partition(".")[2])
+        assert joint is not None
+        found: JointAttention = joint
+
+        def enter(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if streams.again is None:
+                streams.enter(found, kwargs)
+
+        def leave(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            twice = streams.again is None and streams.runs_twice(path)
+            return streams.run_again(path, found, module, kwargs, output) if twice else None
+
+        self._add(module.register_forward_pre_hook(Hook(enter), with_kwargs=True))
+        self._add(module.register_forward_hook(Hook(leave), with_kwargs=True))
+
+    def hook_text(self, site: Site, act: Callable[[Tensor, Call], Tensor]) -> None:
+        """Puts a hook on the text that a whole attention reads, queries among it.
+
+        Args:
+            site: its key.
+            act: given that text, [row, token, channel], and the call, what it becomes.
+        """
+        streams, joint, attention = self._clock.streams, self._model.joint_of(site), self._model.module(_attention_of(site))
+        assert joint is not None
+        found: JointAttention = joint
+
+        def change(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if streams.again is not None:
+                return None
+            call = self._clock.call(site, attention.forward, lambda conditions, _: streams.read(conditions))
+            return args, streams.changed(found, kwargs, lambda text: act(text, replace(call, layout=streams.layout)))
+
+        self._add(attention.register_forward_pre_hook(Hook(change), with_kwargs=True))
 
     def hook_mask(self, key: Site, act: Callable[[Tensor, Call], Tensor]) -> None:
         """Puts a hook on what the attention around a key is told of the tokens that it sees.
@@ -200,6 +290,11 @@ class HookedBlock:
     def _add(self, handle: RemovableHandle) -> None:
         self._stack.callback(handle.remove)
 
+    def _skips(self, path: str) -> int:
+        """How many calls of the denoiser left out the block of a module, as they were told to."""
+        block, skipped = self._model.family.skipped_block, self._clock.skipped
+        return sum(count for number, count in skipped.items() if path.partition(".")[2].startswith(block.format(number) + ".")) if block else 0
+
     def _expect_runs(self) -> None:
         """Raises SiteNeverRan or SiteRanUnevenly unless every hooked module ran at every call of the denoiser."""
         ran, ticks, hooked = self._ran, self._clock.ticks, self._hooked
@@ -209,7 +304,7 @@ class HookedBlock:
                 "what was done or seen there is not what was asked; do that before the block"
             )
         known = [*(path for path in self._order if path in hooked), *(path for path in hooked if path not in self._order)]
-        silent, uneven = [path for path in known if not ran[path]], [path for path in known if ran[path] != ticks]
+        silent, uneven = [path for path in known if not ran[path]], [path for path in known if ran[path] != ticks - self._skips(path)]
         if not silent and not uneven:
             return
         if not ticks:
@@ -222,6 +317,11 @@ class HookedBlock:
             f"the denoiser ran {ticks} times, but {_named(uneven)} ran {ran[uneven[0]]} times, so what was done or seen there is not "
             f"what was asked; the likely cause: {cause}; take that off"
         )
+
+
+def _attention_of(site: Site) -> str:
+    """The path of the attention that a key or value belongs to."""
+    return site.path.rpartition(".")[0]
 
 
 def _named(paths: Collection[str]) -> str:

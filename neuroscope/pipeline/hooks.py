@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.steps import Clock
+from neuroscope.pipeline.text_streams import Donors, Taker
 
 Images = tuple[int, ...] | None
 
@@ -37,6 +38,11 @@ class BoundIntervention(NamedTuple):
     def __call__(self, tensor: Tensor, call: Call) -> Tensor:
         """What the site becomes."""
         return self._change(self.intervention.on_input if self.intervention.changes_input else self.intervention.on_output, tensor, call)
+
+    def acts_at(self, call: Call) -> bool:
+        """Whether it acts in the run of an attention that goes on; where blocks rewrite the text, some changes act in one run alone."""
+        taking = self.intervention.taking
+        return call.reading is None or taking is None or (taking.definition == "edge" and call.reading)
 
     def on_mask(self, bias: Tensor, call: Call) -> Tensor:
         """What the bias of the attention's scores becomes."""
@@ -134,11 +140,41 @@ def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool
     return {before: acting for before, acting in sides.items() if acting}
 
 
+def takers_of(bound: Sequence[BoundIntervention], attentions: Mapping[str, str], donors: Donors | None) -> list[Taker]:
+    """The changes that take another prompt's text.
+
+    Args:
+        bound: all changes.
+        attentions: by the path of each key and value of a text that blocks rewrite, the path of its attention.
+        donors: see `Donors`.
+    """
+    found = []
+    for each in bound:
+        taking, here = each.intervention.taking, frozenset(attentions[path] for path in each.intervention.paths if path in attentions)
+        if taking is not None and here:
+            found.append(Taker(taking, each.images, here, donors))
+    return found
+
+
 def apply_changes(changes: Sequence[BoundIntervention], tensor: Tensor, call: Call) -> Tensor:
     """What a site becomes after all changes, in order."""
     for change in changes:
-        tensor = change(tensor, call)
+        if change.acts_at(call):
+            tensor = change(tensor, call)
     return tensor
+
+
+def changes_of_text(bound: Sequence[BoundIntervention], site: Site) -> list[BoundIntervention]:
+    """The changes that change, with a site, all of the text that its attention reads."""
+    here = [each for each in bound if site.path in each.intervention.paths]
+    return [each for each in here if each.intervention.taking is not None and each.intervention.taking.definition == "stream"]
+
+
+def apply_to_text(changes: Sequence[BoundIntervention], text: Tensor, call: Call) -> Tensor:
+    """What the text that a whole attention reads becomes after all changes, in order."""
+    for change in changes:
+        text = change(text, call)
+    return text
 
 
 def change_masks(changes: Sequence[BoundIntervention], bias: Tensor, call: Call) -> Tensor:

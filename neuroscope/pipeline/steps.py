@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.guidance import GuidanceListener
+from neuroscope.pipeline.text_streams import TextStreams
 
 
 class StepState(NamedTuple):
@@ -48,19 +50,34 @@ class Clock:
         self._dtype = dtype
         self._beside = beside
         self._device: torch.device | None = None
+        #: By the number of a block, how many calls left it out.
+        self.skipped: Counter[int] = Counter()
+
+    @property
+    def streams(self) -> TextStreams:
+        """What is known of a text that blocks rewrite."""
+        return self._listener.streams
 
     def tick(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
         self.ticks += 1
         given = self._bind(args, kwargs)
         self._device = given["latents"].device
-        run = self._listener.run
+        self.skipped.update(given.get("skipped") or ())
+        self.streams.begin(given["context"].shape[1])
+        run, others = self._listener.run, ("other",) * self.streams.others
         if run is None:
-            self.now = StepState(None, None, None)
+            self.now = StepState(None, None, BatchLayout((None, *others)) if others else None)
             return
         timestep = given["timestep"]
         step, steps = run.step(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
-        self.now = StepState(step, steps, run.layout(given["context"]))
+        own = given["context"][: len(given["context"]) - len(others) * run.images] if others else given["context"]
+        self.now = StepState(step, steps, BatchLayout((*run.layout(own).parts, *others)))
+
+    def add_others(self, count: int) -> None:
+        """Notes that so many parts of rows that make no image were added to the call that goes on."""
+        step, steps, layout = self.now
+        self.now = StepState(step, steps, BatchLayout(((layout or BatchLayout((None,))).parts + ("other",) * count)))
 
     def place(self) -> tuple[torch.device | None, torch.dtype]:
         """The device and the number format in which the denoiser computes."""

@@ -84,7 +84,7 @@ def read_effective_weight(root: nn.Module, path: str) -> Tensor:
 
 def reader_of(family: Family, site: Site) -> str | None:
     """The path, inside the denoiser, of the linear module whose columns read a site's neurons; None where there is none."""
-    pattern = family.pattern(site.role)
+    pattern = family.pattern(site.role, site.module)
     return None if pattern.reader is None or pattern.reader_rows else pattern.beside(site.module, pattern.reader)
 
 
@@ -94,11 +94,13 @@ def outgoing_norm(family: Family, denoiser: nn.Module, site: Site) -> Float[Tens
     Raises:
         UnsupportedModel: the weights are quantised.
     """
-    pattern = family.pattern(site.role)
+    pattern = family.pattern(site.role, site.module)
     if pattern.reader is None:
         return torch.ones(site.width, dtype=torch.float64)
     weight = read_effective_weight(denoiser, pattern.beside(site.module, pattern.reader))
     norms: Tensor = weight.double().norm(dim=1 if pattern.reader_rows else 0)
+    if pattern.rewritten:  # a reader that reads more reads these first
+        return norms[: site.width]
     return norms if len(norms) == site.width else _over_groups(norms, site.width, denoiser.get_submodule(site.module.rpartition(".to_")[0]))
 
 

@@ -1,6 +1,15 @@
 """Families: how each denoiser architecture exposes its sites. One constant a file, found by itself; nothing else names architectures."""
 
-from neuroscope.pipeline.families._family import AttentionMask, CheckpointNames, Family, Refusal, SitePattern, is_compiled, uncompiled
+from neuroscope.pipeline.families._family import (
+    AttentionMask,
+    CheckpointNames,
+    Family,
+    JointAttention,
+    Refusal,
+    SitePattern,
+    is_compiled,
+    uncompiled,
+)
 from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_of_denoiser
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
 from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, begin_of, missing_methods, text_options, without_texts
@@ -14,6 +23,7 @@ __all__ = [
     "AttentionMask",
     "CheckpointNames",
     "Family",
+    "JointAttention",
     "Refusal",
     "SitePattern",
     "begin_of",

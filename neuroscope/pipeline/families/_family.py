@@ -33,6 +33,8 @@ class SitePattern:
             where the neurons are added to the residual stream.
         reader_rows: the neurons meet the rows of the reader's weight rather than its columns.
         in_layer: the site belongs to a cross-attention layer.
+        rewritten: the site reads a text that blocks rewrite.
+        within: a regular expression over the paths of the blocks that have it.
     """
 
     role: Role
@@ -42,10 +44,12 @@ class SitePattern:
     reader: str | None = None
     reader_rows: bool = False
     in_layer: bool = True
+    rewritten: bool = False
+    within: str = ".+"
 
     def block_of(self, module_path: str) -> str | None:
         """The transformer block of a module that carries this role ("" where it is in no layer), else None."""
-        found = re.fullmatch(rf"(?P<block>.+)\.{self.module}" if self.in_layer else rf"(?P<block>){self.module}", module_path)
+        found = re.fullmatch(rf"(?P<block>{self.within})\.{self.module}" if self.in_layer else rf"(?P<block>){self.module}", module_path)
         return found["block"] if found else None
 
     def beside(self, module_path: str, module: str) -> str:
@@ -65,6 +69,22 @@ class AttentionMask:
 
     argument: str
     bias: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class JointAttention:
+    """Attentions in which an image reads a text that their blocks rewrite.
+
+    Attributes:
+        path: a regular expression over their paths.
+        argument: the name under which they are given the text.
+        leads: the text's tokens stand in front of the image's in that argument and in the output; otherwise the output is a pair, the
+            image's and the text's.
+    """
+
+    path: re.Pattern[str]
+    argument: str = "encoder_hidden_states"
+    leads: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,12 @@ class Family:
         zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
         makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
         latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
+        joint: the attentions in which the image reads a text that blocks rewrite.
+        shared: the arguments of the denoiser's call that all rows share, whatever their size.
+        encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
+        timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
+        channels_last: the denoiser's latents are [row, place, channel].
+        skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
     """
 
     name: str
@@ -171,10 +197,20 @@ class Family:
     zeros_by_itself: bool = False
     makes: Literal["image", "sound"] = "image"
     latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
+    joint: tuple[JointAttention, ...] = ()
+    shared: tuple[str, ...] = ()
+    encodes_apart: bool = False
+    timestep: Callable[[Any, float], float] = lambda _pipe, given: given
+    channels_last: bool = False
+    skipped_block: str = ""
 
-    def pattern(self, role: Role) -> SitePattern:
-        """The pattern of a role."""
-        return next(pattern for pattern in self.patterns if pattern.role == role)
+    def pattern(self, role: Role, module: str) -> SitePattern:
+        """The pattern of a role that a module carries."""
+        return next(each for each in self.patterns if each.role == role and each.block_of(module) is not None)
+
+    def joint_of(self, attention: str) -> JointAttention | None:
+        """How the attention of this path holds a text that its block rewrites; None where it reads none."""
+        return next((each for each in self.joint if each.path.fullmatch(attention)), None)
 
     def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
@@ -198,7 +234,7 @@ class Family:
         self, pipe: Any, prompts: list[str], negative: list[str] | None, unconditional: bool, options: Mapping[str, Any]
     ) -> Conditions:
         """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; see `encoding.encode`."""
-        if self.encodes_alone and unconditional:  # what it says then does not depend on the prompts beside it
+        if (self.encodes_alone or self.encodes_apart) and unconditional:  # what it says then does not depend on the prompts beside it
             prompts, negative, unconditional = negative or prompts, None, False
         found, given = encode(pipe, prompts, negative, unconditional, options)
         conditional, other = self.split(self.encoded, pipe, self.settle(pipe, found), (), given)
@@ -220,7 +256,7 @@ class Family:
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""
-        refuse_pipeline(pipe)
+        refuse_pipeline(pipe, self.encodes_apart)
         check_modes(pipe)
         denoiser = getattr(pipe, self.component)
         for refusal in self.refusals:

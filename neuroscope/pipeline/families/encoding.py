@@ -146,6 +146,7 @@ def encode(
         given["clean_caption"] = False  # as pipelines do without these packages, with a warning at each prompt
     given |= {"do_classifier_free_guidance": unconditional} if "do_classifier_free_guidance" in taken else {}
     given |= {} if negative is None else {"negative_prompt": negative}
+    given |= {f"prompt_{number}": None for number in (2, 3) if f"prompt_{number}" in taken}  # every encoder reads the prompt
     return method(**given), given
 
 

@@ -58,10 +58,14 @@ REFUSED_PIPELINES |= {
 }
 
 
-def refuse_pipeline(pipe: Any) -> None:
+def refuse_pipeline(pipe: Any, encodes_apart: bool = False) -> None:
     """Raises UnsupportedModel for a pipeline on which operations would be wrong or fail, naming its class and the reason.
 
     Subclasses of a refused class are refused as well.
+
+    Args:
+        pipe: the pipeline.
+        encodes_apart: see `Family`.
     """
     name = type(pipe).__name__
     known = (REFUSED_PIPELINES[base.__name__] for base in type(pipe).__mro__ if base.__name__ in REFUSED_PIPELINES)
@@ -76,14 +80,14 @@ def refuse_pipeline(pipe: Any) -> None:
             f"{name} has no {missing[0]}, without which it is not known when a run begins and which rows carry the prompt; give an "
             "ordinary pipeline of diffusers for the same denoiser, if there is one"
         )
-    if missing := missing_encode_parameters(pipe):
+    if missing := missing_encode_parameters(pipe, encodes_apart):
         raise UnsupportedModel(
             f"{name} is not supported: its encode_prompt takes no {' and no '.join(missing)}, so that prompts cannot be encoded as it "
             "encodes them; use a pipeline whose encode_prompt does, such as StableDiffusionPipeline"
         )
 
 
-def missing_encode_parameters(pipe: Any) -> list[str]:
+def missing_encode_parameters(pipe: Any, encodes_apart: bool = False) -> list[str]:
     """Which of the parameters that a graph gives to a pipeline's `encode_prompt` that method lacks; none where there is no method.
 
     A parameter that would go into `**kwargs` is missing: nothing would read it.
@@ -94,7 +98,7 @@ def missing_encode_parameters(pipe: Any) -> list[str]:
     taken = inspect.signature(encode).parameters
     repeated = NUMBERS[2] in inspect.signature(type(pipe).__call__).parameters  # by the call itself, as the contexts of sounds are
     number = next((name for name in NUMBERS if name in taken), "prompt" if repeated else NUMBERS[0])
-    guiding = ("do_classifier_free_guidance", "negative_prompt") if takes_negatives(pipe) else ()
+    guiding = ("do_classifier_free_guidance", "negative_prompt") if takes_negatives(pipe) and not encodes_apart else ()
     return [name for name in ("prompt", "device", number, *guiding) if name not in taken]
 
 

@@ -1,0 +1,144 @@
+"""FLUX.1: blocks in which an image and its text attend to one another with weights of their own, then blocks in which they share all weights.
+
+The text is the states of T5; a pooled text of CLIP reaches every block through its norms. The second kind of block reads one sequence, the
+text in front of the image, so that its keys and values are sites of the text's tokens alone. Guidance is a number that the model is given;
+with `true_cfg_scale` above 1 the negative prompt has a call of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.pipeline.families._family import Family, JointAttention, SitePattern
+from neuroscope.pipeline.families.decoding import decode
+from neuroscope.pipeline.families.encoding import Encoded, default_of
+from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, read_pooled
+from neuroscope.pipeline.families.unet import CHUNKED, FUSED
+
+_TOKENS = 7  # images have four
+_PATCH = 2  # latents on a side of what a token of the image holds
+_SINGLE = r"single_transformer_blocks\.\d+"
+_TIMESTEPS = 1000  # the pipeline divides by it, whatever the scheduler has
+
+
+class OfLength:
+    """A tokenizer as pipelines call it that cut prompts at a length of their own.
+
+    Args:
+        tokenizer: the pipeline's.
+        length: the number of tokens, whatever the tokenizer allows.
+    """
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self._tokenizer = tokenizer
+        self.model_max_length = length
+        self.is_fast = tokenizer.is_fast
+        self.eos_token_id = tokenizer.eos_token_id
+        self.get_vocab = tokenizer.get_vocab
+
+    def __call__(self, prompts: Sequence[str], **options: Any) -> Any:
+        """The prompts' tokens, as the tokenizer gives them."""
+        return self._tokenizer(list(prompts), **options)
+
+
+def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    config = denoiser.config
+    height, width = size or (2 * _PATCH,) * 2
+    tokens = (height // _PATCH) * (width // _PATCH)
+    parameter = next(denoiser.parameters())
+    place = {"device": parameter.device, "dtype": parameter.dtype}
+    return {
+        "hidden_states": torch.zeros(1, tokens, config.in_channels, **place),
+        "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim, **place),
+        "timestep": torch.ones(1, **place),
+        "img_ids": torch.zeros(tokens, 3, **place),
+        "txt_ids": torch.zeros(_TOKENS, 3, **place),
+        "guidance": torch.ones(1, device=parameter.device) if config.guidance_embeds else None,
+    }
+
+
+def _block_name(path: str) -> str:
+    """'transformer_blocks.10' is 'joint.10', 'single_transformer_blocks.10' is 'single.10'."""
+    kind, _, number = path.partition(".")
+    return f"{'single' if kind.startswith('single') else 'joint'}.{number.partition('.')[0]}"
+
+
+def _split(
+    _order: Sequence[Encoded], _pipe: Any, found: Any, _args: Sequence[Any], _options: Mapping[str, Any]
+) -> tuple[Conditions, Conditions | None]:
+    """Of one list of prompts, whichever these are: a negative prompt has a call of its own."""
+    context, pooled, _places = found
+    return Conditions(context, pooled), None
+
+
+def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Image]:
+    """The images of final latents [image, token, channel]."""
+    side = pipe.default_sample_size * pipe.vae_scale_factor
+    height, width = (options.get(name) or side for name in ("height", "width"))
+    return decode(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), options)
+
+
+def _latent_size(pipe: Any, _denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    side = pipe.default_sample_size * pipe.vae_scale_factor
+    high, wide = (_PATCH * ((each or side) // (_PATCH * pipe.vae_scale_factor)) for each in (height, width))
+    return high, wide
+
+
+def _timestep(pipe: Any, given: float) -> float:
+    """The nearest timestep of the scheduler: what is given was divided and rounded."""
+    known: Tensor = pipe.scheduler.timesteps.double()
+    return float(known[(known - _TIMESTEPS * given).abs().argmin()]) if len(known) else _TIMESTEPS * given
+
+
+FLUX = Family(
+    name="flux",
+    component="transformer",
+    denoisers=("FluxTransformer2DModel",),
+    matches=lambda _config: True,
+    patterns=(
+        POOLED_TEXT,
+        *OF_BLOCKS,
+        SitePattern("key", r"attn\.to_k", reader="attn.to_q", reader_rows=True, within=_SINGLE, rewritten=True),
+        SitePattern("value", r"attn\.to_v", reader="proj_out", within=_SINGLE, rewritten=True),
+    ),
+    refusals=(IMAGE_TOKENS, FUSED, CHUNKED),
+    block_name=_block_name,
+    inputs=_inputs,
+    components={
+        "cross": re.compile(rf"({BLOCK}|{_SINGLE})\.attn"),
+        "ff": re.compile(rf"{BLOCK}\.ff"),
+    },
+    stages=re.compile(rf"{BLOCK}|{_SINGLE}"),
+    encoded=(
+        Encoded("prompt_embeds"),
+        Encoded("pooled_prompt_embeds", "pooled"),
+        Encoded("negative_prompt_embeds", part="unconditional"),
+        Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
+    ),
+    split=_split,
+    read=read_pooled,
+    tokenizers=("tokenizer_2",),
+    decode=_decode,
+    words=lambda pipe, tokenizer: OfLength(tokenizer, default_of(pipe, "max_sequence_length")),
+    arguments={
+        "latents": "hidden_states",
+        "timestep": "timestep",
+        "context": "encoder_hidden_states",
+        "pooled": "pooled_projections",
+    },
+    prepares_text=re.compile(TEXT_MODULES),
+    latent_size=_latent_size,
+    joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
+    shared=("img_ids", "txt_ids"),
+    encodes_apart=True,
+    timestep=_timestep,
+    channels_last=True,
+)

@@ -1,0 +1,139 @@
+"""Stable Diffusion 3 and 3.5: blocks in which an image and its text attend to one another, and which rewrite both.
+
+The text is the states of two CLIP encoders side by side, with those of T5 behind them; a pooled text of both CLIPs reaches every block
+through its norms. The attention `attn2` of some blocks of version 3.5 reads the image alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import InvalidInput
+from neuroscope.pipeline.families._family import Family, JointAttention, Refusal, SitePattern
+from neuroscope.pipeline.families.encoding import Encoded, default_of
+from neuroscope.pipeline.families.pixart import block_name
+from neuroscope.pipeline.families.unet import CHUNKED, FUSED
+
+POOLED = "time_text_embed.text_embedder.linear_1"
+_TOKENS = 7  # images have four
+
+
+class SideBySide:
+    """Two tokenizers whose tokens stand one behind the other, as a prompt's do in a context that several encoders make.
+
+    Words are looked for among the first tokenizer's tokens; see `neuroscope.core.tokens`.
+
+    Args:
+        first, second: tokenizers of transformers; where there is no second one, its tokens say nothing.
+        length: how many tokens the second one gives.
+    """
+
+    is_fast = True
+
+    def __init__(self, first: Any, second: Any, length: int) -> None:
+        self._first, self._second, self._length = first, second, length
+        self.model_max_length = first.model_max_length + length
+        self.eos_token_id = first.eos_token_id
+        self.is_fast = first.is_fast
+        self.get_vocab = first.get_vocab
+
+    def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, Any]:
+        """The prompts' tokens, of both, as a tokenizer gives them."""
+        found = self._first(list(prompts), **options | {"max_length": self._first.model_max_length})
+        if self._second is None:
+            nothing: dict[str, Any] = {"input_ids": [0] * self._length, "offset_mapping": [(0, 0)] * self._length}
+            return {name: [[*row, *nothing.get(name, nothing["input_ids"])] for row in found[name]] for name in found}
+        other = self._second(list(prompts), **options | {"max_length": self._length})
+        return {name: [[*row, *more] for row, more in zip(found[name], other[name], strict=True)] for name in found}
+
+
+def _words(pipe: Any, tokenizer: Any) -> SideBySide:
+    return SideBySide(tokenizer, getattr(pipe, "tokenizer_3", None), default_of(pipe, "max_sequence_length"))
+
+
+def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    config = denoiser.config
+    height, width = size or (2 * config.patch_size,) * 2
+    parameter = next(denoiser.parameters())
+    place = {"device": parameter.device, "dtype": parameter.dtype}
+    return {
+        "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
+        "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim, **place),
+        "timestep": torch.ones(1, device=parameter.device),
+    }
+
+
+def read_pooled(_denoiser: Any, module: str, conditions: Conditions) -> Tensor:
+    """The pooled text, which alone is read of prompts without a run."""
+    if module != POOLED:
+        raise InvalidInput(f"{module} reads a text that the blocks before it have rewritten; record it in a run")
+    if conditions.pooled is None:
+        raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
+    return conditions.pooled
+
+
+#: What other keys and values read beside the text of a prompt.
+IMAGE_TOKENS = Refusal(
+    "IP-Adapter",
+    "image tokens of its IP-Adapter pass beside the hooked projections; call `pipe.unload_ip_adapter()` first",
+    lambda denoiser: any("IPAdapter" in type(each).__name__ for each in denoiser.attn_processors.values()),
+    silent=True,
+)
+POOLED_TEXT = SitePattern(
+    "pooled", re.escape(POOLED), text_only=True, reader=POOLED.replace("linear_1", "linear_2"), in_layer=False
+)
+BLOCK = r"transformer_blocks\.\d+"
+#: The sites of blocks with weights of their own for the text.
+OF_BLOCKS = (
+    SitePattern("query", r"attn\.to_q", reader="attn.add_k_proj", reader_rows=True, within=BLOCK),
+    SitePattern("key", r"attn\.add_k_proj", reader="attn.to_q", reader_rows=True, within=BLOCK, rewritten=True),
+    SitePattern("value", r"attn\.add_v_proj", reader="attn.to_out.0", within=BLOCK, rewritten=True),
+    SitePattern("heads", r"attn\.to_out\.0", before_module=True, reader="attn.to_out.0", within=BLOCK),
+    SitePattern("output", r"attn\.to_out\.0", within=BLOCK),
+    SitePattern("feedforward", r"ff\.net\.0", reader="ff.net.2", within=BLOCK),
+)
+#: The modules that make the text for the blocks that follow.
+TEXT_MODULES = rf"context_embedder|{BLOCK}\.(attn\.(add_q_proj|to_add_out|norm_added_[qk])|ff_context(\..+)?|norm1_context(\..+)?)"
+
+SD3 = Family(
+    name="stable-diffusion-3",
+    component="transformer",
+    denoisers=("SD3Transformer2DModel",),
+    matches=lambda _config: True,
+    patterns=(POOLED_TEXT, *OF_BLOCKS),
+    refusals=(IMAGE_TOKENS, FUSED, CHUNKED),
+    block_name=block_name,
+    inputs=_inputs,
+    components={
+        "cross": re.compile(rf"{BLOCK}\.attn"),
+        "self": re.compile(rf"{BLOCK}\.attn2"),
+        "ff": re.compile(rf"{BLOCK}\.ff"),
+    },
+    stages=re.compile(BLOCK),
+    encoded=(
+        Encoded("prompt_embeds"),
+        Encoded("negative_prompt_embeds", part="unconditional"),
+        Encoded("pooled_prompt_embeds", "pooled"),
+        Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
+    ),
+    read=read_pooled,
+    text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    words=_words,
+    arguments={
+        "latents": "hidden_states",
+        "timestep": "timestep",
+        "context": "encoder_hidden_states",
+        "pooled": "pooled_projections",
+        "skipped": "skip_layers",
+    },
+    prepares_text=re.compile(TEXT_MODULES),
+    joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")),),
+    skipped_block="transformer_blocks.{}",
+)

@@ -1,0 +1,236 @@
+"""Other prompts' text beside a batch's images, in models whose blocks rewrite the text.
+
+What a layer reads of another prompt depends there on the step and on an image. It is therefore taken, at each call of the denoiser, from a
+row that is given the other prompt: a row of the batch that the caller names, or one that is added for this call, with the image's own
+latents, and taken off again.
+
+What the image reads differs from what the text reads then, so that an attention in which it does runs twice: first as it is, which gives
+the text to the next block, then with the changes, which gives the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from neuroscope.core.conditions import BatchLayout, Conditions
+from neuroscope.core.errors import InvalidInput
+from neuroscope.core.intervention import Call, Taking, lies_within
+from neuroscope.pipeline.families import Family, JointAttention
+
+#: The arguments of attentions that have one entry a row.
+_PER_ROW = ("hidden_states", "encoder_hidden_states", "attention_mask")
+#: For each image of a batch, the image whose row gives the text; None where a row is added for it.
+Donors = Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Taker:
+    """A change that takes another prompt's text.
+
+    Attributes:
+        taking: what it takes.
+        images: of the batch, those that take it; None for all.
+        attentions: the paths of the attentions in which they do.
+        donors: see `Donors`; None where rows are added for all.
+    """
+
+    taking: Taking
+    images: tuple[int, ...] | None
+    attentions: frozenset[str]
+    donors: Donors | None
+
+
+class _Given(NamedTuple):
+    """A call of the denoiser before rows are added: its arguments by name, its layout if that is known, and its rows and images."""
+
+    arguments: dict[str, Any]
+    layout: BatchLayout | None
+    rows: int
+    images: int
+
+
+class TextStreams:
+    """What is known of the text of a model whose blocks rewrite it, while blocks of hooks are open on it.
+
+    Args:
+        family: of its denoiser.
+
+    Attributes:
+        others: how many parts of added rows the current call of the denoiser has.
+        layout: the layout of the rows that were not added; None where that is not known.
+        tokens: how many tokens the text has.
+        again: the rows of the second run of an attention that goes on; None in its first run.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.others = 0
+        self.layout: BatchLayout | None = None
+        self.tokens = 0
+        self.again: Tensor | None = None
+        self._family = family
+        self._rows = 0
+        self._running = False
+        self._donors: dict[int, Tensor] = {}
+        self._twice: dict[str, tuple[int, ...]] = {}
+        self._text: Tensor | None = None
+
+    def begin(self, tokens: int) -> None:
+        """Notes the tokens of the text, at the first hook of a call of the denoiser."""
+        if not self._running:
+            self._running, self.tokens = True, tokens
+
+    def end(self) -> None:
+        """Forgets a call of the denoiser, on every way out of it."""
+        self._running, self.others = False, 0
+        self._donors, self._twice, self._text = {}, {}, None
+
+    def add(
+        self, takers: Sequence[Taker], given: Mapping[str, Any], layout: BatchLayout | None, place: tuple[int | None, int | None]
+    ) -> dict[str, Any]:
+        """The arguments of a call of the denoiser with a row for each text that some images take and no row of the batch has.
+
+        Args:
+            takers: the changes that take texts.
+            given: all arguments by name.
+            layout: of the rows, those added by others among them.
+            place: the step, and of how many.
+
+        Raises:
+            InvalidInput: a row that is to give its text began from other noise or reads another prompt, or prompts that cannot be shared
+                among the images.
+        """
+        latents = self._family.latents(given)
+        own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
+        images = len(latents) // (1 if layout is None else len(layout.parts))
+        self.layout, self._rows = (None if own is None or own.parts == (None,) else own), images * (1 if own is None else len(own.parts))
+        call = _Given(dict(given), self.layout, len(latents), images)
+        added: list[dict[int, Conditions]] = []
+        for taker in takers:
+            if lies_within(taker.taking.steps, *place) and (taker.taking.rows == "all" or self._carrying(call)):
+                self._take(taker, call, added)
+        self.others += len(added)
+        return self._with_rows(call, added)
+
+    def _take(self, taker: Taker, call: _Given, added: list[dict[int, Conditions]]) -> None:
+        """Notes where the images of a change take their text from, with another row for each where that is to be added."""
+        images = range(call.images) if taker.images is None else taker.images
+        prompts = _one_each(taker.taking.conditions, len(images))
+        rows = []
+        for image, prompt in zip(images, prompts, strict=True):
+            donor = None if taker.donors is None else taker.donors[image]
+            if donor is not None:
+                rows.append(self._checked(call, image, donor, prompt))
+                continue
+            part = next((number for number, each in enumerate(added) if image not in each), len(added))
+            if part == len(added):
+                added.append({})
+            added[part][image] = prompt
+            rows.append(call.rows + part * call.images + image)
+        self._donors[id(taker.taking.conditions)] = torch.tensor(rows, device=self._family.latents(call.arguments).device)
+        if taker.taking.definition == "edge":
+            for path in taker.attentions:
+                self._twice[path] = tuple(sorted({*self._twice.get(path, ()), *images}))
+
+    def _carrying(self, call: _Given) -> Sequence[int]:
+        """For each image the row that carries its prompt; none in a call that carries negative prompts alone."""
+        return range(call.images) if call.layout is None else call.layout.carrying(self._rows)
+
+    def _checked(self, call: _Given, image: int, donor: int, prompt: Conditions) -> int:
+        """The row of the image that gives its text to another, which began from the same noise."""
+        own, other = (self._carrying(call)[each] for each in (image, donor))
+        context = call.arguments[self._family.arguments["context"]][other]
+        if not torch.equal(context, prompt.context[0].to(context)):
+            raise InvalidInput(f"image {donor} of the batch is to give its text to image {image}, and reads another prompt than the change's")
+        return other
+
+    def _with_rows(self, call: _Given, added: Sequence[Mapping[int, Conditions]]) -> dict[str, Any]:
+        """The call's arguments with these parts of rows, each a copy of an image's own row that reads another prompt."""
+        if not added:
+            return call.arguments
+        copied = list(self._carrying(call)) or list(range(call.images))
+        names = {self._family.arguments[kind]: kind for kind in ("context", "pooled") if kind in self._family.arguments}
+
+        def extend(name: str, value: Any) -> Any:
+            if name in self._family.shared or not isinstance(value, Tensor) or not value.ndim or len(value) != call.rows:
+                return value
+            parts = [value[copied].clone() for _ in added]
+            for part, prompts in zip(parts, added, strict=True) if name in names else ():
+                for image, prompt in prompts.items():
+                    part[image] = getattr(prompt, names[name])[0].to(part)
+            return torch.cat([value, *parts])
+
+        return {name: extend(name, value) for name, value in call.arguments.items()}
+
+    def drop(self, output: Any) -> Any:
+        """The denoiser's output without the rows that were added."""
+        rows = self._rows
+        return tree_map(lambda each: each[:rows] if isinstance(each, Tensor) and each.ndim and len(each) > rows else each, output)
+
+    def read(self, conditions: Conditions) -> Tensor:
+        """What the attention that goes on reads of other prompts, [image, token, channel], one for each image that takes them."""
+        assert self._text is not None
+        return self._text[self._donors[id(conditions)]]
+
+    def split(self, joint: JointAttention, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens of the text, and those of the image where the two are one sequence."""
+        return (tensor[:, : self.tokens], tensor[:, self.tokens :]) if joint.leads else (tensor, None)
+
+    def runs_twice(self, attention: str) -> bool:
+        """Whether an attention runs a second time at this call of the denoiser."""
+        return attention in self._twice
+
+    def enter(self, joint: JointAttention, kwargs: Mapping[str, Any]) -> None:
+        """Notes the text that an attention is given in its first run."""
+        self._text, _ = self.split(joint, kwargs[joint.argument])
+
+    def changed(self, joint: JointAttention, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The arguments of an attention with another text; rows that were added keep theirs."""
+        text, image = self.split(joint, kwargs[joint.argument])
+        given = torch.cat([change(text[: self._rows]), text[self._rows :]])
+        return kwargs | {joint.argument: given if image is None else torch.cat([given, image], dim=1)}
+
+    def run_again(self, attention: str, joint: JointAttention, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+        """An attention's output after its second run, in which images read the texts that they take."""
+        layout = self.layout or BatchLayout((None,))
+        rows = layout.of_images(self._twice[attention], self._rows)
+        self.again = torch.tensor(rows, device=kwargs["hidden_states"].device)
+        try:
+            chosen = {name: kwargs[name][self.again] for name in _PER_ROW if isinstance(kwargs.get(name), Tensor)}
+            given = module(**(kwargs | chosen))
+            if not joint.leads:
+                return (output[0].index_copy(0, self.again, given[0]), *output[1:])
+            (text, image), (_, changed) = self.split(joint, output), self.split(joint, given)
+            assert image is not None and changed is not None
+            return torch.cat([text, image.index_copy(0, self.again, changed)], dim=1)
+        finally:
+            self.again = None
+
+    def whole(self, text: Tensor, first: Tensor) -> Tensor:
+        """All rows that were not added, of those of a second run and of what the first run had."""
+        assert self.again is not None
+        return text if len(self.again) == self._rows else first[: self._rows].index_copy(0, self.again, text)
+
+    def chosen(self, text: Tensor) -> Tensor:
+        """The rows of a second run."""
+        assert self.again is not None
+        return text if len(self.again) == self._rows else text[self.again]
+
+    def seen(self, call: Call) -> Call:
+        """A call as it is in the run that goes on."""
+        return replace(call, reading=False) if self.again is None else replace(call, reading=True, layout=self.layout)
+
+
+def _one_each(conditions: Conditions, images: int) -> list[Conditions]:
+    """For each image the prompt that it takes; several images of one prompt lie side by side."""
+    if images % len(conditions):
+        raise InvalidInput(
+            f"the swap holds contexts of {len(conditions)} prompts, which {images} images cannot be shared among; give one or as many as "
+            "prompts"
+        )
+    return [conditions[image * len(conditions) // images] for image in range(images)]
