@@ -38,11 +38,32 @@ class Row:
         text: a prompt, or the name of an entry of the sweep's `contexts`.
         seed: of the initial noise.
         changes: the interventions on this row alone.
+        reads: the text of the run, from the same noise, from which the changes take another prompt's text where blocks rewrite it (see
+            `HookGraph.apply_each`); "" to take it from the row's own latents.
     """
 
     text: str
     seed: int
     changes: tuple[Intervention, ...] = ()
+    reads: str = ""
+
+    @property
+    def donor(self) -> Row | None:
+        """The row from which its changes take another prompt's text, if that is one of a batch."""
+        return Row(self.reads, self.seed) if self.reads else None
+
+
+def missing_donors(rows: Sequence[Row]) -> list[Row]:
+    """The rows from which some of these take another prompt's text and which are not among them."""
+    return list(dict.fromkeys(donor for row in rows if (donor := row.donor) is not None and donor not in rows))
+
+
+def how_many_fit(rows: Sequence[Row], size: int) -> int:
+    """How many of the first rows fit a batch of a size with the donors that they need; at least 1."""
+    count = min(len(rows), size)
+    while count > 1 and count + len(missing_donors(rows[:count])) > size:
+        count -= 1
+    return max(1, count)
 
 
 BatchContext = Callable[[Sequence[Row]], AbstractContextManager[Any]]
@@ -135,9 +156,10 @@ class Sweep:
         """
         rows = list(rows)
         while rows:
-            batch = rows[: max(1, self.batch_size - len(shared_rows))]
+            batch = rows[: how_many_fit(rows, self.batch_size - len(shared_rows))]
+            before = [*shared_rows, *missing_donors(batch)]
             try:
-                made = self._make([*shared_rows, *batch], context or self._apply)
+                made = self._make([*before, *batch], context or self._apply)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.batch_size == 1:
                     raise
@@ -146,7 +168,7 @@ class Sweep:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            yield batch, made[len(shared_rows) :]
+            yield batch, made[len(before) :]
             rows = rows[len(batch) :]
 
     def conditions(self, text: str) -> Conditions:
@@ -179,7 +201,10 @@ class Sweep:
         return self.graph.family.decode(self.graph.pipe, torch.stack(list(made)), self._generation)
 
     def _apply(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:
-        return self.graph.apply_each([row.changes for row in rows]) if any(row.changes for row in rows) else nullcontext()
+        if not any(row.changes for row in rows):
+            return nullcontext()
+        donors = [None if row.donor is None else rows.index(row.donor) for row in rows]
+        return self.graph.apply_each([row.changes for row in rows], donors=donors)
 
 
 def _refuse_scaled_text(graph: HookGraph, generation: Mapping[str, Any]) -> None:

@@ -40,7 +40,8 @@ def predicting_zeros(graph: HookGraph) -> Iterator[list[int]]:
         given = signature.bind(*args, **kwargs).arguments
         noisy = given[latents]
         rows.append(len(noisy))
-        zeros = noisy.new_zeros(len(noisy), channels, *noisy.shape[2:])
+        shape = (*noisy.shape[:-1], channels) if graph.family.channels_last else (len(noisy), channels, *noisy.shape[2:])
+        zeros = noisy.new_zeros(shape)
         return Transformer2DModelOutput(sample=zeros) if given.get("return_dict", True) else (zeros,)
 
     former = vars(denoiser).get("forward")

@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.layer_scores import contact_sheet
-from neuroscope.generation.batches import Sweep
+from neuroscope.generation.batches import Sweep, how_many_fit
 from neuroscope.generation.executors import Local, Part, Task, Work, make
 from neuroscope.generation.experiment import Experiment, ImageKey, RunBatch, RunKey
 from neuroscope.generation.keys import key_of, method_key
@@ -128,11 +128,15 @@ class Measured:
         again.
         """
         runs = [run for run in group.rows if group.force or run not in self.scores or self._needs_image(run)]
-        size = max(1, self._sweep.batch_size - len(group.shared_rows))
+        size = self._sweep.batch_size - len(group.shared_rows)
         apart = self._is_share and not group.shared_rows and self._experiment.ledger.is_kept
         ends = [run for run in runs if isinstance(run.patch, str)] if apart else []
-        for part in (ends, [run for run in runs if run not in ends]):
-            yield from (_Batch(group, tuple(part[first : first + size])) for first in range(0, len(part), size))
+        for left in (ends, [run for run in runs if run not in ends]):
+            first = 0
+            while first < len(left):
+                count = how_many_fit([group.rows[run] for run in left[first:]], size)
+                yield _Batch(group, tuple(left[first : first + count]))
+                first += count
 
     def _plan(self, keys: Mapping[RunKey, str], todo: Sequence[_Batch]) -> None:
         """Notes in the ledger which runs are needed."""

@@ -39,8 +39,8 @@ class Meter:
         """The cost from the block's beginning until now."""
         return Cost(self._rows, time.perf_counter() - self._start, _peak_bytes())
 
-    def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the denoiser."""
+    def count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        """Forward hook of the denoiser, which sees rows that a change has added as well."""
         self.add(len(args[0] if args else kwargs[self._latents]))
 
     def add(self, rows: int | float) -> None:
@@ -54,7 +54,7 @@ class Meter:
 def metered(denoiser: nn.Module, tell: Callable[[Cost], None] | None = None) -> Iterator[Meter]:
     """Counts the denoiser's rows, the time and the memory of what runs inside the block, and tells the cost at each call."""
     meter = Meter(family_of_denoiser(denoiser).arguments["latents"], tell)
-    handle = denoiser.register_forward_pre_hook(meter.count, with_kwargs=True)
+    handle = denoiser.register_forward_hook(meter.count, with_kwargs=True)
     running = _RUNNING.setdefault(denoiser, [])
     running.append(meter)
     try:

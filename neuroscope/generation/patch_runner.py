@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from neuroscope.core.conditions import Conditions, Rows
 from neuroscope.core.effects import CONTROL, POOLED, Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.intervention import Definition
 from neuroscope.generation.batches import Row
 from neuroscope.generation.experiment import Experiment, ImageKey, Pair, RunBatch, RunKey
 from neuroscope.generation.measured import Measured
@@ -24,6 +25,8 @@ from neuroscope.pipeline.graph import HookGraph
 
 ROLES = ("key", "value")
 Direction = Literal["necessity", "sufficiency"]
+#: Whose latents the other prompt's text reads, where blocks rewrite the text: those of that prompt's own run, or the patched run's.
+Trajectory = Literal["own", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class PatchSpec:
     steps: tuple[float, float] = (0.0, 1.0)
     parts: int = 1
     pooled: Literal["own", "other"] = "own"
+    definition: Definition = "edge"
+    trajectory: Trajectory = "own"
 
     def texts(self, pair: Pair) -> tuple[str, str]:
         """The source's prompt, and the target's, which patched layers read."""
@@ -54,7 +59,8 @@ class PatchSpec:
         inside = graph.sites.where(layer=patch.layers, role=self.roles).paths
         beside = graph.sites.where(role="pooled").paths if patch == POOLED or self.pooled == "other" else ()
         steps = self.steps if patch == POOLED else self.schedule[patch.part]
-        return ContextSwap.reading(target, [*beside, *inside], rows=self.rows, steps=steps)
+        definition = "edge" if patch == POOLED else self.definition
+        return ContextSwap.reading(target, [*beside, *inside], rows=self.rows, steps=steps, definition=definition)
 
 
 def check_patch_spec(roles: str | Sequence[str], direction: Direction) -> tuple[str, ...]:
@@ -154,7 +160,9 @@ class PatchRunner:
         source, target = self.spec.texts(self.experiment.pairs[run.pair])
         if isinstance(run.patch, str):
             return Row(source if run.patch == "source" else target, run.seed)
-        return Row(target if run.patch == CONTROL else source, run.seed, (swaps[run.patch, run.pair],))
+        takes_text = self.experiment.graph.family.joint and self.spec.trajectory == "own" and run.patch not in (CONTROL, POOLED)
+        reads = target if takes_text else ""
+        return Row(target if run.patch == CONTROL else source, run.seed, (swaps[run.patch, run.pair],), reads)
 
 
 def patches_beside(graph: HookGraph) -> list[Patch]:

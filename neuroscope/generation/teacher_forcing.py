@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from neuroscope.core.conditions import PLAIN
+from neuroscope.core.conditions import PLAIN, Conditions
+from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Intervention
 from neuroscope.pipeline.discovery import stage_shares
 from neuroscope.pipeline.families import END, uncompiled
@@ -74,7 +75,8 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
         rows = len(graph.family.latents(inputs))
         carrying = (call.layout or PLAIN).carrying(rows)
         noise = graph.family.noise(uncompiled(graph.denoiser), output[0])
-        found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
+        shared = graph.family.shared
+        found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row], shared), noise[row : row + 1]) for row in carrying])
         if stop_after and call.step == max(chosen):
             raise _StopRun
 
@@ -171,25 +173,54 @@ class TeacherForcing:
         every = list(itertools.chain(*changes))
         begins = [self._begin(change, list(shares)) for change in every]
         order = sorted(range(len(every)), key=begins.__getitem__)
-        growth = _Growth([*range(len(steps)), *(owners[number] for number in order)], len(steps) + begins.count(0))
-        inputs = joined([step.inputs for step in steps], growth.owners[: growth.rows])
+        donors = self._donors(changes)
+        first = [*range(len(steps)), *donors]  # the unchanged rows, and those that give their text
+        growth = _Growth([*first, *(owners[number] for number in order)], len(first) + begins.count(0), self.graph.family.shared)
+        inputs = self._told(joined([step.inputs for step in steps], growth.owners[: growth.rows]), len(steps), list(donors.values()))
         with ExitStack() as stack:
             for number, (path, share) in enumerate(shares.items()):
                 if path != _FIRST_CALL:
                     self.nfe += begins.count(number) * share
                     hook = Hook(partial(growth.expand, begins.count(number)))
                     stack.callback(denoiser.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True).remove)
-            unchanged: list[Sequence[Intervention]] = [[] for _ in steps]
-            stack.enter_context(self.graph.apply_each([*unchanged, *(every[number] for number in order)], growing=True))
-            predicted = self.graph.denoiser(**inputs)[0][len(steps) :]
-        given = self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
-        return list(given.split([len(each) for each in changes]))
+            unchanged: list[Sequence[Intervention]] = [[] for _ in first]
+            places = {image: len(steps) + number for number, image in enumerate(donors)}
+            given = [None for _ in first] + [places.get(owners[number]) for number in order]
+            stack.enter_context(self.graph.apply_each([*unchanged, *(every[number] for number in order)], growing=True, donors=given))
+            predicted = self.graph.denoiser(**inputs)[0][len(first) :]
+        noise = self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
+        return list(noise.split([len(each) for each in changes]))
+
+    def _donors(self, changes: Sequence[Sequence[Sequence[Intervention]]]) -> dict[int, Conditions]:
+        """For each image whose changes take another prompt's text where blocks rewrite it, that prompt.
+
+        Raises:
+            InvalidInput: the changes of an image take the text of several prompts.
+        """
+        found: dict[int, Conditions] = {}
+        for image, rows in enumerate(changes):
+            taken = [each.taking for row in rows for each in row if each.taking is not None]
+            if not self.graph.family.joint or not taken:
+                continue
+            found[image] = taken[0].conditions
+            if any(not torch.equal(each.conditions.context, taken[0].conditions.context) for each in taken):
+                raise InvalidInput("the changes of one forced step take the text of several prompts; force them one prompt after the other")
+        return found
+
+    def _told(self, inputs: dict[str, Any], first: int, prompts: Sequence[Conditions]) -> dict[str, Any]:
+        """The inputs of a call in which some rows, one after the other, are told other prompts."""
+        names = self.graph.family.arguments
+        for name, kind in ((names[kind], kind) for kind in ("context", "pooled") if kind in names) if prompts else ():
+            told = inputs[name].clone()
+            told[first : first + len(prompts)] = torch.cat([getattr(prompt, kind) for prompt in prompts]).to(told)
+            inputs[name] = told
+        return inputs
 
     def nfe_of(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> float:
         """The NFE of `predict` with these arguments, the unchanged row included; nothing is computed."""
         shares = {_FIRST_CALL: 1.0, **stage_shares(self.graph.family, self.graph.denoiser, step.inputs)}
         stages, parts = list(shares), list(shares.values())
-        return 1.0 + sum(parts[self._begin(change, stages)] for change in changes)
+        return 1.0 + len(self._donors([changes])) + sum(parts[self._begin(change, stages)] for change in changes)
 
     def _begin(self, change: Sequence[Intervention], stages: Sequence[str]) -> int:
         """The number of the first stage that a change reaches."""
@@ -208,19 +239,21 @@ class _Growth:
     Args:
         owners: for each row that the batch has in the end, the number of its image; first the unchanged rows, one an image.
         rows: with how many of them the batch begins.
+        shared: the names of arguments that all rows share.
     """
 
-    def __init__(self, owners: Sequence[int], rows: int) -> None:
+    def __init__(self, owners: Sequence[int], rows: int, shared: Collection[str] = ()) -> None:
         self.owners = owners
         self.rows = rows
+        self._shared = shared
 
     def expand(
         self, more: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A forward pre-hook of a stage: adds rows to the batch and repeats the stage's inputs for them."""
         self.rows += more
-        filled: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._fill, (args, kwargs))
-        return filled
+        filled: tuple[Any, ...] = tree_map(self._fill, args)
+        return filled, {name: value if name in self._shared else tree_map(self._fill, value) for name, value in kwargs.items()}
 
     def _fill(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) == self.rows:
@@ -231,16 +264,15 @@ class _Growth:
 _FIRST_CALL = "the first call"
 
 
-def _chosen(inputs: Mapping[str, Any], rows: int, chosen: Sequence[int]) -> dict[str, Any]:
-    """The arguments of a call, reduced to some of its rows."""
+def _chosen(inputs: Mapping[str, Any], rows: int, chosen: Sequence[int], shared: Collection[str]) -> dict[str, Any]:
+    """The arguments of a call, reduced to some of its rows; what all rows share stays."""
 
     def choose(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) != rows:
             return value
         return value[torch.tensor(chosen, device=value.device)]
 
-    chosen_inputs: dict[str, Any] = tree_map(choose, dict(inputs))
-    return chosen_inputs
+    return {name: value if name in shared else tree_map(choose, value) for name, value in inputs.items()}
 
 
 def _is_a_row(value: Any) -> bool:

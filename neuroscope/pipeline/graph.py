@@ -156,7 +156,7 @@ class HookGraph(Shown):
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
-        takers = takers_of(bound, {path: path.rpartition(".")[0] for path in self.spec.rewritten}, donors)
+        takers = takers_of(bound, lambda paths: self._live.joints(self.sites.at(paths)), donors)
         with HookedBlock(self._live, self.sites.paths) as hooks:
             if takers:
                 hooks.take_text(takers)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -95,10 +95,11 @@ class LiveModel:
 
         return bind
 
-    def joint_of(self, site: Site) -> JointAttention | None:
-        """How a key's or value's attention holds a text that its block rewrites; None at all other sites."""
-        family = self.family
-        return family.joint_of(_attention_of(site).partition(".")[2]) if family.pattern(site.role, site.module).rewritten else None
+    def joints(self, sites: Iterable[Site]) -> dict[str, JointAttention]:
+        """By path, the attentions of those keys and values that read a text which their block rewrites."""
+        rewritten = [_attention_of(site) for site in sites if self.family.pattern(site.role, site.module).rewritten]
+        found = {path: self.family.joint_of(path.partition(".")[2]) for path in rewritten}
+        return {path: joint for path, joint in found.items() if joint is not None}
 
     def why_silent(self, path: str) -> str:
         """The likely cause of a hook that never ran."""
@@ -162,9 +163,8 @@ class HookedBlock:
         """
         module = self._module(site.path)
         ran = self._ran if counted else Counter()
-        joint = self._model.joint_of(site)
-        if joint is not None:
-            run = self._in_joint(site, joint, module, act, ran, watching)
+        if joints := self._model.joints([site]):
+            run = self._in_joint(site, joints[_attention_of(site)], module, act, ran, watching)
         else:
             read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is alike at every step
 
@@ -186,7 +186,7 @@ class HookedBlock:
 
         def run(tensor: Tensor) -> Tensor | None:
             call = streams.seen(self._clock.call(site, module.forward, lambda conditions, _: streams.read(conditions)))
-            text, image = streams.split(joint, tensor)
+            text = streams.text_of(joint, tensor)
             if call.reading:
                 changed = act(streams.whole(text, first[-1]), call)
                 changed = None if changed is None else streams.chosen(changed)
@@ -194,9 +194,7 @@ class HookedBlock:
                 ran[site.path] += 1
                 first[:] = [text] if streams.runs_twice(attention) else []
                 changed = None if watching and first else act(text, call)
-            if changed is None or changed is text:
-                return None
-            return changed if image is None else torch.cat([changed, image], dim=1)
+            return None if changed is None or changed is text else streams.with_text(joint, tensor, changed)
 
         return run
 
@@ -214,22 +212,20 @@ class HookedBlock:
 
         self._add(denoiser.register_forward_pre_hook(Hook(add), with_kwargs=True))
         self._add(denoiser.register_forward_hook(Hook(lambda _module, _args, output: streams.drop(output))))
-        for path in dict.fromkeys(path for taker in takers for path in taker.attentions):
-            self._hook_attention(path)
+        for path, joint in {path: joint for taker in takers for path, joint in taker.attentions.items()}.items():
+            self._hook_attention(path, joint)
 
-    def _hook_attention(self, path: str) -> None:
+    def _hook_attention(self, path: str, joint: JointAttention) -> None:
         """Puts the hooks on an attention by which it runs twice, and by which streams know its text."""
-        streams, module, joint = self._clock.streams, self._model.module(path), self._model.family.joint_of(path.partition(".")[2])
-        assert joint is not None
-        found: JointAttention = joint
+        streams, module = self._clock.streams, self._model.module(path)
 
         def enter(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if streams.again is None:
-                streams.enter(found, kwargs)
+            if not streams.runs_again:
+                streams.enter(joint, kwargs)
 
         def leave(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            twice = streams.again is None and streams.runs_twice(path)
-            return streams.run_again(path, found, module, kwargs, output) if twice else None
+            twice = not streams.runs_again and streams.runs_twice(path)
+            return streams.run_again(path, joint, module, kwargs, output) if twice else None
 
         self._add(module.register_forward_pre_hook(Hook(enter), with_kwargs=True))
         self._add(module.register_forward_hook(Hook(leave), with_kwargs=True))
@@ -241,15 +237,14 @@ class HookedBlock:
             site: its key.
             act: given that text, [row, token, channel], and the call, what it becomes.
         """
-        streams, joint, attention = self._clock.streams, self._model.joint_of(site), self._model.module(_attention_of(site))
-        assert joint is not None
-        found: JointAttention = joint
+        streams, attention, joints = self._clock.streams, self._model.module(_attention_of(site)), self._model.joints([site])
 
         def change(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if streams.again is not None:
+            if streams.runs_again:
                 return None
             call = self._clock.call(site, attention.forward, lambda conditions, _: streams.read(conditions))
-            return args, streams.changed(found, kwargs, lambda text: act(text, replace(call, layout=streams.layout)))
+            joint = joints[_attention_of(site)]
+            return args, streams.changed(joint, kwargs, lambda text: act(text, replace(call, layout=streams.layout)))
 
         self._add(attention.register_forward_pre_hook(Hook(change), with_kwargs=True))
 
@@ -293,7 +288,9 @@ class HookedBlock:
     def _skips(self, path: str) -> int:
         """How many calls of the denoiser left out the block of a module, as they were told to."""
         block, skipped = self._model.family.skipped_block, self._clock.skipped
-        return sum(count for number, count in skipped.items() if path.partition(".")[2].startswith(block.format(number) + ".")) if block else 0
+        return (
+            sum(count for number, count in skipped.items() if path.partition(".")[2].startswith(block.format(number) + ".")) if block else 0
+        )
 
     def _expect_runs(self) -> None:
         """Raises SiteNeverRan or SiteRanUnevenly unless every hooked module ran at every call of the denoiser."""

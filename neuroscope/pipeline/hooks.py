@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site
+from neuroscope.pipeline.families import JointAttention
 from neuroscope.pipeline.steps import Clock
 from neuroscope.pipeline.text_streams import Donors, Taker
 
@@ -140,17 +141,19 @@ def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool
     return {before: acting for before, acting in sides.items() if acting}
 
 
-def takers_of(bound: Sequence[BoundIntervention], attentions: Mapping[str, str], donors: Donors | None) -> list[Taker]:
+def takers_of(
+    bound: Sequence[BoundIntervention], attentions_at: Callable[[Collection[str]], Mapping[str, JointAttention]], donors: Donors | None
+) -> list[Taker]:
     """The changes that take another prompt's text.
 
     Args:
         bound: all changes.
-        attentions: by the path of each key and value of a text that blocks rewrite, the path of its attention.
+        attentions_at: by path, the attentions of those sites that read a text which blocks rewrite.
         donors: see `Donors`.
     """
     found = []
     for each in bound:
-        taking, here = each.intervention.taking, frozenset(attentions[path] for path in each.intervention.paths if path in attentions)
+        taking, here = each.intervention.taking, attentions_at(each.intervention.paths)
         if taking is not None and here:
             found.append(Taker(taking, each.images, here, donors))
     return found

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuroscope.core.conditions import BatchLayout, Conditions
+from neuroscope.core.conditions import BatchLayout, Conditions, Part
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.guidance import GuidanceListener
 from neuroscope.pipeline.text_streams import TextStreams
+
+_UNKNOWN = BatchLayout((None,))
+_OTHER: tuple[Part, ...] = ("other",)
 
 
 class StepState(NamedTuple):
@@ -65,9 +68,9 @@ class Clock:
         self._device = given["latents"].device
         self.skipped.update(given.get("skipped") or ())
         self.streams.begin(given["context"].shape[1])
-        run, others = self._listener.run, ("other",) * self.streams.others
+        run, others = self._listener.run, _OTHER * self.streams.others
         if run is None:
-            self.now = StepState(None, None, BatchLayout((None, *others)) if others else None)
+            self.now = StepState(None, None, BatchLayout(_UNKNOWN.parts + others) if others else None)
             return
         timestep = given["timestep"]
         step, steps = run.step(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
@@ -77,7 +80,7 @@ class Clock:
     def add_others(self, count: int) -> None:
         """Notes that so many parts of rows that make no image were added to the call that goes on."""
         step, steps, layout = self.now
-        self.now = StepState(step, steps, BatchLayout(((layout or BatchLayout((None,))).parts + ("other",) * count)))
+        self.now = StepState(step, steps, BatchLayout((layout or _UNKNOWN).parts + _OTHER * count))
 
     def place(self) -> tuple[torch.device | None, torch.dtype]:
         """The device and the number format in which the denoiser computes."""

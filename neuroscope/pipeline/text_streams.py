@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import InvalidInput
@@ -36,23 +36,32 @@ class Taker:
     Attributes:
         taking: what it takes.
         images: of the batch, those that take it; None for all.
-        attentions: the paths of the attentions in which they do.
+        attentions: by path, the attentions in which they do.
         donors: see `Donors`; None where rows are added for all.
     """
 
     taking: Taking
     images: tuple[int, ...] | None
-    attentions: frozenset[str]
+    attentions: Mapping[str, JointAttention]
     donors: Donors | None
 
 
 class _Given(NamedTuple):
-    """A call of the denoiser before rows are added: its arguments by name, its layout if that is known, and its rows and images."""
+    """A call of the denoiser before rows are added.
+
+    Attributes:
+        arguments: by name.
+        layout: of its own rows, if that is known.
+        rows: how many there are, those added by others among them.
+        images: how many images it has.
+        begins: whether a run begins with it.
+    """
 
     arguments: dict[str, Any]
     layout: BatchLayout | None
     rows: int
     images: int
+    begins: bool
 
 
 class TextStreams:
@@ -65,20 +74,20 @@ class TextStreams:
         others: how many parts of added rows the current call of the denoiser has.
         layout: the layout of the rows that were not added; None where that is not known.
         tokens: how many tokens the text has.
-        again: the rows of the second run of an attention that goes on; None in its first run.
+        again: the rows of the second run of an attention that goes on; none in its first run.
     """
 
     def __init__(self, family: Family) -> None:
         self.others = 0
         self.layout: BatchLayout | None = None
         self.tokens = 0
-        self.again: Tensor | None = None
+        self.again: Tensor = torch.empty(0)
         self._family = family
-        self._rows = 0
+        self._added = 0
         self._running = False
         self._donors: dict[int, Tensor] = {}
         self._twice: dict[str, tuple[int, ...]] = {}
-        self._text: Tensor | None = None
+        self._text: Tensor = torch.empty(0)
 
     def begin(self, tokens: int) -> None:
         """Notes the tokens of the text, at the first hook of a call of the denoiser."""
@@ -87,8 +96,8 @@ class TextStreams:
 
     def end(self) -> None:
         """Forgets a call of the denoiser, on every way out of it."""
-        self._running, self.others = False, 0
-        self._donors, self._twice, self._text = {}, {}, None
+        self._running, self.others, self._added = False, 0, 0
+        self._donors, self._twice, self._text = {}, {}, torch.empty(0)
 
     def add(
         self, takers: Sequence[Taker], given: Mapping[str, Any], layout: BatchLayout | None, place: tuple[int | None, int | None]
@@ -108,13 +117,14 @@ class TextStreams:
         latents = self._family.latents(given)
         own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
         images = len(latents) // (1 if layout is None else len(layout.parts))
-        self.layout, self._rows = (None if own is None or own.parts == (None,) else own), images * (1 if own is None else len(own.parts))
-        call = _Given(dict(given), self.layout, len(latents), images)
+        self.layout = None if own is None or own.parts == (None,) else own
+        call = _Given(dict(given), self.layout, len(latents), images, place[0] == 0)
         added: list[dict[int, Conditions]] = []
         for taker in takers:
             if lies_within(taker.taking.steps, *place) and (taker.taking.rows == "all" or self._carrying(call)):
                 self._take(taker, call, added)
         self.others += len(added)
+        self._added += len(added) * images
         return self._with_rows(call, added)
 
     def _take(self, taker: Taker, call: _Given, added: list[dict[int, Conditions]]) -> None:
@@ -139,15 +149,18 @@ class TextStreams:
 
     def _carrying(self, call: _Given) -> Sequence[int]:
         """For each image the row that carries its prompt; none in a call that carries negative prompts alone."""
-        return range(call.images) if call.layout is None else call.layout.carrying(self._rows)
+        return range(call.images) if call.layout is None else call.layout.carrying(call.images * len(call.layout.parts))
 
     def _checked(self, call: _Given, image: int, donor: int, prompt: Conditions) -> int:
         """The row of the image that gives its text to another, which began from the same noise."""
-        own, other = (self._carrying(call)[each] for each in (image, donor))
-        context = call.arguments[self._family.arguments["context"]][other]
-        if not torch.equal(context, prompt.context[0].to(context)):
-            raise InvalidInput(f"image {donor} of the batch is to give its text to image {image}, and reads another prompt than the change's")
-        return other
+        row, context = self._carrying(call)[donor], call.arguments[self._family.arguments["context"]]
+        what = f"image {donor} of the batch is to give its text to image {image}"
+        if not torch.equal(context[row], prompt.context[0].to(context)):
+            raise InvalidInput(f"{what}, and reads another prompt than the change's; give donors in the order of the batch")
+        latents = self._family.latents(call.arguments)
+        if call.begins and not torch.equal(latents[row], latents[self._carrying(call)[image]]):
+            raise InvalidInput(f"{what}, and begins from other noise; give both images generators of one seed")
+        return row
 
     def _with_rows(self, call: _Given, added: Sequence[Mapping[int, Conditions]]) -> dict[str, Any]:
         """The call's arguments with these parts of rows, each a copy of an image's own row that reads another prompt."""
@@ -169,17 +182,25 @@ class TextStreams:
 
     def drop(self, output: Any) -> Any:
         """The denoiser's output without the rows that were added."""
-        rows = self._rows
-        return tree_map(lambda each: each[:rows] if isinstance(each, Tensor) and each.ndim and len(each) > rows else each, output)
+        rows, added = len(tree_leaves(output)[0]), self._added
+        return tree_map(lambda each: each[: rows - added] if isinstance(each, Tensor) and each.ndim and len(each) == rows else each, output)
 
     def read(self, conditions: Conditions) -> Tensor:
         """What the attention that goes on reads of other prompts, [image, token, channel], one for each image that takes them."""
-        assert self._text is not None
         return self._text[self._donors[id(conditions)]]
 
-    def split(self, joint: JointAttention, tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens of the text, and those of the image where the two are one sequence."""
-        return (tensor[:, : self.tokens], tensor[:, self.tokens :]) if joint.leads else (tensor, None)
+    @property
+    def runs_again(self) -> bool:
+        """Whether an attention is in its second run."""
+        return len(self.again) > 0
+
+    def text_of(self, joint: JointAttention, tensor: Tensor) -> Tensor:
+        """The tokens of the text in what an attention is given or gives of text."""
+        return tensor[:, : self.tokens] if joint.leads else tensor
+
+    def with_text(self, joint: JointAttention, tensor: Tensor, text: Tensor) -> Tensor:
+        """The same with other tokens of the text; those of the image, where the two are one sequence, stay."""
+        return torch.cat([text, tensor[:, self.tokens :]], dim=1) if joint.leads else text
 
     def runs_twice(self, attention: str) -> bool:
         """Whether an attention runs a second time at this call of the denoiser."""
@@ -187,43 +208,41 @@ class TextStreams:
 
     def enter(self, joint: JointAttention, kwargs: Mapping[str, Any]) -> None:
         """Notes the text that an attention is given in its first run."""
-        self._text, _ = self.split(joint, kwargs[joint.argument])
+        self._text = self.text_of(joint, kwargs[joint.argument])
 
     def changed(self, joint: JointAttention, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The arguments of an attention with another text; rows that were added keep theirs."""
-        text, image = self.split(joint, kwargs[joint.argument])
-        given = torch.cat([change(text[: self._rows]), text[self._rows :]])
-        return kwargs | {joint.argument: given if image is None else torch.cat([given, image], dim=1)}
+        given = kwargs[joint.argument]
+        text = self.text_of(joint, given)
+        own = len(text) - self._added
+        return kwargs | {joint.argument: self.with_text(joint, given, torch.cat([change(text[:own]), text[own:]]))}
 
     def run_again(self, attention: str, joint: JointAttention, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         """An attention's output after its second run, in which images read the texts that they take."""
         layout = self.layout or BatchLayout((None,))
-        rows = layout.of_images(self._twice[attention], self._rows)
-        self.again = torch.tensor(rows, device=kwargs["hidden_states"].device)
+        own = len(kwargs["hidden_states"]) - self._added
+        self.again = torch.tensor(layout.of_images(self._twice[attention], own), device=kwargs["hidden_states"].device)
         try:
             chosen = {name: kwargs[name][self.again] for name in _PER_ROW if isinstance(kwargs.get(name), Tensor)}
             given = module(**(kwargs | chosen))
             if not joint.leads:
                 return (output[0].index_copy(0, self.again, given[0]), *output[1:])
-            (text, image), (_, changed) = self.split(joint, output), self.split(joint, given)
-            assert image is not None and changed is not None
-            return torch.cat([text, image.index_copy(0, self.again, changed)], dim=1)
+            return self.with_text(joint, output.index_copy(0, self.again, given), output[:, : self.tokens])
         finally:
-            self.again = None
+            self.again = torch.empty(0)
 
     def whole(self, text: Tensor, first: Tensor) -> Tensor:
         """All rows that were not added, of those of a second run and of what the first run had."""
-        assert self.again is not None
-        return text if len(self.again) == self._rows else first[: self._rows].index_copy(0, self.again, text)
+        own = len(first) - self._added
+        return text if len(self.again) == own else first[:own].index_copy(0, self.again, text)
 
     def chosen(self, text: Tensor) -> Tensor:
         """The rows of a second run."""
-        assert self.again is not None
-        return text if len(self.again) == self._rows else text[self.again]
+        return text if len(self.again) == len(text) else text[self.again]
 
     def seen(self, call: Call) -> Call:
         """A call as it is in the run that goes on."""
-        return replace(call, reading=False) if self.again is None else replace(call, reading=True, layout=self.layout)
+        return replace(call, reading=False) if not self.runs_again else replace(call, reading=True, layout=self.layout)
 
 
 def _one_each(conditions: Conditions, images: int) -> list[Conditions]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.intervention import check_schedule_part
+from neuroscope.core.intervention import Definition, check_schedule_part
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
 from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import Meter, metered
-from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, check_patch_spec, random_order
+from neuroscope.generation.patch_runner import ROLES, Direction, PatchRunner, PatchSpec, Trajectory, check_patch_spec, random_order
 from neuroscope.localization.patching.smallest_sets import SmallestSets
 from neuroscope.localization.patching.windows import GrowingWindows, Windows
 from neuroscope.localization.search.auto import AutoSearch
@@ -55,6 +55,10 @@ class LocoGen(Localization):
         steps: the part of the denoising schedule in which the layers read the other prompt, from 0.0 to 1.0.
         parts: cut `steps` into as many equal parts and patch each on its own, for a layer × part grid.
         pooled: which prompt feeds the pooled text path in a window's run: its "own", or the "other", as the window's.
+        definition: what a layer takes of the other prompt where blocks rewrite the text (SD3, FLUX): "edge", the image's reads of its text
+            alone, or "stream", the whole text that the block reads, so that later blocks read a mixed text (Zarei et al. 2025).
+        trajectory: whose latents that text reads: those of the other prompt's "own" run, one for all windows of a batch, or those of the
+            patched run ("shared"), which takes a row more for each.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a window wider than the model.
@@ -71,6 +75,8 @@ class LocoGen(Localization):
     steps: tuple[float, float] = (0.0, 1.0)
     parts: int = 1
     pooled: Literal["own", "other"] = "own"
+    definition: Definition = "edge"
+    trajectory: Trajectory = "own"
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self, "window")
@@ -91,6 +97,8 @@ class LocoGen(Localization):
             raise InvalidInput(f"search={self.search!r} draws nothing at random; leave seed out, or give search='auto'")
         choose("rows", self.rows, ("conditional", "all"))
         choose("pooled", self.pooled, ("own", "other"))
+        choose("definition", self.definition, get_args(Definition))
+        choose("trajectory", self.trajectory, get_args(Trajectory))
         check_schedule_part(self.steps)
         if self.parts < 1:
             raise InvalidInput(f"parts={self.parts} is no number of parts; give 1 or more")
@@ -99,7 +107,7 @@ class LocoGen(Localization):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each layer by images in which it is patched; see `Localization.__call__`."""
-        self._check_width(experiment)
+        self._check_model(experiment)
         with metered(experiment.graph.denoiser) as meter:
             if self.search == "auto":
                 return self._auto(experiment, meter)
@@ -120,14 +128,18 @@ class LocoGen(Localization):
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; an upper bound where what is tried depends on what was found."""
-        self._check_width(experiment)
+        self._check_model(experiment)
         layers = len(experiment.graph.sites.layers)
         if self.search == "auto":
             return plan_search(experiment, self.budget)
         stops_early = self.search == "sets" or self.window == "grow"
         return plan_patches(experiment, self._method.most_patches(layers, self.parts), is_bound=stops_early)
 
-    def _check_width(self, experiment: Experiment) -> None:
+    def _check_model(self, experiment: Experiment) -> None:
+        """Raises InvalidInput for options that do not fit the model."""
+        for name in () if experiment.graph.family.joint else ("definition", "trajectory"):
+            if (given := getattr(self, name)) != getattr(type(self), name):
+                raise InvalidInput(f"{name}={given!r} would be ignored: no block of this model rewrites the text; leave it out")
         layers = experiment.graph.sites.layers
         if self.window != "grow" and self.window > len(layers):
             raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")

@@ -157,7 +157,7 @@ class Family:
         makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
         latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
         joint: the attentions in which the image reads a text that blocks rewrite.
-        shared: the arguments of the denoiser's call that all rows share, whatever their size.
+        shared: the arguments of the denoiser's and its stages' calls that all rows share, whatever their size.
         encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
         channels_last: the denoiser's latents are [row, place, channel].

@@ -1,4 +1,4 @@
-"""FLUX.1: blocks in which an image and its text attend to one another with weights of their own, then blocks in which they share all weights.
+"""FLUX.1: blocks in which an image and its text attend to one another with weights of their own, then blocks that have one set for both.
 
 The text is the states of T5; a pooled text of CLIP reaches every block through its norms. The second kind of block reads one sequence, the
 text in front of the image, so that its keys and values are sites of the text's tokens alone. Guidance is a number that the model is given;
@@ -116,7 +116,7 @@ FLUX = Family(
         "cross": re.compile(rf"({BLOCK}|{_SINGLE})\.attn"),
         "ff": re.compile(rf"{BLOCK}\.ff"),
     },
-    stages=re.compile(rf"{BLOCK}|{_SINGLE}"),
+    stages=re.compile(rf"{BLOCK}|{_SINGLE}|norm_out"),
     encoded=(
         Encoded("prompt_embeds"),
         Encoded("pooled_prompt_embeds", "pooled"),
@@ -137,7 +137,7 @@ FLUX = Family(
     prepares_text=re.compile(TEXT_MODULES),
     latent_size=_latent_size,
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
-    shared=("img_ids", "txt_ids"),
+    shared=("img_ids", "txt_ids", "image_rotary_emb"),
     encodes_apart=True,
     timestep=_timestep,
     channels_last=True,

@@ -86,9 +86,7 @@ IMAGE_TOKENS = Refusal(
     lambda denoiser: any("IPAdapter" in type(each).__name__ for each in denoiser.attn_processors.values()),
     silent=True,
 )
-POOLED_TEXT = SitePattern(
-    "pooled", re.escape(POOLED), text_only=True, reader=POOLED.replace("linear_1", "linear_2"), in_layer=False
-)
+POOLED_TEXT = SitePattern("pooled", re.escape(POOLED), text_only=True, reader=POOLED.replace("linear_1", "linear_2"), in_layer=False)
 BLOCK = r"transformer_blocks\.\d+"
 #: The sites of blocks with weights of their own for the text.
 OF_BLOCKS = (
@@ -116,7 +114,7 @@ SD3 = Family(
         "self": re.compile(rf"{BLOCK}\.attn2"),
         "ff": re.compile(rf"{BLOCK}\.ff"),
     },
-    stages=re.compile(BLOCK),
+    stages=re.compile(rf"{BLOCK}|norm_out"),
     encoded=(
         Encoded("prompt_embeds"),
         Encoded("negative_prompt_embeds", part="unconditional"),
