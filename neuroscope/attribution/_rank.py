@@ -18,7 +18,7 @@ from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation, choose_layers
 from neuroscope.generation.executors import Executor, Local
-from neuroscope.generation.experiment import PAIRS, Experiment, Localization, open_experiment, run_method
+from neuroscope.generation.experiment import PAIRS, Experiment, Localization, open_experiment, planned, run_method
 from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import LatentShare, Share
@@ -119,7 +119,7 @@ def plan_ranking(
         return Plan(0, 0)
     options = {"layers": layers, "batch_size": batch_size, "output": None, "quiet": True}
     with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
-        return method.plan(experiment)
+        return planned(experiment, method)
 
 
 def _check_method(method: Any) -> None:

@@ -44,6 +44,8 @@ class NeuronAblation(CausalAttribution):
         InvalidInput: a value that is not allowed.
     """
 
+    of_rewritten_text: ClassVar[bool] = True
+
     roles: str | tuple[str, ...] = ROLES
     group: int = 1
     rows: Rows = "conditional"

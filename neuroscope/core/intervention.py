@@ -115,6 +115,7 @@ class ModelSpec:
         tokens_beside: how many tokens behind the prompt's text-side sites read that say something else.
         wordless: the paths of text-side sites whose positions are no tokens of the prompt.
         rewritten: the paths of the keys and values that read a text which blocks rewrite, so that it depends on the image as well.
+        shared: the paths of those of them whose weights are the image's as well.
     """
 
     family: str
@@ -127,6 +128,7 @@ class ModelSpec:
     wordless: frozenset[str] = frozenset()
     tokens_beside: int = 0
     rewritten: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
 
 
 class Encodes(Protocol):

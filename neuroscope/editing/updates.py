@@ -136,6 +136,7 @@ def updates_of(graph: HookGraph, changes: Sequence[Intervention]) -> dict[str, L
         InvalidInput: a change that weights cannot hold.
         UnsupportedModel: weights that cannot be read or written, or that the denoiser does not use now.
     """
+    _refuse_shared(graph, changes)
     reader = _composed(graph, changes)
     root = uncompiled(graph.denoiser)
     readers = {site.module: reader_of(graph.family, site) for site in graph.sites.where(role="value")}
@@ -158,7 +159,14 @@ def updates_with_constants(graph: HookGraph, changes: Sequence[Intervention]) ->
     Raises:
         InvalidInput, UnsupportedModel: as `updates_of`.
     """
+    _refuse_shared(graph, changes)
     return _composed(graph, changes).updates
+
+
+def _refuse_shared(graph: HookGraph, changes: Sequence[Intervention]) -> None:
+    """Raises InvalidInput for changes at sites whose weights the image reads as well."""
+    if shared := {path for change in changes for path in change.paths} & graph.spec.shared:
+        raise InvalidInput(f"{min(shared)} reads the image by the same weights, which cannot hold a change of the text; apply it instead")
 
 
 def _composed(graph: HookGraph, changes: Sequence[Intervention]) -> _Reader:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
@@ -188,10 +188,33 @@ class ExperimentMethod(abc.ABC, Generic[Found]):
         """
         return None
 
+    #: Whether it is right for models whose blocks rewrite the text.
+    of_rewritten_text: ClassVar[bool] = False
+
     @property
     def not_sharded(self) -> str:
         """Why its images cannot be made in shards, as the end of a sentence; nothing where all are known before the first is made."""
         return "which images it makes depends on what it found before, or it takes single predictions, which are made in one process"
+
+
+def planned(experiment: Experiment, method: ExperimentMethod[Any]) -> Plan | None:
+    """What a method will cost; see `ExperimentMethod.plan`.
+
+    Raises:
+        InvalidInput: the method is not for this model.
+    """
+    _check_known(experiment, method)
+    return method.plan(experiment)
+
+
+def _check_known(experiment: Experiment, method: ExperimentMethod[Any]) -> None:
+    """Raises InvalidInput for a method that would be wrong on a model whose blocks rewrite the text."""
+    family = experiment.graph.family
+    if family.joint and not method.of_rewritten_text:
+        raise InvalidInput(
+            f"{type(method).__name__} is not known to be right for {family.name}, whose blocks rewrite the text; give ns.LocoGen() for "
+            "layers, or ns.NeuronAblation() for neurons"
+        )
 
 
 class Localization(ExperimentMethod[LayerScores]):
@@ -220,6 +243,7 @@ def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found
     Raises:
         InvalidInput: the method cannot be made in shards, and a shard is asked for.
     """
+    _check_known(experiment, method)
     if experiment.workers.is_partial and method.not_sharded:
         raise InvalidInput(
             f"{method!r} cannot be made in shards: {method.not_sharded}. Leave out the shard (--shard), or give a method whose images are "

@@ -12,7 +12,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
 from neuroscope.generation.executors import Executor, Local
-from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, run_method
+from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, planned, run_method
 from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.metrics.metric import Metric
 from neuroscope.metrics.shares import Share
@@ -108,4 +108,4 @@ def plan_localization(
     checks.instance("method", method, Localization, "ns.LocoGen()")
     options: dict[str, Any] = {"pairs": pairs, "batch_size": batch_size, "output": None, "quiet": True}
     with open_experiment(localize, graph, concept, metric, seeds, generation, **options) as experiment:
-        return method.plan(experiment)
+        return planned(experiment, method)

@@ -101,6 +101,8 @@ def _place(family: Family, denoiser: Any, block: str) -> str:
 def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None) -> ModelSpec:
     """What an intervention may ask about a model."""
     modules: dict[str, Any] = {site.path: denoiser.get_submodule(site.module) for site in sites if site.role in TEXT_ROLES}
+    of_texts = [site for site in sites if family.pattern(site.role, site.module).rewritten]
+    rewritten = {site.path: family.joint_of(site.module.rpartition(".")[0]) for site in of_texts}
     return ModelSpec(
         family=family.name,
         sites=sites,
@@ -111,7 +113,8 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         has_mask=family.mask is not None,
         tokens_beside=family.tokens_beside,
         wordless=frozenset(path for path, module in modules.items() if family.is_wordless(denoiser, path.partition(".")[2])),
-        rewritten=frozenset(site.path for site in sites if family.pattern(site.role, site.module).rewritten),
+        rewritten=frozenset(rewritten),
+        shared=frozenset(path for path, joint in rewritten.items() if joint is not None and joint.leads),
     )
 
 

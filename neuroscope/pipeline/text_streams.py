@@ -92,12 +92,12 @@ class TextStreams:
     def begin(self, tokens: int) -> None:
         """Notes the tokens of the text, at the first hook of a call of the denoiser."""
         if not self._running:
-            self._running, self.tokens = True, tokens
+            self._running, self.tokens, self.others, self._added = True, tokens, 0, 0
+            self._donors, self._twice = {}, {}
 
     def end(self) -> None:
-        """Forgets a call of the denoiser, on every way out of it."""
-        self._running, self.others, self._added = False, 0, 0
-        self._donors, self._twice, self._text = {}, {}, torch.empty(0)
+        """Notes the end of a call of the denoiser, on every way out of it; other hooks may still ask what was added."""
+        self._running, self._text = False, torch.empty(0)
 
     def add(
         self, takers: Sequence[Taker], given: Mapping[str, Any], layout: BatchLayout | None, place: tuple[int | None, int | None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import Rows
@@ -63,6 +63,8 @@ class LocoGen(Localization):
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a window wider than the model.
     """
+
+    of_rewritten_text: ClassVar[bool] = True
 
     window: int | Literal["grow"] = 1
     enough: float = 0.5

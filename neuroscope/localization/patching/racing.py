@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ class Racing(Localization):
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a schedule that is given step by step.
     """
+
+    of_rewritten_text: ClassVar[bool] = True
 
     error: float = 0.05
     step_fraction: float = 0.25

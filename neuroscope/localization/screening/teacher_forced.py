@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +40,8 @@ class TeacherForced(Localization):
     Raises:
         InvalidInput: a value that is not allowed; when it runs, more steps or layers than there are.
     """
+
+    of_rewritten_text: ClassVar[bool] = True
 
     steps: int = 3
     roles: str | tuple[str, ...] = ROLES
