@@ -1,5 +1,6 @@
 """Real diffusers pipelines of the published topologies, tiny in width, in float64, with random weights that listen to the text."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -105,8 +106,9 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
         of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
-        small = {"use_resolution_binning": False, "height": 32, "width": 32} if of_images else {}
-        return {"output_type": "latent"} | small
+        small = {"height": 32, "width": 32} if of_images else {}
+        binned = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
+        return {"output_type": "latent"} | small | ({"use_resolution_binning": False} if binned else {})
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:
         options["image"] = options["image"].expand(prompts, -1, -1, -1)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from neuroscope.core.errors import choose
 from neuroscope.testbed.construction import modules
+from neuroscope.testbed.construction.joint import hold_text
 from neuroscope.testbed.construction.modules import TextModules
 from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, denoiser_of, generation_of
-from neuroscope.testbed.construction.plants import PLANTS, SHOWN_FROM, Planted, check_family, concept, drawn_layers
+from neuroscope.testbed.construction.plants import PLANTS, REWRITING, SHOWN_FROM, Planted, check_family, concept, drawn_layers
 from neuroscope.testbed.construction.proof import Prover
 from neuroscope.testbed.construction.schedule import confine
 from neuroscope.testbed.construction.tuning import tune
@@ -45,6 +46,8 @@ def plant_in(family: str, plant: str, seed: int) -> tuple[Any, Planted, TextModu
 
 def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) -> tuple[Any, Planted, TextModules]:
     pipe = build_unplanted(family, seed)
+    if family in REWRITING:
+        hold_text(denoiser_of(pipe))
     generation, steps = confine(pipe, generation_of(family), rng) if plant == "schedule" else (generation_of(family), (0.0, 1.0))
     text = modules.find(pipe, lambda: modules.final(pipe, concept().present[:1], generation))
     record = replace(_drawn(family, plant, seed, text, rng), steps=steps, generation=generation)

@@ -26,6 +26,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
+from neuroscope.testbed.construction.joint import flux, sd3
 from neuroscope.testbed.construction.transformers import sana
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
@@ -137,14 +138,17 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sana": sana,
     "audioldm2": audioldm2,
     "stable-audio": stable_audio,
+    "sd3": sd3,
 }
+#: Families in which nothing is planted.
+_UNPLANTED: dict[str, Callable[[], Any]] = {"flux": flux}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
     """A random pipeline of a family, in which every layer and the pooled text listen to the prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = BUILDERS[family]()
+        pipe = (BUILDERS | _UNPLANTED)[family]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

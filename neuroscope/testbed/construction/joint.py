@@ -1,0 +1,102 @@
+"""Random pipelines whose blocks rewrite the text: real classes, shallow, small in width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextModelWithProjection
+
+from neuroscope.testbed.architectures import build_autoencoder
+from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
+
+_BLOCKS = 12
+_TEXT, _POOLED = 64, 48
+#: Random pooled texts drown what the tokens say.
+_QUIETER = 0.05
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3, shallow: 12 joint blocks, two CLIPs side by side and T5 behind them, and a pooled text of both CLIPs."""
+    tokenizer, other = clip_tokenizer(), clip_tokenizer(padding="!")
+    words, encoder = t5(_TEXT)
+    projected: dict[str, Any] = {"kind": CLIPTextModelWithProjection, "projection_dim": _POOLED // 2}
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=_BLOCKS,
+        attention_head_dim=16,
+        num_attention_heads=6,
+        joint_attention_dim=_TEXT,
+        caption_projection_dim=96,
+        pooled_projection_dim=_POOLED,
+        pos_embed_max_size=16,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=_with_quiet_pooled_text(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_autoencoder(),
+        text_encoder=clip(tokenizer, _TEXT // 2, **projected),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(other, _TEXT // 2, **projected),
+        tokenizer_2=other,
+        text_encoder_3=encoder,
+        tokenizer_3=words,
+    )
+
+
+def flux() -> FluxPipeline:
+    """FLUX.1 dev, shallow: joint blocks and single ones, T5, a pooled text of CLIP, and a number for guidance."""
+    tokenizer = clip_tokenizer()
+    words, encoder = t5(_TEXT)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=4,
+        num_single_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=6,
+        joint_attention_dim=_TEXT,
+        pooled_projection_dim=_POOLED,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_autoencoder(),
+        text_encoder=clip(tokenizer, _POOLED),
+        tokenizer=tokenizer,
+        text_encoder_2=encoder,
+        tokenizer_2=words,
+        transformer=_with_quiet_pooled_text(transformer),
+    )
+
+
+def hold_text(denoiser: Any) -> None:
+    """Lets no block rewrite the text, nor tell it the step, so that the keys and values of a block depend on the prompt alone."""
+    for block in denoiser.transformer_blocks:
+        block.norm1_context.linear.weight.data.zero_()
+        for writer in (block.attn.to_add_out, block.ff_context and block.ff_context.net[2]):
+            if writer is not None:
+                writer.weight.data.zero_()
+                writer.bias.data.zero_()
+
+
+def _autoencoder() -> Any:
+    vae = build_autoencoder()
+    vae.register_to_config(shift_factor=0.0)
+    return vae
+
+
+def _with_quiet_pooled_text(transformer: Any) -> Any:
+    with torch.no_grad():
+        transformer.time_text_embed.text_embedder.linear_1.weight.mul_(_QUIETER)
+    return transformer

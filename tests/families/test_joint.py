@@ -1,0 +1,270 @@
+"""Blocks that rewrite the text: another prompt at a block, what it means, and where its text comes from."""
+
+import math
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neuroscope import Concept, ContextSwap, HookGraph, LatentShare, LocoGen, NeuronMask, Neurons, fold, localize, record
+from neuroscope.core.errors import InvalidInput
+from neuroscope.generation.metering import metered
+from neuroscope.localization.screening.attribution_patching import AttributionPatching
+from neuroscope.testbed.construction.pipelines import build_unplanted
+from tests.families import tiny
+from tests.families.tiny import OTHER, PROMPT
+
+FAMILIES = ("sd3", "flux")
+STEPS = 2
+GUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 3.0}, "flux": {"true_cfg_scale": 3.0, "negative_prompt": "a green ring"}}
+UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {}}
+
+
+@cache
+def built(family: str) -> HookGraph:
+    """A random pipeline of few blocks whose text is loud."""
+    pipe = build_unplanted(family, 0)
+    kept = pipe.transformer.transformer_blocks
+    del kept[1 : len(kept) - 2]
+    pipe.transformer.register_to_config(num_layers=len(kept))
+    return HookGraph(tiny.exact(pipe))
+
+
+def drawn(graph: HookGraph, *prompts: str, **options: Any) -> Tensor:
+    """The final latents of prompts, all from one noise."""
+    if "negative_prompt" in options:
+        options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
+    noise = [torch.Generator().manual_seed(0) for _ in prompts]
+    size = {"num_inference_steps": STEPS, "height": 32, "width": 32, "output_type": "latent"}
+    found: Tensor = graph.pipe(list(prompts), generator=noise, **size | options)[0]
+    return found
+
+
+def swap(graph: HookGraph, layers: Any = None, *roles: str, prompt: str = OTHER, **options: Any) -> ContextSwap:
+    sites = graph.sites.where(role=roles or ("key", "value"), layer=layers)
+    return ContextSwap.of(graph, sites, prompt, **options)
+
+
+def moved(graph: HookGraph, *changes: Any, **options: Any) -> Tensor:
+    with graph.apply(*changes):
+        return drawn(graph, PROMPT, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("guided", [False, True])
+def test_all_blocks_and_the_pooled_text_swapped_are_the_other_prompt_and_none_is_the_run(family: str, guided: bool) -> None:
+    graph, options = built(family), (GUIDED if guided else UNGUIDED)[family]
+    source, target = drawn(graph, PROMPT, **options), drawn(graph, OTHER, **options)
+    assert torch.equal(moved(graph, swap(graph, None, "key", "value", "pooled"), **options), target) or torch.allclose(
+        moved(graph, swap(graph, None, "key", "value", "pooled"), **options), target, atol=1e-12
+    )
+    torch.testing.assert_close(
+        moved(graph, swap(graph, None, "key", "value", "pooled", strength=0.0), **options), source, atol=1e-12, rtol=0
+    )
+    tokens = moved(graph, swap(graph), **options)
+    assert (tokens - target).norm() > 1e-3 * (source - target).norm()  # the pooled text is a route of its own
+
+
+class WrittenOut(nn.Module):
+    """Attention of image and text written out, in which the image reads another text than the text does; SD3's and FLUX's joint blocks.
+
+    Independent of hooks: it stands in the place of a block's attention, and is told the other text by the test.
+    """
+
+    def __init__(self, attention: Any, other: dict[str, Tensor], leads: bool) -> None:
+        super().__init__()
+        self.attention, self.other, self.leads = attention, other, leads
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, image_rotary_emb: Any = None) -> tuple[Tensor, Tensor]:
+        self.other.setdefault("seen", encoder_hidden_states)
+        own = self._attend(hidden_states, encoder_hidden_states, encoder_hidden_states, image_rotary_emb)
+        mixed = self._attend(hidden_states, encoder_hidden_states, self.other["given"], image_rotary_emb)
+        return mixed[0], own[1]
+
+    def _attend(self, image: Tensor, text: Tensor, read: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:
+        a = self.attention
+        heads = lambda value: value.unflatten(-1, (a.heads, -1))
+        norm = lambda name, value: value if getattr(a, name, None) is None else getattr(a, name)(value)
+        parts = {
+            "query": (norm("norm_q", heads(a.to_q(image))), norm("norm_added_q", heads(a.add_q_proj(text)))),
+            "key": (norm("norm_k", heads(a.to_k(image))), norm("norm_added_k", heads(a.add_k_proj(read)))),
+            "value": (heads(a.to_v(image)), heads(a.add_v_proj(read))),
+        }
+        query, key, value = (torch.cat(pair[::-1] if self.leads else pair, dim=1) for pair in parts.values())
+        if rotary is not None:
+            query, key = (_turned(each, *rotary) for each in (query, key))
+        scores = torch.einsum("bqhc,bkhc->bhqk", query, key) / math.sqrt(query.shape[-1])
+        found = torch.einsum("bhqk,bkhc->bqhc", scores.softmax(dim=-1), value).flatten(2)
+        count = text.shape[1]
+        its, mine = (found[:, :count], found[:, count:]) if self.leads else (found[:, -count:], found[:, :-count])
+        return a.to_out[0](mine), its if getattr(a, "context_pre_only", False) else a.to_add_out(its)
+
+
+def _turned(value: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    pairs = value.unflatten(-1, (-1, 2))
+    turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(3)
+    return value * cosine[:, None] + turned * sine[:, None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edge_is_what_attention_written_out_gives(family: str) -> None:
+    graph = built(family)
+    blocks = graph.pipe.transformer.transformer_blocks
+    for layer, block in enumerate(blocks):
+        former, other = block.attn, {}
+        steps: list[Tensor] = []
+        handle = former.register_forward_pre_hook(
+            lambda _m, _a, kwargs: steps.append(kwargs["encoder_hidden_states"].clone()), with_kwargs=True
+        )
+        drawn(graph, OTHER, **UNGUIDED[family])
+        handle.remove()
+        written = WrittenOut(former, other, leads=family == "flux")
+        replay = iter(steps)
+        written.register_forward_pre_hook(lambda _m, _a, _k: other.update(given=next(replay)), with_kwargs=True)
+        try:
+            block.attn = written
+            expected = drawn(graph, PROMPT, **UNGUIDED[family])
+        finally:
+            block.attn = former
+        with graph.apply_each([[], [swap(graph, layer)]], donors=[None, 0]):
+            found = drawn(graph, OTHER, PROMPT, **UNGUIDED[family])[1:]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # FLUX turns in float32
+        assert (found - drawn(graph, PROMPT, **UNGUIDED[family])).norm() > 1e-4 * found.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_a_mixed_batch_is_the_row_alone_and_donors_cost_no_row(family: str) -> None:
+    graph, options = built(family), GUIDED[family]
+    layers = graph.sites.layers
+    swaps = [swap(graph, layer) for layer in layers]
+    with (
+        metered(graph.denoiser) as meter,
+        graph.apply_each([[], [], *([each] for each in swaps)], donors=[None, None, *[1 for _ in layers]]),
+    ):
+        together = drawn(graph, PROMPT, OTHER, *[PROMPT for _ in layers], **options)
+    assert meter.cost.nfe == 2 * STEPS * (2 + len(layers))
+    for number, each in enumerate(swaps):
+        with graph.apply_each([[], [each]], donors=[None, 0]):
+            alone = drawn(graph, OTHER, PROMPT, **options)[1]
+        torch.testing.assert_close(together[2 + number], alone, atol=1e-10, rtol=0)
+    with metered(graph.denoiser) as meter:
+        moved(graph, swaps[1], **UNGUIDED[family])
+    assert meter.cost.nfe == 2 * STEPS  # an added row reads the other prompt
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edge_and_stream_differ_where_later_blocks_read_the_text_and_agree_at_the_last(family: str) -> None:
+    graph, options = built(family), UNGUIDED[family]
+    edge, stream = (partial(swap, graph, definition=name) for name in ("edge", "stream"))
+    first = moved(graph, edge(0), **options) - moved(graph, stream(0), **options)
+    assert first.norm() > 1e-5
+    last = graph.sites.layers[-1]
+    torch.testing.assert_close(moved(graph, edge(last), **options), moved(graph, stream(last), **options), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_change_of_another_layer_composes_with_a_swap(family: str) -> None:
+    graph, options = built(family), UNGUIDED[family]
+    mask = NeuronMask(Neurons.at(graph.sites, {graph.sites.where(layer=1, role="value")[0].path: range(8)}), fill=1.0)
+    with graph.apply(mask):
+        one = moved(graph, swap(graph, 0), **options)
+    both = moved(graph, mask, swap(graph, 0), **options)
+    torch.testing.assert_close(one, both, atol=1e-12, rtol=0)
+    assert (both - moved(graph, swap(graph, 0), **options)).norm() > 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mask_of_values_is_zeroed_rows(family: str) -> None:
+    graph, options = built(family), UNGUIDED[family]
+    (site,) = graph.sites.where(layer=1, role="value")
+    mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(12)}), rows="all")
+    found = moved(graph, mask, **options)
+    with fold(graph, mask):
+        torch.testing.assert_close(drawn(graph, PROMPT, **options), found, atol=1e-12, rtol=0)
+
+
+def test_a_layer_of_one_width_for_both_changes_the_text_alone_and_cannot_be_folded() -> None:
+    graph = built("flux")
+    site = graph.sites.where(role="value", block="single.*")[-1]
+    mask = NeuronMask(Neurons.at(graph.sites, {site.path: range(site.width)}), rows="all")
+    seen: list[Tensor] = []
+    with graph.apply(mask):
+        handle = graph.module(site).register_forward_hook(lambda _m, _a, output: seen.append(output))
+        drawn(graph, PROMPT)
+        handle.remove()
+    text = graph.text.token_count
+    assert not seen[0][:, :text].any()
+    assert seen[0][:, text:].all()
+    with pytest.raises(InvalidInput, match="reads the image by the same weights, which cannot hold a change of the text; apply it instead"):
+        fold(graph, mask)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_are_recorded_in_a_run_and_the_pooled_text_without_one(family: str) -> None:
+    graph = built(family)
+    concept = Concept("stipple", [PROMPT, f"{PROMPT}, large"], [OTHER, f"{OTHER}, large"])
+    with metered(graph.denoiser) as meter:
+        record(graph, concept, sites=graph.sites.where(role="pooled"))
+    assert not meter.cost.nfe
+    (site,) = graph.sites.where(layer=1, role="value")
+    with graph.capture([site]) as kept:
+        drawn(graph, PROMPT, **UNGUIDED[family])
+    assert kept[site.path][0].shape == (1, graph.text.token_count, site.width)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_share_one_run_of_the_other_prompt(family: str) -> None:
+    graph = built(family)
+    concept = Concept("stipple", [PROMPT], [OTHER])
+    run = partial(localize, graph, concept, metric=LatentShare(), seeds=(0,), quiet=True, num_inference_steps=STEPS, height=32, width=32)
+    every = run(LocoGen(), **UNGUIDED[family])
+    layers = graph.sites.layers
+    assert every.cost.nfe == STEPS * (len(layers) + 3)  # source, target, the pooled text alone
+    halved = run(LocoGen(), batch_size=4, **UNGUIDED[family])
+    torch.testing.assert_close(halved.scores, every.scores, atol=1e-9, rtol=0)
+    source, target = (drawn(graph, each, **UNGUIDED[family]).flatten() for each in (PROMPT, OTHER))
+    for layer in layers:
+        with graph.apply_each([[], [swap(graph, layer)]], donors=[None, 0]):
+            patched = drawn(graph, OTHER, PROMPT, **UNGUIDED[family])[1].flatten()
+        share = (patched - source) @ (target - source) / (target - source).square().sum()
+        assert math.isclose(float(every.scores[layer]), float(share), abs_tol=1e-7)
+
+
+def test_skipped_layers_are_no_silent_sites() -> None:
+    graph = built("sd3")
+    given = {"skip_guidance_layers": [1], "skip_layer_guidance_start": -0.1, "skip_layer_guidance_stop": 1.0, "guidance_scale": 3.0}
+    with graph.apply(swap(graph, None, "key", "value", "pooled")):
+        found = drawn(graph, PROMPT, **given)
+    torch.testing.assert_close(found, drawn(graph, OTHER, **given), atol=1e-12, rtol=0)
+
+
+def test_a_donor_reads_the_change_s_prompt_from_the_same_noise() -> None:
+    graph = built("sd3")
+    change = swap(graph, 0)
+    with pytest.raises(
+        InvalidInput, match="image 0 of the batch is to give its text to image 1, and reads another prompt than the change's"
+    ):
+        with graph.apply_each([[], [change]], donors=[None, 0]):
+            drawn(graph, PROMPT, PROMPT)
+    with pytest.raises(InvalidInput, match="begins from other noise; give both images generators of one seed"):
+        with graph.apply_each([[], [change]], donors=[None, 0]):
+            tiny.draw(graph.pipe, [OTHER, PROMPT], height=32, width=32)
+
+
+def test_what_is_not_known_to_be_right_is_refused() -> None:
+    graph = built("sd3")
+    with pytest.raises(
+        InvalidInput, match="AttributionPatching is not known to be right for stable-diffusion-3, whose blocks rewrite the text"
+    ):
+        localize(graph, Concept("a", [PROMPT], [OTHER]), AttributionPatching(), LatentShare(), quiet=True)
+    with pytest.raises(InvalidInput, match="takes the text of whole layers, keys and values, and layer 0 has its key alone"):
+        with graph.apply(swap(graph, 0, "key", definition="stream")):
+            pass
+    plain = HookGraph(tiny.shallow())
+    with pytest.raises(InvalidInput, match='definition="stream" would be ignored: no block of this model rewrites the text'):
+        with plain.apply(swap(plain, 0, definition="stream")):
+            pass
+    with pytest.raises(InvalidInput, match="trajectory='shared' would be ignored"):
+        localize(plain, Concept("a", [PROMPT], [OTHER]), LocoGen(trajectory="shared"), LatentShare(), quiet=True)
