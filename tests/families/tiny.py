@@ -92,6 +92,20 @@ def with_parts(pipe: StableDiffusionPipeline, **parts: Any) -> StableDiffusionPi
     return changed
 
 
+def with_length(pipe: Any, tokens: int) -> Any:
+    """The pipeline with another default of `max_sequence_length`, so that its prompts have fewer tokens."""
+    kind = type(pipe)
+    signature = inspect.signature(kind.__call__)
+    changed = [each.replace(default=tokens) if name == "max_sequence_length" else each for name, each in signature.parameters.items()]
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return kind.__call__(self, *args, **({"max_sequence_length": tokens} | options))
+
+    call.__signature__ = signature.replace(parameters=changed)
+    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    return pipe
+
+
 def draw(pipe: Any, prompts: str | Sequence[str] = PROMPT, seed: int = 0, **options: Any) -> Tensor:
     """The final latents of a short run; each prompt starts from noise of its own seed."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
