@@ -28,6 +28,7 @@ from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedMod
 from neuroscope.core.intervention import ModelSpec
 from neuroscope.core.sites import TEXT_ROLES, Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
+from neuroscope.pipeline.shapes import ShapesAlone
 
 Found = TypeVar("Found")
 _DEEPEST = 1000  # layers of a block
@@ -312,7 +313,7 @@ def _run(family: Family, twin: Any, size: tuple[int, int] | None = None) -> None
         UnsupportedModel: it does not run.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ShapesAlone():
             twin(**family.inputs(twin, size))
     except NeuroscopeError:
         raise

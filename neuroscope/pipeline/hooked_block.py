@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from neuroscope.core.conditions import BatchLayout
+from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import change_argument, change_input, replace_output
+from neuroscope.pipeline.hooks import change_argument, change_input, change_output, replace_output
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.text_streams import Taker
@@ -59,6 +59,7 @@ def running_eagerly() -> Iterator[None]:
 
 
 Act = Callable[[Tensor, Call], Tensor | None]
+Read = Callable[[Conditions, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -163,19 +164,21 @@ class HookedBlock:
         """
         module = self._module(site.path)
         ran = self._ran if counted else Counter()
+        run: Callable[[Tensor], Tensor | None]
         if joints := self._model.joints([site]):
             run = self._in_joint(site, joints[_attention_of(site)], module, act, ran, watching)
         else:
             read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is alike at every step
-
-            def run(tensor: Tensor) -> Tensor | None:
-                ran[site.path] += 1
-                return act(tensor, self._clock.call(site, module.forward, read))
-
+            run = partial(self._run, site, module, act, read, ran)
         if site.before_module if before is None else before:
             self._add(module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True))
         else:
-            self._add(module.register_forward_hook(Hook(lambda _module, _args, output: run(output))))
+            self._add(module.register_forward_hook(Hook(partial(change_output, run))))
+
+    def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
+        """What a hook does at every call of its module."""
+        ran[site.path] += 1
+        return act(tensor, self._clock.call(site, module.forward, read))
 
     def _in_joint(
         self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool

@@ -209,6 +209,11 @@ def change_input(
     return None if changed is None else ((changed, *args[1:]), kwargs)
 
 
+def change_output(run: Callable[[Tensor], Tensor | None], _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """A forward hook that replaces a module's output."""
+    return run(output)
+
+
 def change_argument(
     name: str, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -99,14 +99,14 @@ def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tup
         mask = next((each for each in masks if each.shape[:2] == tensor.shape[:2]), None)
         return tensor.clone() if mask is None else tensor * mask.to(tensor)
 
+    def keep(path: str, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if path not in seen:
+            seen[path] = (shown(args[0]), shown(output))
+
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for path in paths:
-
-            def keep(_module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path) -> None:
-                seen.setdefault(path, (shown(args[0]), shown(output)))
-
-            stack.callback(denoiser.get_submodule(path).register_forward_hook(keep).remove)
+            stack.callback(denoiser.get_submodule(path).register_forward_hook(partial(keep, path)).remove)
         yield seen
 
 
@@ -123,14 +123,13 @@ def replaced(denoiser: nn.Module, outputs: dict[str, Tensor], steps: Callable[[i
     def tick(*_: Any) -> None:
         calls[0] += 1
 
+    def give(output: Tensor, _module: nn.Module, _args: tuple[Any, ...], own: Tensor) -> Tensor:
+        return output if steps(calls[0]) else own
+
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(tick).remove)
         for path, output in outputs.items():
-
-            def give(_module: nn.Module, _args: tuple[Any, ...], own: Tensor, output: Tensor = output) -> Tensor:
-                return output if steps(calls[0]) else own
-
-            stack.callback(denoiser.get_submodule(path).register_forward_hook(give).remove)
+            stack.callback(denoiser.get_submodule(path).register_forward_hook(partial(give, output)).remove)
         yield
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,13 +62,54 @@ class Proof:
 
 
 class Prover:
-    """Runs a constructed pipeline with the modules' outputs of another prompt."""
+    """Runs a constructed pipeline with the modules' outputs of another prompt.
 
-    def __init__(self, pipe: Any, record: Planted, text: TextModules) -> None:
+    Args:
+        pipe: the pipeline.
+        record: what is planted.
+        text: where.
+        other: by path, what each module reads and gives of the other prompts, where that is known already.
+    """
+
+    def __init__(self, pipe: Any, record: Planted, text: TextModules, other: Mapping[str, tuple[Tensor, Tensor]] | None = None) -> None:
         self._pipe, self._record, self.text = pipe, record, text
         self.layers = range(len(text.keys))
         self._paths = [*text.of(self.layers), *([text.pooled] if text.pooled else [])]
-        (self._source, self.own), (self._target, self.other) = (self._arm(arm) for arm in (record.concept.present, record.concept.absent))
+        self._known = other
+
+    @cached_property
+    def own(self) -> dict[str, Tensor]:
+        """By path, what each module gives of the own prompts."""
+        return {path: output for path, (_, output) in self._own[1].items()}
+
+    @cached_property
+    def other(self) -> dict[str, Tensor]:
+        """By path, what each module gives of the other prompts."""
+        return {path: output for path, (_, output) in (self._known or self._other[1]).items()}
+
+    @torch.no_grad()
+    def renewed(self, paths: Iterable[str]) -> Prover:
+        """A prover of the pipeline after the weights of some modules have changed, which still read what they have read."""
+        known = self._known or self._other[1]
+        denoiser = denoiser_of(self._pipe)
+        changed = {path: (known[path][0], denoiser.get_submodule(path)(known[path][0])) for path in paths}
+        return Prover(self._pipe, self._record, self.text, {**known, **changed})
+
+    @cached_property
+    def _own(self) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        return self._arm(self._record.concept.present)
+
+    @cached_property
+    def _other(self) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        return self._arm(self._record.concept.absent)
+
+    @property
+    def _source(self) -> Tensor:
+        return self._own[0]
+
+    @property
+    def _target(self) -> Tensor:
+        return self._other[0]
 
     @property
     def full(self) -> float:
@@ -133,10 +175,10 @@ class Prover:
     def _pooled(self, wanted: bool) -> list[str]:
         return [self.text.pooled] if wanted and self.text.pooled else []
 
-    def _arm(self, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _arm(self, prompts: Sequence[str]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The prompts' images, and by path what each module reads and gives."""
         with modules.watched(denoiser_of(self._pipe), self._paths) as seen:
-            final = modules.final(self._pipe, prompts, self._record.generation)
-        return final, {path: output for path, (_, output) in seen.items()}
+            return modules.final(self._pipe, prompts, self._record.generation), seen
 
 
 def prove(pipe: Any, record: Planted, text: TextModules) -> Proof:

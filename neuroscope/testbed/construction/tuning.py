@@ -38,14 +38,16 @@ def tune(pipe: Any, record: Planted, text: TextModules, carried: Mapping[str, Te
     for path, kept in record.neurons.items():
         rows = [row for row in range(len(concept[module_of(path)])) if row not in kept]
         concept[module_of(path)][rows] = 0.0
+    prover = Prover(pipe, record, text)
     for _ in range(_ROUNDS):
-        missing = _missing(Prover(pipe, record, text), record, list(carried))
+        missing = _missing(prover, record, list(carried))
         near = _NEAR if record.shown_from else _HEARD
         if all(1 / near < factor < near for factor in missing.values()):
             return
         for path, factor in missing.items():
             loudness[path] *= min(max(factor, 1 / _FASTEST), _FASTEST) ** 0.9
             weights[path].copy_(plain[path] + (loudness[path] - 1) * concept[path])
+        prover = prover.renewed(carried)
 
 
 def _missing(prover: Prover, record: Planted, paths: list[str]) -> dict[str, float]:
