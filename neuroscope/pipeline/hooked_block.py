@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neuroscope.core.conditions import BatchLayout
-from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
+from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import Family, is_compiled, uncompiled
@@ -213,14 +213,16 @@ class HookedBlock:
         if not silent and not uneven:
             return
         if not ticks:
-            raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
+            raise SiteNeverRan(
+                f"the pipeline did not run inside the block, so {counted(len(silent), 'hooked site')} did nothing; call it inside"
+            )
         if silent:
             cause = self._model.why_silent(silent[0])
-            raise SiteNeverRan(f"the denoiser ran {ticks} times, but {_named(silent)} never did; the likely cause: {cause}")
+            raise SiteNeverRan(f"the denoiser ran {counted(ticks, 'time')}, but {_named(silent)} never did; the likely cause: {cause}")
         cause = "it runs in chunks or slices" if ran[uneven[0]] > ticks else "a cache skips it at some steps"
         raise SiteRanUnevenly(
-            f"the denoiser ran {ticks} times, but {_named(uneven)} ran {ran[uneven[0]]} times, so what was done or seen there is not "
-            f"what was asked; the likely cause: {cause}; take that off"
+            f"the denoiser ran {counted(ticks, 'time')}, but {_named(uneven)} ran {counted(ran[uneven[0]], 'time')}, so what was "
+            f"done or seen there is not what was asked; the likely cause: {cause}; take that off"
         )
 
 

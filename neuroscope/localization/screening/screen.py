@@ -49,7 +49,7 @@ def check_screen(steps: int, fidelity: int) -> None:
     if steps < 1:
         raise InvalidInput(f"steps={steps} looks at no step of the schedule; give 1 or more")
     if fidelity and fidelity < _FEWEST:
-        raise InvalidInput(f"fidelity={fidelity} layers make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
+        raise InvalidInput(f"fidelity={fidelity} is too few layers for a rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
 
 def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, scorer: StepScorer, steps: int, fidelity: int) -> LayerScores:
@@ -66,7 +66,7 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
     Raises:
         InvalidInput: more steps than runs have, or more layers than the model has.
     """
-    check_fits(experiment, method, len(experiment.graph.sites.layers), "layers")
+    check_fits(experiment, method, len(experiment.graph.sites.layers), "layer")
     with metered(experiment.graph.denoiser) as meter:
         runner = PatchRunner(replace(experiment, keep_images=0), spec)
         forcing = TeacherForcing(experiment.graph, runner.sweep.batch_size)
@@ -91,7 +91,7 @@ def plan_screen(experiment: Experiment, method: Localization, nfe_of_step: Calla
     """
     options: Any = method
     layers, images = len(experiment.graph.sites.layers), len(experiment.image_keys)
-    check_fits(experiment, method, layers, "layers")
+    check_fits(experiment, method, layers, "layer")
     truncated, recorded = recorded_steps(experiment, options.steps)
     exact = 1 if options.fidelity else 0
     whole = plan_runs(experiment, exact * (2 + min(options.fidelity, layers)))  # its source is recorded, and is measured once
