@@ -88,7 +88,7 @@ def export(
 
 def push(
     *,
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="A saved mask, edit, recording, scores or neurons.")],
     repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub; it is made if it is not there.")],
     base_model: Annotated[str, typer.Option(help="The hub's name of the model that it is for; by default the file's own.")] = "",
     licence: Annotated[str, typer.Option(help="The licence's short name on the hub, such as mit.")] = "",
