@@ -50,7 +50,7 @@ def edit(
     graph.sites.where(layer=layer)
     if printed.stops_at(Plan(0, 0), graph.pipe):
         return
-    made = run(graph, chosen, method, layer)
+    made = run(graph, chosen, method, layer, quiet=printed.quiet)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
     printed.report(facts, f"{made}\n{made.report}\nwrote {output}")

@@ -64,7 +64,9 @@ def generate(
     if printed.stops_at(plan_images(graph, [text for text, _ in pairs], called), graph.pipe):
         return
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
-    images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, **called)
+    images = run(
+        graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, quiet=printed.quiet, **called
+    )
     for made, path in zip(images, paths, strict=True):
         labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))

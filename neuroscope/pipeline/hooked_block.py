@@ -25,6 +25,7 @@ from neuroscope.pipeline.families import Family, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_argument, change_input, replace_output
+from neuroscope.pipeline.recomputing import is_recomputed
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 
@@ -155,7 +156,7 @@ class HookedBlock:
         ran = self._ran if counted else Counter()
 
         def run(tensor: Tensor) -> Tensor | None:
-            ran[site.path] += 1
+            ran[site.path] += not is_recomputed()
             return act(tensor, self._clock.call(site, module.forward, read))
 
         if site.before_module if before is None else before:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Effects, Patch
@@ -114,7 +115,9 @@ def effects_of_steps(
     layers = experiment.graph.sites.layers
     found: dict[str, np.ndarray] = {}
     places = [(image_key, step) for image_key, steps in recorded.items() for step in steps]
-    scores = scorer(forcing, targeted_steps(runner, places))
+    with tqdm(total=len(places), desc=f"scoring {experiment.name}", unit="step", disable=experiment.quiet) as bar:
+        forcing.progress = bar.update
+        scores = scorer(forcing, targeted_steps(runner, places))
     for ((pair, seed), step), score in zip(places, scores, strict=True):
         part = f"step {step.step + 1} of {step.steps}"
         table = found.setdefault(part, np.full((len(layers), len(experiment.pairs), len(experiment.seeds)), np.nan))
@@ -135,7 +138,11 @@ def one_by_one(
     score: Callable[[TeacherForcing, TargetedStep], Float[np.ndarray, "layer"]], forcing: TeacherForcing, steps: Sequence[TargetedStep]
 ) -> list[Float[np.ndarray, "layer"]]:
     """A `StepScorer` that scores one step after the other."""
-    return [score(forcing, each) for each in steps]
+    found = []
+    for each in steps:
+        found.append(score(forcing, each))
+        forcing.progress(1)
+    return found
 
 
 def share(predicted: Float[Tensor, "change channel *place"], source: Tensor, target: Tensor) -> Float[np.ndarray, "change"]:
