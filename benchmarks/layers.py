@@ -33,7 +33,7 @@ METHODS: dict[str, Localization] = {
 
 def main() -> None:
     asked = sys.argv[1:]
-    print(f"{PAIRS} prompts, {len(SEEDS)} seeds, exact readers; scores with 95 % intervals\n")
+    print(f"{PAIRS} prompts, {counted(len(SEEDS), 'seed')}, exact readers; scores with 95 % intervals\n")
     print("| model | attribute | method | best | score | next best | prompts | denoiser rows |")
     print("|---|---|---|---|---|---|---|---|")
     for cell in itertools.product(("sd1", "sd1-natural"), CONCEPTS, METHODS):

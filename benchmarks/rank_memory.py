@@ -22,13 +22,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     asked = parser.parse_args()
     graph = ns.HookGraph(published_width(getattr(torch, asked.dtype)))
     concept = ns.Concept("stipple", [PROMPTS[0]], [PROMPTS[1]])
     begun = time.monotonic()
     size = {"height": 64 * graph.pipe.vae_scale_factor, "width": 64 * graph.pipe.vae_scale_factor}
-    scores = ns.rank(graph, concept, ns.NeuronGradient(samples=asked.samples), batch_size=1, num_inference_steps=20, **size)
-    print(f"{graph}\n{asked.dtype}: {scores.cost}, {time.monotonic() - begun:.0f} s in all")
+    method = ns.NeuronGradient(samples=asked.samples, recompute=asked.recompute)
+    scores = ns.rank(graph, concept, method, batch_size=1, num_inference_steps=20, **size)
+    print(f"{graph}\n{asked.dtype}, recompute={asked.recompute}: {scores.cost}, {time.monotonic() - begun:.0f} s in all")
 
 
 def published_width(dtype: torch.dtype) -> StableDiffusionPipeline:

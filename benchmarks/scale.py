@@ -24,6 +24,7 @@ import ray
 import torch
 
 import neuroscope as ns
+from neuroscope.core.errors import counted
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Part, Task, Work, Workers
 from neuroscope.generation.executors.ray_executor import RayWorkers
@@ -69,7 +70,7 @@ def workers_against_processes(workers: Workers, work: Work, task: Task, bare: Ca
             two = bare(count // PROCESSES, PROCESSES)
         one = bare(count // PROCESSES, 1) * PROCESSES
         rounds.append((two / by_ray, one / by_ray, of_two[0] / of_workers[0]))
-        print(f"{asked.images} images: workers {by_ray:.2f} s, two bare processes {two:.2f} s, one {one:.2f} s")
+        print(f"{counted(asked.images, 'image')}: workers {by_ray:.2f} s, two bare processes {two:.2f} s, one {one:.2f} s")
     of_two_name, of_one_name, *_ = GOALS
     for name, ratios in zip(
         (of_two_name, of_one_name, "of two bare processes, by processors' time"), zip(*rounds, strict=True), strict=True
@@ -149,7 +150,7 @@ def overhead(work: Work, task: Task, asked: Any) -> None:
     workers.close()
     sent, back, shared = (len(pickle.dumps(each)) for each in (task, parts, work.shipped))
     share = GOALS["of a task's time"]
-    print(f"a task of {len(task.rows)} images takes {alone:.2f} s alone, and the executor {1000 * each:.2f} ms more:")
+    print(f"a task of {counted(len(task.rows), 'image')} takes {alone:.2f} s alone, and the executor {1000 * each:.2f} ms more:")
     print(f"{each / alone:.3%} of a task's time (goal at most {share:.0%})")
     print(f"bytes: {sent:,} sent for a task, {back:,} back, {shared:,} once for each worker")
 

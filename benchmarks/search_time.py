@@ -20,6 +20,7 @@ import torch
 
 import neuroscope as ns
 from benchmarks.layers import CONCEPTS
+from neuroscope.core.errors import counted
 
 SEEDS, PAIRS = range(4), 8
 
@@ -41,7 +42,7 @@ def main() -> None:
     options = {"metric": ns.LatentShare() if asked.metric == "share" else reader, "batch_size": asked.batch_size}
     method = ns.LocoGen(search="auto", budget=asked.budget)
     warmed = spent(graph, concept, method, **options)
-    print(f"{graph}\n{asked.attribute}, {options}, {method}; {asked.threads} threads; first search {warmed}", flush=True)
+    print(f"{graph}\n{asked.attribute}, {options}, {method}; {counted(asked.threads, 'thread')}; first search {warmed}", flush=True)
     rounds = []
     for turn in range(asked.rounds):
         pair = _in_turn(turn, graph, concept, method, options)

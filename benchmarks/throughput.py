@@ -25,6 +25,7 @@ import neuroscope as ns
 from benchmarks.models import stable_diffusion_v1
 from benchmarks.topologies import SDXL
 from neuroscope.core.conditions import Conditions
+from neuroscope.core.errors import counted
 from neuroscope.generation.batches import LARGEST_BATCH, Row, Sweep
 
 PRESENT, ABSENT = "a red circle in the style of stipple", "a red circle"
@@ -49,7 +50,7 @@ def main() -> None:
     bare(size), next(batches)()
     before = counters["stats"]["unique_graphs"]
     ratios = [ratio(lambda: bare(size), next(batches), pair) for pair in range(asked.pairs)]
-    report(ratios, f"{hooked}\n{size} rows a batch, {vars(asked)}")
+    report(ratios, f"{hooked}\n{counted(size, 'row')} a batch, {vars(asked)}")
     if asked.compile:
         print(f"recompilations between windows: {counters['stats']['unique_graphs'] - before} (graphs compiled before: {before})")
 
@@ -81,7 +82,7 @@ def windows(graph: ns.HookGraph, options: dict[str, Any], size: int) -> Iterator
 def _draw(sweep: Sweep, rows: list[Row]) -> None:
     made, _ = next(sweep.run(rows))
     if len(made) < len(rows):
-        raise MemoryError(f"{len(rows)} windows do not fit the memory; give --batch-size {len(made)}")
+        raise MemoryError(f"{counted(len(rows), 'window', ('does', 'do'))} not fit the memory; give --batch-size {len(made)}")
 
 
 def ratio(bare: Callable[[], None], hooked: Callable[[], None], pair: int) -> float:

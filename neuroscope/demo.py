@@ -17,6 +17,7 @@ from neuroscope.core.errors import choose, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
+from neuroscope.core.sharing import terminal
 from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit
 from neuroscope.evaluation import DoseResponse, dose_response, evaluate, generate, random_control, summarize
@@ -92,7 +93,7 @@ def run_demo(folder: Path, style: str = "stipple", say: Say = lambda _text: None
     summary = summarize(table)
     counts = f"{counted(len(found.concept.test), 'prompt')}, {counted(len(SEEDS), 'seed')}"
     say(f"5. Evaluation on held-out prompts: {counts}, both files loaded into a fresh pipeline:")
-    say(summary.to_string(index=False, float_format="%.3f") + "\n")
+    say(terminal.table(summary) + "\n")
 
     _draw(fresh, found, mask, made, folder, quiet)
     plots.write(plots.dose(response), folder / "dose.png")
@@ -128,7 +129,7 @@ def _rank(graph: HookGraph, concept: Concept, say: Say, quiet: bool) -> _Found:
     scores = rank(graph, concept, layers=layer, quiet=quiet, **testbed.GENERATION)
     plain = Concept.style(concept.name, prompts="testbed", against="plain")  # what a mask fills in, and an edit puts in its place
     recording = record(graph, plain, scores.sites, quiet=quiet)
-    say(f"2. Which neurons? {scores}\n{scores.to_frame().drop(columns='site').head(8).to_string(index=False, float_format='%.3g')}")
+    say(f"2. Which neurons? {scores}\n{terminal.table(scores.to_frame().drop(columns='site').head(8))}")
     return _Found(concept, layers, plain, recording, scores)
 
 

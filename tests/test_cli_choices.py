@@ -17,6 +17,8 @@ from neuroscope.editing.lora import LoraDtype, LoraFormat
 from neuroscope.generation.experiment import Localization
 from neuroscope.metrics.shares import Space
 from neuroscope.pipeline import placement
+from neuroscope.report.plots._axes import CONTEXTS
+from neuroscope.report.plots._neurons import VIEWS
 
 TAKEN = {
     "DEVICES": (*placement.DEVICES, "cuda:N"),
@@ -30,6 +32,9 @@ TAKEN = {
     "SHARES": get_args(Space),
     "FORMATS": get_args(LoraFormat),
     "FILE_DTYPES": get_args(LoraDtype),
+    "EXECUTORS": ("local", "ray"),
+    "VIEWS": (*VIEWS, "volcano"),
+    "CONTEXTS": CONTEXTS,
     "STYLES": demo.DEMO_STYLES,
 }
 METHODS = {("Attribution",): [Attribution], ("CausalAttribution",): [CausalAttribution], ("Localization",): [Localization]}
@@ -72,6 +77,8 @@ def test_the_metrics_and_models_are_those_of_the_package():
         ("rank --method Neuron", ["NeuronAblation", "NeuronGradient"]),
         ("evaluate --metric F", ["Flipped"]),
         ("sites --model t", ["testbed:sd1", "testbed:sd1-natural"]),
+        ("plot --view ", ["map", "sorted", "top", "volcano"]),
+        ("rank --executor r", ["ray"]),
         ("demo --style st", ["stipple"]),
     ],
 )

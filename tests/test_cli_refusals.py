@@ -126,7 +126,7 @@ MASK = ("mask", "r.safetensors", "-o", "x.safetensors")
         ((*LOCALIZE, "--method", "LocoGen(noise=1)"), "'noise' is no option of LocoGen; it has window"),
         (
             (*LOCALIZE, "--method", "TeacherForced(steps=99)", "--num-inference-steps", 2, "-q"),
-            "steps=99 are more than the 2 steps that are run; give at most these",
+            "steps=99 are more than the 2 steps of the run; give at most these",
         ),
         (
             (*LOCALIZE, "--method", "AttentionContribution(fidelity=99)", "--num-inference-steps", 2, "-q"),

@@ -210,10 +210,10 @@ class TestSmallest:
         assert made(35, of=35).sufficient is None
 
     def test_all_neurons_without_effect_are_said_to_have_none(self):
-        wanted = r"all 64 neurons together do not move 'shown' \(1 before, 1 with all masked\); rank the neurons of the layer"
+        wanted = r"a mask of all 64 neurons does not move 'shown' \(1 before, 1 with all masked\); rank the neurons of the layer"
         with pytest.raises(ns.NoSmallestMask, match=wanted):
             made(0, total=0.0).smallest()
-        assert "do not move" in made(0, total=0.0).verdict
+        assert "does not move" in made(0, total=0.0).verdict
         assert made(0, total=0.0).shares()["share"].isna().all()
 
     @pytest.mark.parametrize("share", [0, 1, -1, math.nan, "0.9", True])

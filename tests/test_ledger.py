@@ -136,8 +136,8 @@ class TestDamage:
         path = tmp_path / "rows.jsonl"
         first, _, last = written(path)
         path.write_bytes(first.encode() + (line if isinstance(line, bytes) else line.encode()) + b"\n" + last.encode())
-        older = ", 1 of them of an older version without checksums" if line == DAMAGED["no checksum"] else ""
-        with pytest.warns(UserWarning, match=f"rows.jsonl: 1 of its lines are damaged{older}; these rows are not used") as said:
+        older = ", 1 of an older version without checksums" if line == DAMAGED["no checksum"] else ""
+        with pytest.warns(UserWarning, match=f"rows.jsonl: 1 line is damaged{older}; these rows are not used") as said:
             assert read(path).keys() == {"a", "c"}
         assert len(said) == 1
 
@@ -178,7 +178,7 @@ class TestMerging:
         path = tmp_path / "rows.jsonl"
         lines = [*written(path, {"1": {"x": 1.0}, "2": {"x": 2.0}}), *written(tmp_path / "other", {"2": {"x": 2.5}})]
         path.write_text("".join(lines))
-        with pytest.warns(UserWarning, match="rows.jsonl: 1 rows stand there twice with different scores; these rows are not used"):
+        with pytest.warns(UserWarning, match="rows.jsonl: 1 row stands there twice with different scores; these rows are not used"):
             assert read(path) == {"1": {"x": 1.0}}
         with pytest.warns(UserWarning, match="twice with different scores"), Ledger(path) as ledger:
             ledger.add({"2": {"x": 2.0}})

@@ -206,7 +206,7 @@ class TestDamage:
         with opened(where) as first, opened(where) as second:
             first.add({"b": {"score": 1.0}})
             second.add({"b": {"score": 2.0}})
-        with pytest.warns(UserWarning, match="1 rows of .* stand there twice with different scores and are not used"):
+        with pytest.warns(UserWarning, match="1 row stands twice in .* with different scores, and none of them is used"):
             written(where, {"b": {"score": 2.0}})
         assert read(where) == {"a": {"score": 1.0}, "b": {"score": 2.0}}
 

@@ -108,7 +108,7 @@ def test_concepts_are_rows_each_scaled_and_columns_are_their_strongest_neurons()
 
 
 def test_concepts_that_cannot_be_compared_are_refused(scores):
-    with pytest.raises(InvalidInput, match="1 concepts cannot be compared; give the scores of at least two"):
+    with pytest.raises(InvalidInput, match="1 concept cannot be compared; give the scores of at least two"):
         plots.concepts({"one": scores})
     other = NeuronScores(Sites([Site("a", 0, "x", "key", 2, True)]), {"a": torch.zeros(2).double()})
     with pytest.raises(InvalidInput, match="the concepts have scores of different sites"):

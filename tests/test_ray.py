@@ -139,9 +139,7 @@ class TestFailures:
     def test_a_task_that_fails_three_times_is_reported_after_the_rest(self, workers, graph, tmp_path):
         options = SMALL | {"seeds": [0], "controls": False, "batch_size": 1, "quiet": True, "output": tmp_path / "scores.jsonl"}
         wrong, *_ = prompts = [f"a {color} cup" for color in ("red", "blue", "green", "cyan")]
-        said = (
-            r"1 of 4 tasks \(1 images\) failed 3 times each, and all others are made: ZeroDivisionError: of no image. Finished images are"
-        )
+        said = r"1 of 4 tasks \(1 image\) failed 3 times each, and all others are made: ZeroDivisionError: of no image. Finished images are"
         with pytest.raises(TasksFailed, match=said) as caught:
             evaluate(graph, {"none": None}, prompts, metrics=ray_parts.Broken(wrong), executor=workers, **options)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -204,7 +202,7 @@ class TestFailures:
         [
             (ray_parts.other_pipeline, InvalidInput, r"the worker in process \d+ on .* has other weights than this process"),
             (ray_parts.refused_pipeline, InvalidInput, "there is no such model"),
-            (ray_parts.missing_pipeline, TasksFailed, "no worker is there, and 1 of 1 tasks are left: FileNotFoundError: no such folder"),
+            (ray_parts.missing_pipeline, TasksFailed, "no worker is there, and 1 of 1 task left: FileNotFoundError: no such folder"),
         ],
         ids=["other weights", "refused", "missing"],
     )
@@ -227,7 +225,7 @@ class TestPlacement:
             ),
             ({"workers": 5, "gpus_per_worker": 0.5}, "room for 4 workers of 1 CPU, 0.5 GPU each, not for 5"),
             ({"workers": 3, "threads": 4}, "room for 2 workers of 4 CPU each, not for 3"),
-            ({"workers": 2, "resources": {"rare": 1}}, "room for 1 workers of 1 CPU, 1 rare each, not for 2"),
+            ({"workers": 2, "resources": {"rare": 1}}, "room for 1 worker of 1 CPU, 1 rare each, not for 2"),
             ({"resources": {"huge": 1}}, "room for 0 workers of 1 CPU, 1 huge each, not for 1: its nodes have 8 CPU, 0 huge"),
         ):
             with tiny.counted(graph.denoiser) as calls, pytest.raises(InvalidInput, match=f"the cluster has {asked}"):

@@ -69,7 +69,7 @@ def test_the_repr_counts():
 
 
 def test_a_path_may_be_given_once():
-    with pytest.raises(InvalidInput, match="2 sites share 1 paths; every path must be given once"):
+    with pytest.raises(InvalidInput, match="2 sites share 1 path; every path must be given once"):
         Sites([site(0, "key"), site(0, "key")])
 
 

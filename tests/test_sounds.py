@@ -135,7 +135,7 @@ class TestClapScore:
         [
             (lambda folder: ns.ClapScore(""), "text"),
             (lambda folder: ns.ClapScore("noise", folder)([Image.new("RGB", (4, 4))], []), "CLAP scores sounds, and this is an image"),
-            (lambda folder: ns.ClapScore(model=folder)([tone(500.0)], []), "1 sounds and 0 prompts cannot be compared"),
+            (lambda folder: ns.ClapScore(model=folder)([tone(500.0)], []), "1 sound and 0 prompts cannot be compared"),
             (lambda folder: ns.ClapScore("noise", folder + "/none")([tone(500.0)], []), "the CLAP model .* cannot be loaded"),
         ],
     )

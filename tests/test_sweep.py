@@ -260,7 +260,7 @@ class TestMemory:
 
     def test_a_single_picture_that_does_not_fit_is_an_error(self, graph, limited):
         tried = limited(0)
-        with pytest.warns(UserWarning, match="going on with 1 images"), pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        with pytest.warns(UserWarning, match="going on with 1 image at"), pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
             made(sweep_of(graph, 2, 1.0), [Row(BASE, 0, (mask(graph),)), Row(BASE, 1)])
         assert tried == [2, 1]
 

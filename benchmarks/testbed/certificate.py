@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from neuroscope import testbed
 from neuroscope.core import checks
-from neuroscope.core.errors import choose
+from neuroscope.core.errors import choose, counted
 from neuroscope.core.scores import Neurons
 from neuroscope.core.sites import Sites
 from neuroscope.evaluation._evaluate import generate
@@ -92,7 +92,7 @@ class Certificate:
     def to_text(self) -> str:
         """All figures, as a table to read."""
         lines = [
-            f"{self.model}, {self.samples} prompt pairs for each attribute",
+            f"{self.model}, {counted(self.samples, 'prompt pair')} for each attribute",
             "",
             f"{'':36}" + "".join(f"{name:>{_WIDTH}}" for name in ATTRIBUTES),
         ]

@@ -87,12 +87,14 @@ class IntegratedGradients(CausalAttribution):
             raise InvalidInput(f"samples={self.samples} takes no gradient; give 1 or more")
         checks.finite("least", self.least, least=0)
         if self.fidelity and self.fidelity < _FEWEST:
-            raise InvalidInput(f"fidelity={self.fidelity} neurons make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
+            raise InvalidInput(
+                f"fidelity={self.fidelity} is too few neurons for a rank correlation; give at least {_FEWEST}, or 0 to leave it out"
+            )
 
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)
-        check_fits(experiment, self, sites.neuron_count, "neurons")
+        check_fits(experiment, self, sites.neuron_count, "neuron")
         with metered(experiment.graph.denoiser) as meter:
             images = list(self._by_image(experiment, sites))
             known = [image.scores for image in images if not image.scores.isnan().any()]

@@ -23,15 +23,17 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
-from neuroscope.generation.batches import Row, Sweep
+from neuroscope.generation.batches import Row, Sweep, fitted_batch_size
 from neuroscope.generation.dry_run import recorded_steps
 from neuroscope.generation.experiment import Experiment, ImageKey
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput, joined
 from neuroscope.metrics.shares import LatentShare
+from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
+from neuroscope.pipeline.recomputing import can_recompute
 
 #: Distances below this are rounding.
 _ROUNDING = 1e-6
@@ -65,6 +67,9 @@ class NeuronGradient(CausalAttribution):
         roles: score the neurons of "key" and "value" sites, or of one of them.
         samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
         least: the share of the way that a neuron must account for to count in p- and q-values, 0 or more. It changes no score.
+        recompute: whether the backward pass computes the denoiser's blocks again instead of keeping what they give (gradient
+            checkpointing), which takes less memory and one more NFE a sample. None: where the model can, and the gradients of one
+            image would not fit half of the free memory.
 
     Raises:
         InvalidInput: a value that is not allowed; when it runs, a scheduler whose noise levels are not known, or a metric other than
@@ -77,6 +82,7 @@ class NeuronGradient(CausalAttribution):
     roles: str | tuple[str, ...] = ROLES
     samples: int = 32
     least: float = LEAST
+    recompute: bool | None = None
 
     @property
     def makes_images(self) -> bool:
@@ -85,6 +91,8 @@ class NeuronGradient(CausalAttribution):
 
     def __post_init__(self) -> None:
         checks.fit_defaults(self)
+        if self.recompute is not None:
+            checks.flag("recompute", self.recompute)
         object.__setattr__(self, "roles", check_roles(self.roles))
         checks.whole("samples", self.samples)
         checks.finite("least", self.least, least=0)
@@ -99,7 +107,7 @@ class NeuronGradient(CausalAttribution):
         with metered(experiment.graph.denoiser) as meter:
             runs = self._first_calls(experiment, sweep, list(dict.fromkeys(draw.image for draw in draws)))
             batches = list(self._in_batches(experiment, sweep, sites, draws, runs))
-            cost = meter.cost + Cost(nfe=2 * len(draws))
+            cost = meter.cost + Cost(nfe=(2 + self._recomputes(experiment)) * len(draws))
         by_sample, distances = (torch.cat(part) for part in zip(*batches, strict=True))
         if distances.max() < _ROUNDING:
             warnings.warn(
@@ -114,7 +122,7 @@ class NeuronGradient(CausalAttribution):
         self._check(experiment)
         images = min(self.samples, len(experiment.image_keys))
         first, _ = recorded_steps(experiment, [0])
-        return Plan(0, images * first + 4 * self.samples)
+        return Plan(0, images * first + (4 + self._recomputes(experiment)) * self.samples)
 
     def _check(self, experiment: Experiment) -> None:
         """Raises InvalidInput for a metric that would be ignored."""
@@ -123,6 +131,17 @@ class NeuronGradient(CausalAttribution):
                 f"{experiment.metric!r} would be ignored: {self!r} makes no image, and measures how far predictions move; leave the metric "
                 "out, or give ns.NeuronAblation()"
             )
+        if self.recompute and not can_recompute(uncompiled(experiment.graph.denoiser)):
+            name = type(uncompiled(experiment.graph.denoiser)).__name__
+            raise InvalidInput(f"recompute=True is not possible: {name} has no gradient checkpointing; leave it out")
+
+    def _recomputes(self, experiment: Experiment) -> bool:
+        """Whether the backward pass computes blocks again."""
+        if self.recompute is not None:
+            return self.recompute
+        graph = experiment.graph
+        fits = fitted_batch_size(graph, experiment.generation) >= GRADIENT_MEMORY
+        return not fits and can_recompute(uncompiled(graph.denoiser))
 
     def _draws(self, experiment: Experiment) -> list[_Draw]:
         """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""
@@ -151,14 +170,14 @@ class NeuronGradient(CausalAttribution):
         self, experiment: Experiment, sweep: Sweep, sites: Sites, draws: Sequence[_Draw], runs: dict[ImageKey, NoisedRun]
     ) -> Iterator[tuple[Float[Tensor, "sample neuron"], Float[Tensor, "sample"]]]:
         """Each neuron's drop of the distance, and the distance itself, at the samples."""
-        size = max(1, sweep.batch_size // GRADIENT_MEMORY)
+        size, recompute = max(1, sweep.batch_size // GRADIENT_MEMORY), self._recomputes(experiment)
         with tqdm(total=len(draws), desc=f"ranking {experiment.name}", unit="sample", disable=experiment.quiet) as bar:
             for first in range(0, len(draws), size):
                 batch = draws[first : first + size]
                 pairs = [experiment.pairs[draw.image[0]] for draw in batch]
                 source, target = (Conditions.of([sweep.conditions(pair[arm]) for pair in pairs]) for arm in (0, 1))
                 inputs = joined([runs[draw.image].at(draw.place, draw.seed) for draw in batch], range(len(batch)))
-                distance = TargetDistance(experiment.graph, inputs, target)
+                distance = TargetDistance(experiment.graph, inputs, target, recompute)
                 slopes, distances = distance.gradients(sites, [draw.share for draw in batch])
                 changes = _changes(experiment.graph, sites, source, target)
                 parts = [(slopes[path] * changes[path]).sum(dim=1) for path in sites.paths]

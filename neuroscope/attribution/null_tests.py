@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from neuroscope.attribution import Attribution, score
 from neuroscope.attribution.recording import ARMS, Recording
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.statistics import Moments
 
@@ -149,7 +149,8 @@ def _check(recording: Recording, method: Attribution, null: Null, top: int, head
     for site in recording.sites:
         if heads[site.path] < 1 or site.width % heads[site.path]:
             raise InvalidInput(
-                f"{site.path} has {site.width} neurons, which are not {heads[site.path]} heads of one size; give the model's"
+                f"{site.path} has {counted(site.width, 'neuron')}, which are not {counted(heads[site.path], 'head')} of one size; "
+                "give the model's"
             )
     if _weighs(recording, method):
         raise InvalidInput(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from neuroscope.core.sites import TEXT_ROLES, Sites
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
+from neuroscope.pipeline.recomputing import recomputed
 
 #: In half precision the distance is multiplied by the first of these with which no gradient overflows, so that small ones do not vanish:
 #: float16 reaches from 6e-8 to 65,504.
@@ -35,14 +37,16 @@ class TargetDistance:
         graph: the model.
         inputs: the denoiser's arguments, one row for each target.
         targets: the prompts without the concept, one a row.
+        recompute: whether gradients compute the denoiser's blocks again instead of keeping what they give.
 
     Raises:
         NonFiniteActivation: a prediction is NaN or infinite.
     """
 
-    def __init__(self, graph: HookGraph, inputs: Mapping[str, Any], targets: Conditions) -> None:
+    def __init__(self, graph: HookGraph, inputs: Mapping[str, Any], targets: Conditions, recompute: bool = False) -> None:
         self._graph = graph
         self._inputs = inputs
+        self._recomputed = partial(recomputed, uncompiled(graph.denoiser)) if recompute else nullcontext
         self._swaps = [
             ContextSwap.reading(targets[row], graph.sites.where(role=TEXT_ROLES).paths, rows="all") for row in range(len(targets))
         ]
@@ -68,7 +72,8 @@ class TargetDistance:
 
         moved = [[replace(swap, paths=sites.paths, strength=share)] for swap, share in zip(self._swaps, shares, strict=True)]
         scales = _SCALES if self._target.dtype in HALF else (1.0,)
-        with torch.enable_grad(), _frozen(self._graph.denoiser), self._graph.apply_each(moved), self._graph.observe(sites, keep):
+        frozen, moving = _frozen(self._graph.denoiser), self._graph.apply_each(moved)
+        with torch.enable_grad(), frozen, self._recomputed(), moving, self._graph.observe(sites, keep):
             difference = (self._predict() - self._target).flatten(1)
             distances = difference.double().norm(dim=1) / math.sqrt(difference.shape[1])
             for scale in scales:

@@ -23,6 +23,9 @@ PER = ("all", "layer", "site")
 SHARES = ("latent", "image")
 FORMATS = ("diffusers", "kohya")
 FILE_DTYPES = ("float32", "float16", "bfloat16")
+EXECUTORS = ("local", "ray")
+VIEWS = ("map", "sorted", "top", "volcano")
+CONTEXTS = ("paper", "talk")
 STYLES = ("stipple", "hatch", "ribbon", "mosaic", "nocturne")
 _PACKAGE = Path(__file__).parents[1]
 

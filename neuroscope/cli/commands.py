@@ -25,6 +25,9 @@ from typer.core import TyperCommand
 
 from neuroscope.cli import interrupts
 
+#: Letters of a sentence, at most.
+_SENTENCE = 1000
+
 
 class LightCommand(TyperCommand):
     """A command that needs no model. Its help shows each group of options under the group's title."""
@@ -40,6 +43,10 @@ class LightCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of its help, whole, however long the line of the list of commands is."""
+        return super().get_short_help_str(max(limit, _SENTENCE))
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; Ctrl-C raises KeyboardInterrupt from here on."""
@@ -100,8 +107,14 @@ def _options(group: Any) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for each in fields(group):
         default = inspect.Parameter.empty if each.default is MISSING else each.default
-        annotation = _under(group.panel, hints[each.name])
+        annotation = _under(_panel(group, each.name), hints[each.name])
         yield inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _panel(group: Any, name: str) -> str:
+    """The title of the group in which an option stands first: one that another builds on keeps its own."""
+    found: str = next(kind.panel for kind in reversed(group.__mro__) if name in vars(kind).get("__annotations__", {}))
+    return found
 
 
 def _under(panel: str, annotation: Any) -> Any:

@@ -11,6 +11,7 @@ import typer
 from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.cli.localization import MetricOptions
 from neuroscope.core.errors import InvalidFile, InvalidInput, choose
+from neuroscope.core.sharing import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +157,7 @@ def rank(
         artifacts.save(scores, output)
     table = scores.to_frame().head(ranking.top)
     said = f"{_DEFAULT_OF_RECORDINGS}\n" if file is not None and ranking.method is None else ""
-    options.say(table.to_json(orient="records", indent=1) if printed.as_json else f"{said}{scores}\n{table.to_string(index=False)}")
+    options.say(table.to_json(orient="records", indent=1) if printed.as_json else f"{said}{scores}\n{terminal.table(table)}")
 
 
 def _rank_recording(ctx: typer.Context, file: Path, text: str) -> NeuronScores:
@@ -184,7 +185,7 @@ def _ignored(method: Any) -> dict[str, str]:
 
 def mask(
     ctx: typer.Context,
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="Neurons' scores, or a recording.")],
     output: options.Output,
     top: Annotated[int, typer.Option(callback=values.whole(), help="How many neurons.")] = 50,
     per: Annotated[str, choices.option(choices.PER, help="So many overall (all), in each layer, or in each site.")] = "all",

@@ -50,7 +50,7 @@ def edit(
     graph.sites.where(layer=layer)
     if printed.stops_at(Plan(0, 0), graph.pipe):
         return
-    made = run(graph, chosen, method, layer)
+    made = run(graph, chosen, method, layer, quiet=printed.quiet)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
     printed.report(facts, f"{made}\n{made.report}\nwrote {output}")
@@ -88,7 +88,7 @@ def export(
 
 def push(
     *,
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="A saved mask, edit, recording, scores or neurons.")],
     repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub; it is made if it is not there.")],
     base_model: Annotated[str, typer.Option(help="The hub's name of the model that it is for; by default the file's own.")] = "",
     licence: Annotated[str, typer.Option(help="The licence's short name on the hub, such as mit.")] = "",

@@ -12,6 +12,7 @@ import typer
 
 from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput
+from neuroscope.core.sharing import terminal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,7 +64,9 @@ def generate(
     if printed.stops_at(plan_images(graph, [text for text, _ in pairs], called), graph.pipe):
         return
     graph.pipe.set_progress_bar_config(disable=printed.quiet)
-    images = run(graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, **called)
+    images = run(
+        graph, changes, [text for text, _ in pairs], [each for _, each in pairs], printed.batch_size, quiet=printed.quiet, **called
+    )
     for made, path in zip(images, paths, strict=True):
         labels.add_files(made, [str(each) for each in apply or []])
         storage.write_beside(path, png(made))
@@ -148,7 +151,7 @@ def evaluate(
     if printed.as_json:
         options.say(summary.to_json(orient="records", indent=1))
     else:
-        options.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
+        options.say(f"{terminal.table(summary)}\nwrote {output}")
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ def dose(
     artifacts.save(found, output)
     facts = {"output": str(output), "smallest": found.sufficient, "verdict": found.verdict}
     shares = found.shares()
-    table = shares.to_string(index=False, float_format="%.3f")
+    table = terminal.table(shares)
     printed.report(facts | {"shares": json.loads(shares.to_json(orient="records"))}, f"{table}\n{found.verdict}\nwrote {output}")
 
 

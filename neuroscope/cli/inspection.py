@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from neuroscope.cli import opening, options, values
+from neuroscope.cli import choices, opening, options, values
 from neuroscope.cli.concepts import attribution
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.sharing import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from neuroscope.core.artifacts import Artifact
     from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.core.scores import NeuronScores
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +49,7 @@ def sites(
     if graph is not None:
         printed.note_model(graph.pipe)
     table = chosen.to_frame()
-    text = f"{graph or config}\n{table.to_string(index=False)}\n{chosen}"
+    text = f"{graph or config}\n{terminal.table(table[[*table.columns.drop('path'), 'path']])}\n{chosen}"
     options.say(table.to_json(orient="records", indent=1) if printed.as_json else text)
 
 
@@ -136,14 +138,14 @@ def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[s
         yield f"  {name}: {value}"
     if isinstance(found, Atlas):
         table = found.to_frame()
-        yield (table.groupby("concept", sort=False).head(rows) if "neuron" in table else table.round(3)).to_string(index=False)
+        yield terminal.table(table.groupby("concept", sort=False).head(rows) if "neuron" in table else table)
     if isinstance(found, NeuronScores):
-        yield found.to_frame().head(rows).to_string(index=False)
+        yield terminal.table(found.to_frame().head(rows))
     if isinstance(found, LayerScores):
-        yield found.to_frame().round(3).to_string(index=False)
+        yield terminal.table(found.to_frame())
         yield f"  cost: {found.cost}" if found.cost else ""
     if isinstance(found, DoseResponse):
-        yield found.shares().round(3).to_string(index=False)
+        yield terminal.table(found.shares())
         yield f"  {found.verdict}"
     if isinstance(found, ContextMap):
         yield f"  {found.report}\n  " + "\n  ".join(found.paths)
@@ -155,16 +157,20 @@ def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[s
 
 def plot(
     ctx: typer.Context,
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="Scores, a recording, a dose response or an atlas.")],
     output: options.Output = Path("plot.png"),
     layers: Annotated[bool, typer.Option("--layers", help="Of neurons' scores: plot layers.")] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Of layers' scores: plot layers by part of the schedule or kind of token.")] = False,
     images: Annotated[bool, typer.Option("--images", help="Of layers' scores: the contact sheet, one column a window.")] = False,
+    view: Annotated[
+        str, choices.option(choices.VIEWS, help="Of neurons: by site, by rank in each, the strongest by name, or effect against q-value.")
+    ] = "map",
     top: Annotated[
         int | None,
-        typer.Option(callback=values.whole(), help="Outline this many neurons; of an atlas, show this many a concept."),
+        typer.Option(callback=values.whole(), help="Outline this many neurons (top, volcano: name them); of an atlas, as many a concept."),
     ] = None,
     method: options.Method = "Welch",
+    context: Annotated[str, choices.option(choices.CONTEXTS, help="talk: larger texts and lines, for slides.")] = "paper",
 ) -> None:
     """Draw the neurons (a heatmap) or layers (points) of a saved recording or scores, a contact sheet, a dose response, or an atlas."""
     from neuroscope.attribution import score
@@ -180,6 +186,8 @@ def plot(
         raise InvalidInput(f"{output} is no file that a plot can be written to; end its name in {', '.join(plots.FORMATS)}")
     opening.check_output(output, file)
     asked = attribution(method)
+    choose("view", view, choices.VIEWS)
+    choose("context", context, choices.CONTEXTS)
     found: Artifact = artifacts.load(file)
     if not isinstance(found, Recording | NeuronScores | LayerScores | DoseResponse | Atlas):
         raise InvalidInput(f"{file} holds a {found.kind}, which has no plot; give a recording or scores")
@@ -192,8 +200,8 @@ def plot(
         ax = plots.concepts(found, top=top)
     else:
         scores = score(found, asked) if isinstance(found, Recording) else found
-        ax = plots.layers(scores.by_layer()) if layers else plots.neurons(scores, marked=scores.top(top) if top else None)
-    plots.write(ax, output)
+        ax = plots.layers(scores.by_layer()) if layers else _neurons_plot(scores, view, top)
+    plots.write(ax, output, context=cast("Any", context))
     options.say(f"wrote {output}")
 
 
@@ -206,13 +214,23 @@ def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
     from neuroscope.evaluation import DoseResponse
 
     if isinstance(found, DoseResponse):
-        return ("layers", "grid", "images", "top", "method")
+        return ("layers", "grid", "images", "view", "top", "method")
     if isinstance(found, Atlas):
         of_neurons = isinstance(next(iter(found.values())), NeuronScores)
-        return ("layers", "grid", "images", "method", *([] if of_neurons else ["top"]))
+        return ("layers", "grid", "images", "view", "method", *([] if of_neurons else ["top"]))
     if isinstance(found, LayerScores):
-        return ("layers", "top", "method", *(["grid"] if images else []))
-    return ("grid", "images", *(["top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))
+        return ("layers", "view", "top", "method", *(["grid"] if images else []))
+    return ("grid", "images", *(["view", "top"] if layers else []), *([] if isinstance(found, Recording) else ["method"]))
+
+
+def _neurons_plot(scores: NeuronScores, view: str, top: int | None) -> Axes:
+    from neuroscope.report import plots
+
+    if view == "volcano":
+        return plots.volcano(scores, **({} if top is None else {"named": top}))
+    if view == "top":
+        return plots.neurons(scores, view="top", **({} if top is None else {"top": top}))
+    return plots.neurons(scores, view=cast("Any", view), marked=None if top is None else scores.top(top))
 
 
 def _layers_plot(scores: LayerScores, grid: bool, images: bool) -> Axes:

@@ -10,6 +10,7 @@ import typer
 
 from neuroscope.cli import choices, methods, opening, options, values
 from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.sharing import terminal
 
 if TYPE_CHECKING:
     from neuroscope.core.layer_scores import LayerScores
@@ -105,6 +106,6 @@ def localize(
 
 def _described(scores: LayerScores) -> tuple[dict[str, Any], str]:
     """What the command prints: facts for JSON, and text."""
-    table = scores.to_frame().round(3)
+    table = scores.to_frame()
     layers = json.loads(table.to_json(orient="records", double_precision=3))  # NaN, which JSON does not have, as null
-    return {"verdict": scores.verdict, "layers": layers}, f"{table.to_string(index=False)}\n{scores.verdict}\n{scores.cost}"
+    return {"verdict": scores.verdict, "layers": layers}, f"{terminal.table(table)}\n{scores.verdict}\n{scores.cost}"

@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from neuroscope.core.errors import InvalidInput, NeuroscopeError, closest
+from neuroscope.core.errors import InvalidInput, NeuroscopeError, closest, counted
 
 if TYPE_CHECKING:
     from neuroscope.cli.options import ModelOptions
@@ -149,7 +149,7 @@ def _is_metric(value: Any) -> bool:
 def _read(what: str, text: str, kinds: Mapping[str, type]) -> tuple[str, dict[str, Any]]:
     """A name and the values of the keywords that it is called with."""
     if len(text) > LONGEST:
-        raise InvalidInput(f"{what} {text!r:.40}… is {len(text):,} characters long; give at most {LONGEST:,}")
+        raise InvalidInput(f"{what} {text!r:.40}… is {counted(len(text), 'character')} long; give at most {LONGEST:,}")
     text = text.strip()
     if _NAME.fullmatch(text):
         return text, {}

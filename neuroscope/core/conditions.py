@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,10 @@ class BatchLayout:
         """
         images, rest = divmod(batch, len(self.parts))
         if rest:
-            raise InvalidInput(f"{batch} rows are not {len(self.parts)} equal parts, so it is not known which of them carry the prompt")
+            raise InvalidInput(
+                f"{counted(batch, 'row', ('is', 'are'))} not {counted(len(self.parts), 'equal part')}, so it is not known which of "
+                "them carry the prompt"
+            )
         return images
 
     def rows(self, rows: Rows, batch: int) -> slice:
@@ -128,9 +131,9 @@ class BatchLayout:
     def _conditional(self) -> list[int]:
         if None in self.parts:
             raise InvalidInput(
-                f"the denoiser was called with {len(self.parts)} parts of rows, and part {self.parts.index(None) + 1} reads neither what "
-                "the pipeline encoded of the prompt nor of the negative prompt, so it is not known which rows carry the prompt; run a "
-                'pipeline that passes on what its encode_prompt returns, or use rows="all"'
+                f"the denoiser was called with {counted(len(self.parts), 'part')} of rows, and part {self.parts.index(None) + 1} reads "
+                "neither what the pipeline encoded of the prompt nor of the negative prompt, so it is not known which rows carry the "
+                'prompt; run a pipeline that passes on what its encode_prompt returns, or use rows="all"'
             )
         numbers = [number for number, part in enumerate(self.parts) if part == "conditional"]
         if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.statistics import difference_interval, is_share, share_interval
 
 RESAMPLES = 1000
@@ -82,7 +82,9 @@ class Effects:
     def __post_init__(self) -> None:
         sizes = (len(self.patches), len(self.prompts), len(self.seeds))
         if 0 in sizes[1:]:
-            raise InvalidInput(f"effects on {sizes[1]} prompts and {sizes[2]} seeds are none; give at least one of each")
+            raise InvalidInput(
+                f"effects on {counted(sizes[1], 'prompt')} and {counted(sizes[2], 'seed')} are none; give at least one of each"
+            )
         for name, values, wanted in (("effects", self.values, sizes), ("total effects", self.total, sizes[1:])):
             if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
                 raise InvalidInput(f"the {name} have shape {tuple(getattr(values, 'shape', ()))}; give {wanted}")

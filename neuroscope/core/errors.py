@@ -59,9 +59,10 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def counted(count: int, noun: str) -> str:
-    """A count with its noun, such as "1 prompt" and "2 prompts"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
+    """A count with its noun, such as "1 prompt" and "2 patches", and the one of two verbs that goes with it, such as ("is", "are")."""
+    ending = "" if count == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{count:,} {noun}{ending}" + (f" {verbs[count != 1]}" if verbs else "")
 
 
 def choose(what: str, value: str, allowed: Collection[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout, Conditions, Rows
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.sites import Site, Sites
 
 #: What another prompt at a layer means where blocks rewrite the text: the image's reads alone, or the block's text altogether.
@@ -87,8 +87,8 @@ class Call:
         """
         if rows == "conditional" and self.layout is None and batch > 1:
             raise InvalidInput(
-                f"the denoiser was called with {batch} rows, and not by this graph's pipeline, so it is not known which of them carry "
-                'the prompt; run `graph.pipe`, make a graph of the pipeline that you run, or use rows="all"'
+                f"the denoiser was called with {counted(batch, 'row')}, and not by this graph's pipeline, so it is not known which of them "
+                'carry the prompt; run `graph.pipe`, make a graph of the pipeline that you run, or use rows="all"'
             )
         return (self.layout or PLAIN).rows(rows, batch)
 

@@ -89,13 +89,15 @@ class LayerScores(Artifact):
         if not self.layers:
             raise InvalidInput("there are scores of no layer; give that of at least one")
         if len(self.scores) != len(self.layers) or len(self.names) not in (0, len(self.layers)):
-            counts = f"{len(self.scores)} scores and {len(self.names)} names"
-            raise InvalidInput(f"{len(self.layers)} layers have {counts}; give one score for each, and one name or none at all")
+            counts = f"{counted(len(self.scores), 'score')} and {counted(len(self.names), 'name')}"
+            raise InvalidInput(
+                f"{counted(len(self.layers), 'layer', ('has', 'have'))} {counts}; give one score for each, and one name or none at all"
+            )
         if self.effects and (differing := set(self.layers).symmetric_difference(*self._probed())):
             raise InvalidInput(f"scores and effects differ in layer {min(differing)}; give both of the same layers")
         if self.sheet is not None and not self._fits(self.sheet):
             raise InvalidInput(
-                f"the contact sheet has shape {tuple(self.sheet.shape)} for {len(self.columns)} columns; "
+                f"the contact sheet has shape {tuple(self.sheet.shape)} for {counted(len(self.columns), 'column')}; "
                 "give uint8 [prompt, column, height, width, 3], of no more prompts than the effects"
             )
 

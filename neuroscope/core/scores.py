@@ -137,7 +137,9 @@ class Neurons(Artifact, Mapping[str, tuple[int, ...]]):
         differing = [path for path in self.keys() & other.keys() if self.widths[path] != other.widths[path]]
         if differing:
             path = sorted(differing)[0]
-            raise InvalidInput(f"{path} has {self.widths[path]} neurons here and {other.widths[path]} there; combine neurons of one model")
+            raise InvalidInput(
+                f"{path} has {counted(self.widths[path], 'neuron')} here and {other.widths[path]} there; combine neurons of one model"
+            )
         paths = [*self, *(path for path in other if path not in self)]
         chosen = {path: combine(set(self.get(path, ())), set(other.get(path, ()))) for path in paths}
         return Neurons(chosen, other.widths | self.widths, self.provenance)
@@ -217,7 +219,7 @@ class NeuronScores(Artifact):
         for site in self.sites:
             if len(finite_tensor(f"{what} of {site.path}", values[site.path], "neuron")) != site.width:
                 raise InvalidInput(
-                    f"{what} of {site.path} are {len(values[site.path])}, and it has {site.width} neurons; give one for each"
+                    f"{what} of {site.path} are {len(values[site.path])}, and it has {counted(site.width, 'neuron')}; give one for each"
                 )
 
     def __repr__(self) -> str:

@@ -102,7 +102,10 @@ class Sites(Shown, Sequence[Site]):
         self._sites = tuple(sites)
         self._by_path = {site.path: site for site in self._sites}
         if len(self._by_path) < len(self._sites):
-            raise InvalidInput(f"{len(self._sites)} sites share {len(self._by_path)} paths; every path must be given once")
+            raise InvalidInput(
+                f"{counted(len(self._sites), 'site', ('shares', 'share'))} {counted(len(self._by_path), 'path')}; "
+                "every path must be given once"
+            )
 
     def __len__(self) -> int:
         return len(self._sites)

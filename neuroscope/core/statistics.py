@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope.core.checks import finite_tensor, whole
-from neuroscope.core.errors import InvalidInput, NonFiniteActivation
+from neuroscope.core.errors import InvalidInput, NonFiniteActivation, counted
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Moments:
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
             raise NonFiniteActivation(
-                f"{bad:,} of {values.numel():,} recorded activations are NaN or infinite; try float32 or bfloat16 weights"
+                f"of {counted(values.numel(), 'recorded activation')}, {bad:,} {'is' if bad == 1 else 'are'} NaN or infinite; "
+                "try float32 or bfloat16 weights"
             )
         mean = values.mean(dim=0)
         return cls(len(values), mean, (values - mean).square().sum(dim=0))

@@ -26,7 +26,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from neuroscope.core.errors import InvalidFile, closest
+from neuroscope.core.errors import InvalidFile, closest, counted
 
 #: Header fields of earlier files by their paths, and what they are called now.
 RENAMED_FIELDS = MappingProxyType(
@@ -343,5 +343,5 @@ def _finite(digits: str) -> float:
 
 def _moderate(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) >= _LARGEST:
-        raise ValueError(f"it holds a whole number of {len(digits)} digits; at most 64 bits are allowed")
+        raise ValueError(f"it holds a whole number of {counted(len(digits), 'digit')}; at most 64 bits are allowed")
     return int(digits)

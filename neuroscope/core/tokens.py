@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 
 Token = Literal["last", "subject", "eos", "all"]
 EditedToken = Literal["subject", "eos", "padding", "all"]
@@ -119,7 +119,7 @@ def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
     for prompt, offsets in zip(prompts, _encode(tokenizer, prompts)["offset_mapping"] if prompts else (), strict=True):
         read = max(end for _, end in offsets)
         if lost := prompt[read:].strip():
-            message = f"the prompt {prompt!r} is longer than the model's {tokenizer.model_max_length} tokens; it loses {lost!r}"
+            message = f"the prompt {prompt!r} is longer than the model's {counted(tokenizer.model_max_length, 'token')}; it loses {lost!r}"
             warnings.warn(message, UserWarning, stacklevel=2)
 
 

@@ -13,7 +13,12 @@ from neuroscope.pipeline.graph import HookGraph
 
 
 def edit(
-    graph: HookGraph, concept: Concept | Collection[Concept], method: LocoEdit, layers: int | Collection[int] | None = None
+    graph: HookGraph,
+    concept: Concept | Collection[Concept],
+    method: LocoEdit,
+    layers: int | Collection[int] | None = None,
+    *,
+    quiet: bool = False,
 ) -> ContextMap:
     """An edit that makes some layers read the concept's present prompts as its absent ones (or a fact's new answer).
 
@@ -25,6 +30,7 @@ def edit(
         method: such as `LocoEdit()`.
         layers: layer numbers, as `LayerScores.top` gives them. Leave them out where the method edits the pooled text path alone, which
             belongs to no layer.
+        quiet: show no progress bar, which is there after a second.
 
     Raises:
         InvalidInput: no concept, no layer or one that the model lacks, layers that would be ignored, or keys that the method cannot
@@ -39,7 +45,7 @@ def edit(
     beside = graph.sites.where(role="pooled").paths if "pooled" in method.roles else ()
     if "pooled" in method.roles and not beside:
         raise InvalidInput(f"{graph.family.name} has no pooled text path; edit keys and values alone")
-    return method(graph, concepts, graph.sites.at([*inside, *beside]))
+    return method(graph, concepts, graph.sites.at([*inside, *beside]), checks.flag("quiet", quiet))
 
 
 def _sites_of_layers(graph: HookGraph, method: LocoEdit, layers: int | Collection[int] | None) -> tuple[str, ...]:

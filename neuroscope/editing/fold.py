@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.editing.updates import updates_of
 from neuroscope.pipeline.families import uncompiled
@@ -30,7 +30,7 @@ class Folded:
 
     def __repr__(self) -> str:
         state = "in" if self._active else "taken out of"
-        return f"Folded({', '.join(type(each).__name__ for each in self._changes)}: {state} {len(self._before)} weights)"
+        return f"Folded({', '.join(type(each).__name__ for each in self._changes)}: {state} {counted(len(self._before), 'weight')})"
 
     def restore(self) -> None:
         """Puts the former weights back, bit by bit; does nothing the second time.

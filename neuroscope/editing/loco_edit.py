@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
@@ -75,13 +76,14 @@ class LocoEdit:
             given = f"ridge={self.ridge} and preserve_weight={self.preserve_weight}"
             raise InvalidInput(f"{given} are not allowed; the ridge is 0 or more, the weight more than 0")
 
-    def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites) -> ContextMap:
+    def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites, quiet: bool = False) -> ContextMap:
         """The edit of these sites.
 
         Args:
             graph: the model, whose text encoders and text projections are run; nothing of it is changed.
             concepts: edited together, in one regression.
             sites: text-side sites.
+            quiet: show no progress bar, which is there after a second.
 
         Returns:
             One map for all sites where all read the same vectors, otherwise one for each; its `report` is the worst of all maps.
@@ -90,16 +92,16 @@ class LocoEdit:
             InvalidInput: prompts that read the same with and without the concept, or vectors that depend on each other without a ridge.
             NonFiniteActivation: the text encoder gives NaN or infinity.
         """
+        names = ", ".join(concept.name for concept in concepts)
         texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
         preserved = graph.text.on_either_side(list(self.preserve)) if self.preserve else None
         maps: list[_Map] = []
         map_of: dict[str, _Map] = {}
-        for site in sites:
+        for site in tqdm(sites, desc=f"editing {names}", unit="site", disable=quiet, delay=1):
             vectors = _vectors(graph, site, texts, preserved)
             known = [each for each in maps if all(map(torch.equal, each.vectors, vectors))]
             maps += [] if known else [self._map(graph, site, vectors, _neighbours(graph, site, texts))]
             map_of[site.path] = known[0] if known else maps[-1]
-        names = ", ".join(concept.name for concept in concepts)
         provenance = Provenance(graph.family.name, graph.model, names, repr(self))
         report = EditReport.worst([each.report for each in maps])
         read: Factor = maps[0].read if len(maps) == 1 else {path: each.read for path, each in map_of.items()}

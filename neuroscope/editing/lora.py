@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidFile, InvalidInput, UnsupportedModel, choose
+from neuroscope.core.errors import InvalidFile, InvalidInput, UnsupportedModel, choose, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.core.scores import Neurons
 from neuroscope.core.sharing.pushing import LORA
@@ -160,7 +160,8 @@ def _write_kohya(graph: HookGraph, lora: _Lora, file: Path, title: str) -> Path:
     write_beside(file, to_bytes(weights, {"format": "pt"} | header))
     if lora.biases:
         warnings.warn(
-            f"{file} changes the biases of {len(lora.biases)} modules (.diff_b), which ComfyUI reads, A1111 ignores and diffusers refuses; "
+            f"{file} changes the biases of {counted(len(lora.biases), 'module')} (.diff_b), which ComfyUI reads, A1111 ignores and "
+            "diffusers refuses; "
             'for those make the mask with fill=0, or for diffusers export it with format="diffusers"',
             UserWarning,
             stacklevel=3,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL.Image import Image
+from tqdm.auto import tqdm
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, counted
@@ -237,12 +238,19 @@ def random_control(mask: NeuronMask, seed: int = 0) -> NeuronMask:
 
 
 def generate(
-    graph: HookGraph, change: Change, prompts: Sequence[str], seeds: Sequence[int], batch_size: int | None = None, **generation: Any
+    graph: HookGraph,
+    change: Change,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int | None = None,
+    *,
+    quiet: bool = False,
+    **generation: Any,
 ) -> list[Image]:
     """One image per pair of prompt and seed, with a change applied; each from noise of its own seed.
 
     Each image says in `image.info`, and in the text of a PNG file that it is saved to, what it was made of: prompt, seed, model,
-    settings and interventions.
+    settings and interventions. There is a progress bar where the images are made in several batches, unless it is `quiet`.
 
     Raises:
         InvalidInput: as many seeds as prompts are needed, or an option that the pipeline does not have.
@@ -250,12 +258,16 @@ def generate(
     checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
     prompts, seeds = checks.strings("prompts", prompts), checks.seeds(seeds)
     changed = _as_tuple(change)
-    check_run(graph, batch_size, None, False, generation, generate)
+    check_run(graph, batch_size, None, quiet, generation, generate)
     if len(prompts) != len(seeds):
         raise InvalidInput(f"{counted(len(prompts), 'prompt')} and {counted(len(seeds), 'seed')} are no pairs; give one seed a prompt")
     rows = [Row(prompt, seed, changed) for prompt, seed in zip(prompts, seeds, strict=True)]
     sweep = Sweep(graph, prompts, generation, batch_size=batch_size)
-    made = [image for _, images in sweep.run(rows) for image in images]
+    made: list[Image] = []
+    with tqdm(total=len(rows), desc="generating", unit="image", disable=quiet or len(rows) <= sweep.batch_size) as bar:
+        for _, images in sweep.run(rows):
+            made += images
+            bar.update(len(images))
     settings = settings_of(graph, generation)
     for image, row in zip(made, rows, strict=True):
         label_made(image, graph, row.text, row.seed, changed, settings)

@@ -40,7 +40,7 @@ class Dose:
     control: str
 
     def __str__(self) -> str:
-        return f"{self.neurons} {self.control}" if self.control != ALL else f"all {self.neurons} neurons"
+        return f"{self.neurons} {self.control}" if self.control != ALL else f"all {counted(self.neurons, 'neuron')}"
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class DoseResponse(Artifact):
         if not self._effects(-1).is_moved():
             before, after = (float(self.scores[0, dose].nanmean()) for dose in (0, -1))
             raise NoSmallestMask(
-                f"all {self.neuron_count} neurons together do not move {self.metrics[0]!r} ({before:.3g} before, {after:.3g} with all "
-                "masked); rank the neurons of the layer that carries the concept, or choose another fill"
+                f"a mask of all {counted(self.neuron_count, 'neuron')} does not move {self.metrics[0]!r} ({before:.3g} before, "
+                f"{after:.3g} with all masked); rank the neurons of the layer that carries the concept, or choose another fill"
             )
         found = self.shares(confidence)
         found = found[found["control"].isin((TOP, ALL))]

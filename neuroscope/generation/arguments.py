@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, closest
+from neuroscope.core.errors import InvalidInput, closest, counted
 from neuroscope.pipeline.graph import HookGraph
 
 #: Pixels a side; published models make no more, and a machine runs out of memory soon after.
@@ -73,7 +73,9 @@ def check_values(options: Mapping[str, Any], *, unit: int = 1, most_steps: float
         )
     for name, value in given.items():
         if checks.whole(name, value, least=unit, most=LARGEST_SIDE) % unit:
-            raise InvalidInput(f"{name}={value} is no multiple of {unit} pixels, as this pipeline needs; give one, such as {8 * unit}")
+            raise InvalidInput(
+                f"{name}={value} is no multiple of {counted(unit, 'pixel')}, as this pipeline needs; give one, such as {8 * unit}"
+            )
 
 
 def steps_of(pipe: Any, options: Mapping[str, Any]) -> int | None:

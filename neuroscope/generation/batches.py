@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Intervention
 from neuroscope.generation.image_inputs import spread_images
 from neuroscope.metrics.shares import Space
@@ -164,7 +164,7 @@ class Sweep:
                 if not out_of_memory(error) or self.batch_size == 1:
                     raise
                 self.batch_size = -(-self.batch_size // 2)
-                warnings.warn(f"out of memory; going on with {self.batch_size} images at a time", UserWarning, stacklevel=2)
+                warnings.warn(f"out of memory; going on with {counted(self.batch_size, 'image')} at a time", UserWarning, stacklevel=2)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue

@@ -15,7 +15,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
 from neuroscope.core.concepts import Concept
 from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
@@ -337,7 +337,7 @@ def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair,
     return tuple(every[number * len(every) // count] for number in range(count))
 
 
-def check_fits(experiment: Experiment, method: Any, count: int, counted: str) -> None:
+def check_fits(experiment: Experiment, method: Any, count: int, noun: str) -> None:
     """Refuses more steps than each run has, or more exact effects than there are layers or neurons.
 
     A method's own defaults are never refused.
@@ -346,13 +346,13 @@ def check_fits(experiment: Experiment, method: Any, count: int, counted: str) ->
         experiment: the runs.
         method: a method with the options `steps` and `fidelity`.
         count: how many layers or neurons it scores.
-        counted: "layers" or "neurons", for the message.
+        noun: "layer" or "neuron", for the message.
 
     Raises:
         InvalidInput: `steps` or `fidelity` is too large.
     """
     run = steps_of(experiment.graph.pipe, experiment.generation)
     if run is not None and method.steps > max(run, type(method).steps):
-        raise InvalidInput(f"steps={method.steps} are more than the {run} steps that are run; give at most these")
+        raise InvalidInput(f"steps={method.steps} are more than the {counted(run, 'step')} of the run; give at most these")
     if method.fidelity > max(count, type(method).fidelity):
-        raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {count} {counted}; give at most these")
+        raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {counted(count, noun)}; give at most these")

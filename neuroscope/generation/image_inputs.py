@@ -13,7 +13,7 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 
 #: Components that may be several nets, each of which reads an image of its own.
 _NETS = ("controlnet", "adapter")
@@ -72,7 +72,9 @@ def _for_nets(name: str, value: Any, rows: int, nets: int, each_prompt: bool) ->
     """One image for each net, for every row."""
     if not isinstance(value, list | tuple) or len(value) != nets:
         count = len(value) if isinstance(value, list | tuple) else 1
-        raise InvalidInput(f"{name} holds {count} images, and the pipeline has {nets} nets; give a list with one image for each net")
+        raise InvalidInput(
+            f"{name} holds {counted(count, 'image')}, and the pipeline has {counted(nets, 'net')}; give a list with one image for each net"
+        )
     single = [_only(f"{name}[{net}]", image) for net, image in enumerate(value)]
     return [_repeated(image, rows) for image in single] if each_prompt else single
 
@@ -98,7 +100,7 @@ def _only(name: str, value: Any) -> Any:
 
 def _expect_one(name: str, count: int) -> None:
     if count != 1:
-        raise InvalidInput(f"{name} holds {count} images, and every image that is made is given the same one; give one")
+        raise InvalidInput(f"{name} holds {counted(count, 'image')}, and every image that is made is given the same one; give one")
 
 
 def _repeated(image: Any, rows: int) -> Any:

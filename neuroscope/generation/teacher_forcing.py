@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,12 +121,14 @@ class TeacherForcing:
     Attributes:
         nfe: the cost, in NFE, of the rows that began midway: each costs the share of a whole row's floating-point operations that it
             ran. Whole rows are counted by `metered`.
+        progress: is told how many more steps of a screen are scored; by default nobody is.
     """
 
     def __init__(self, graph: HookGraph, batch_size: int = 1) -> None:
         self.graph = graph
         self.batch_size = batch_size
         self.nfe = 0.0
+        self.progress: Callable[[int], object] = lambda _steps: None
 
     def predict(self, step: StepInput, changes: Sequence[Sequence[Intervention]]) -> Float[Tensor, "change channel *place"]:
         """The noise that the denoiser predicts from a recorded step's inputs under each of several changes.
@@ -139,16 +141,21 @@ class TeacherForcing:
         return predicted
 
     def predict_each(
-        self, steps: Sequence[StepInput], changes: Sequence[Sequence[Sequence[Intervention]]]
+        self,
+        steps: Sequence[StepInput],
+        changes: Sequence[Sequence[Sequence[Intervention]]],
+        progress: Callable[[int], object] = lambda _steps: None,
     ) -> list[Float[Tensor, "change channel *place"]]:
         """As `predict`, for several recorded steps, each with changes of its own. Steps of several images share calls.
 
         Steps share a call where nothing but the rows' own inputs differs between them, such as the same step of runs of several images.
+        `progress` is told after each call how many steps it had.
         """
         found: dict[int, Tensor] = {}
         for numbers in self._calls(steps, [1 + len(each) for each in changes]):
             predicted = self._predict([steps[number] for number in numbers], [changes[number] for number in numbers])
             found.update(zip(numbers, predicted, strict=True))
+            progress(len(numbers))
         return [found[number] for number in range(len(steps))]
 
     def _calls(self, steps: Sequence[StepInput], rows: Sequence[int]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from neuroscope.core.artifacts import FLOATS, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, strings, whole
 from neuroscope.core.conditions import Rows
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part, counted_sites
 from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.sites import TEXT_ROLES
@@ -73,7 +73,8 @@ class EditReport(Shown):
         return cls(**figures, neighbours={name: max(report.neighbours.get(name, 0.0) for report in reports) for name in names})
 
     def __str__(self) -> str:
-        posed = f"{self.keys} edited tokens, {self.kept} preserved; rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
+        tokens = counted(self.keys, "edited token")
+        posed = f"{tokens}, {self.kept} preserved; rank {self.rank}, λ {self.penalty:.3g}, condition {self.condition:.1e}"
         effects = f"preserved prompts {self.preserved:.1%}, unrelated prompts {self.unrelated:.1%}, outside the span {self.outside:.1%}"
         if len(self.neighbours) > 1:
             effects += "".join(f", neighbours of {name} {move:.1%}" for name, move in self.neighbours.items())
@@ -196,7 +197,7 @@ class ContextMap(Intervention):
                 raise InvalidInput(f"{site.path} does not read the prompt alone; map the context of keys and values")
             width, moved = spec.input_widths[site.path], self.factors(site.path)[0].shape[1]
             if width != moved:
-                raise InvalidInput(f"the map moves {moved} channels, and {site.path} reads {width}; edit this model anew")
+                raise InvalidInput(f"the map moves {counted(moved, 'channel')}, and {site.path} reads {width}; edit this model anew")
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""

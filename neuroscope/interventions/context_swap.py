@@ -16,7 +16,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import FLOATS, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, strings
 from neuroscope.core.conditions import Conditions, Rows
-from neuroscope.core.errors import InvalidInput, UnknownSite, choose
+from neuroscope.core.errors import InvalidInput, UnknownSite, choose, counted
 from neuroscope.core.intervention import (
     Call,
     Definition,
@@ -237,7 +237,7 @@ class ContextSwap(Intervention):
             width = site.width if self.neurons is None else self.neurons.widths.get(site.path, site.width)
             if width != site.width:
                 raise UnknownSite(
-                    f"the swap was made for another model: {site.path} has {width} neurons in it and {site.width} in the model"
+                    f"the swap was made for another model: {site.path} has {counted(width, 'neuron')} in it and {site.width} in the model"
                 )
         given, model = tuple(self.context.shape[1:]), (spec.token_count or self.context.shape[1], spec.context_channels)
         if given[1] != model[1] or given[0] % model[0]:  # prompts of several chunks have several times the tokens of one
@@ -304,8 +304,8 @@ class ContextSwap(Intervention):
             return others.expand(rows, *others.shape[1:])
         if images % len(others):
             raise InvalidInput(
-                f"the swap holds contexts of {len(self.context)} prompts, which {images} rows cannot be shared among; "
-                "give one or as many as prompts"
+                f"the swap holds contexts of {counted(len(self.context), 'prompt')}, which {counted(images, 'row')} cannot be shared "
+                "among; give one or as many as prompts"
             )
         return einops.repeat(others, "prompt ... -> (part prompt image) ...", part=rows // images, image=images // len(others))
 
@@ -340,6 +340,6 @@ def _expect_tokens(given: Tensor, other: Tensor) -> None:
     """Raises InvalidInput where a run's context has another length than the swap's; pooled text has none."""
     if given.ndim == 3 and given.shape[1] != other.shape[1]:
         raise InvalidInput(
-            f"the swap's context has {other.shape[1]} tokens, and this run's {given.shape[1]}; make the swap of contexts of as many chunks "
-            "as the run's prompt_embeds"
+            f"the swap's context has {counted(other.shape[1], 'token')}, and this run's {given.shape[1]}; make the swap of contexts of "
+            "as many chunks as the run's prompt_embeds"
         )

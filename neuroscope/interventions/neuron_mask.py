@@ -115,7 +115,7 @@ class NeuronMask(Intervention):
         if all(path not in known for path in self.paths):
             spec.sites.at(self.paths)
         differing = [
-            f"{path} ({width} neurons in the mask, {known.get(path, 'none')} in the model)"
+            f"{path} ({counted(width, 'neuron')} in the mask, {known.get(path, 'none')} in the model)"
             for path, width in self.neurons.widths.items()
             if known.get(path) != width
         ]
@@ -161,7 +161,7 @@ class NeuronMask(Intervention):
         fill = {path: take(tensors, f"fill:{path}", torch.float32) for path in neurons}
         for path, values in fill.items():
             if values.shape != (len(neurons[path]),):
-                raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; it has {len(neurons[path])} neurons")
+                raise InvalidInput(f"the fill of {path} has shape {tuple(values.shape)}; it has {counted(len(neurons[path]), 'neuron')}")
         return cls(neurons, fill, header.strength, header.rows, header.tokens, header.steps)
 
     def _chosen_fill(self, path: str) -> Float[Tensor, "neuron"]:

@@ -12,7 +12,7 @@ from neuroscope.attribution.neuron_gradient import NeuronGradient
 from neuroscope.core import checks
 from neuroscope.core.atlas import Atlas
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.executors import Executor, Local
@@ -113,5 +113,5 @@ def _distinct(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
         raise InvalidInput('there are no concepts; give at least one, such as ns.Concept.style("Van Gogh")')
     names = [concept.name for concept in given]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise InvalidInput(f"{names.count(twice[0])} concepts are called {twice[0]!r}; give each a name of its own")
+        raise InvalidInput(f"{twice[0]!r} is the name of {counted(names.count(twice[0]), 'concept')}; give each a name of its own")
     return given

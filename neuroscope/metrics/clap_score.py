@@ -12,7 +12,7 @@ import torch
 from transformers import ClapModel, ClapProcessor
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, first_line
+from neuroscope.core.errors import InvalidInput, counted, first_line
 from neuroscope.core.sounds import Sound
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class ClapScore:
         """
         texts = [self.text] * len(images) if self.text else list(prompts)
         if len(texts) != len(images):
-            raise InvalidInput(f"{len(images)} sounds and {len(texts)} prompts cannot be compared; give one prompt a sound, or a text")
+            raise InvalidInput(
+                f"{counted(len(images), 'sound')} and {counted(len(texts), 'prompt')} cannot be compared; "
+                "give one prompt a sound, or a text"
+            )
         model, processor = load_clap(self.model)
         rate, longest = processor.feature_extractor.sampling_rate, processor.feature_extractor.nb_max_samples
         heard = [_sound(each).at(rate)[:longest] for each in images]

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel, first_line
+from neuroscope.core.errors import InvalidInput, NeuroscopeError, UnsupportedModel, counted, first_line
 from neuroscope.core.intervention import ModelSpec
 from neuroscope.core.sites import TEXT_ROLES, Component, Site, Sites
 from neuroscope.pipeline.families import Family, SitePattern, family_of_denoiser, uncompiled
@@ -141,8 +141,9 @@ def _check_readers(family: Family, denoiser: Any, readers: Sequence[str], sites:
     """Raises UnsupportedModel where modules other than keys and values read the prompt, or a key or value reads none."""
     if missed := [path for path in readers if path not in sites]:
         raise UnsupportedModel(
-            f"this {type(denoiser).__name__} reads the prompt at {family.component}.{missed[0]} as well, and at {len(missed) - 1} more "
-            "modules, where neuroscope knows no site, so that what passes there would be missed; it is not supported"
+            f"this {type(denoiser).__name__} reads the prompt at {family.component}.{missed[0]} as well, and at "
+            f"{counted(len(missed) - 1, 'more module')}, where neuroscope knows no site, so that what passes there would be missed; "
+            "it is not supported"
         )
     if blind := [path for path in sites if path not in readers]:
         raise UnsupportedModel(

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neuroscope.core.conditions import BatchLayout, Conditions
-from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly
+from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_argument, change_input, change_output, replace_output
+from neuroscope.pipeline.recomputing import is_recomputed
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.text_streams import Taker
@@ -177,7 +178,7 @@ class HookedBlock:
 
     def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
         """What a hook does at every call of its module."""
-        ran[site.path] += 1
+        ran[site.path] += not is_recomputed()
         return act(tensor, self._clock.call(site, module.forward, read))
 
     def _in_joint(
@@ -194,7 +195,7 @@ class HookedBlock:
                 changed = act(streams.whole(text, first[-1]), call)
                 changed = None if changed is None else streams.chosen(changed)
             else:
-                ran[site.path] += 1
+                ran[site.path] += not is_recomputed()
                 first[:] = [text] if streams.runs_twice(attention) else []
                 changed = None if watching and first else act(text, call)
             return None if changed is None or changed is text else streams.with_text(joint, tensor, changed)
@@ -308,14 +309,16 @@ class HookedBlock:
         if not silent and not uneven:
             return
         if not ticks:
-            raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
+            raise SiteNeverRan(
+                f"the pipeline did not run inside the block, so {counted(len(silent), 'hooked site')} did nothing; call it inside"
+            )
         if silent:
             cause = self._model.why_silent(silent[0])
-            raise SiteNeverRan(f"the denoiser ran {ticks} times, but {_named(silent)} never did; the likely cause: {cause}")
+            raise SiteNeverRan(f"the denoiser ran {counted(ticks, 'time')}, but {_named(silent)} never did; the likely cause: {cause}")
         cause = "it runs in chunks or slices" if ran[uneven[0]] > ticks else "a cache skips it at some steps"
         raise SiteRanUnevenly(
-            f"the denoiser ran {ticks} times, but {_named(uneven)} ran {ran[uneven[0]]} times, so what was done or seen there is not "
-            f"what was asked; the likely cause: {cause}; take that off"
+            f"the denoiser ran {counted(ticks, 'time')}, but {_named(uneven)} ran {counted(ran[uneven[0]], 'time')}, so what was "
+            f"done or seen there is not what was asked; the likely cause: {cause}; take that off"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import JointAttention
@@ -66,7 +66,7 @@ class BoundIntervention(NamedTuple):
         layout = call.layout or PLAIN
         images = layout.images(count)
         if self.batch not in (None, images):
-            raise InvalidInput(f"changes were given for {self.batch} images, and the pipeline makes {images}; give one for each")
+            raise InvalidInput(f"changes were given for {counted(self.batch, 'image')}, and the pipeline makes {images}; give one for each")
         if self.images is None or len(self.images) == images:
             return None
         return _index(layout.of_images(self.images, count), device)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput, UnsupportedModel
+from neuroscope.core.errors import InvalidInput, UnsupportedModel, counted
 from neuroscope.core.sites import Site
 from neuroscope.pipeline.families import Family, text_options, uncompiled, without_texts
 from neuroscope.pipeline.weights import resting_device
@@ -140,7 +140,8 @@ class PromptEncoder:
         """
         length = generation.get("max_sequence_length")
         if length not in (None, self.token_count):
-            raise InvalidInput(f"max_sequence_length={length} is not the {self.token_count} tokens that prompts have here; leave it out")
+            own = f"{counted(self.token_count, 'token')} that prompts have" if self.token_count else "length of prompts"
+            raise InvalidInput(f"max_sequence_length={length} is not the {own} here; leave it out")
         return text_options(self._pipe, generation)
 
     def arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor | None]:

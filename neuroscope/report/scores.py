@@ -121,7 +121,9 @@ def _sheet(scores: LayerScores) -> Sheet:
     columns = [scores.columns.index(name) for name in names]
     rows = {prompt: [images[column] for column in columns] for prompt, images in scores.images.items()}
     between = (
-        f"the best {len(patches)} of {count} patches, best first" if len(patches) < count else "one column per patch, named by its layers"
+        f"the best {len(patches)} of {counted(count, 'patch')}, best first"
+        if len(patches) < count
+        else "one column per patch, named by its layers"
     )
     caption = (
         'One row per prompt; all images of a row start from the same noise. "source" is the source run, which is patched, '

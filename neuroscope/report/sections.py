@@ -120,7 +120,7 @@ def setup(run: Run) -> Section:
     measured = [scores.effects for scores in run.of_kind(LayerScores).values() if scores.effects]
     prompts = {prompt for table in run.tables.values() for prompt in table["prompt"]}
     recorded = [
-        f"{each.count('present')} prompts with the concept and {each.count('absent')} without, read at the {each.token} token"
+        f"{counted(each.count('present'), 'prompt')} with the concept and {each.count('absent')} without, read at the {each.token} token"
         for each in run.of_kind(Recording).values()
     ]
     named = {
@@ -142,7 +142,7 @@ def model(run: Run) -> Section:
     named = {
         "name": run.recorded("model"),
         "family": run.recorded("family"),
-        "layers": [f"{count} cross-attention layers were scored" for count in sorted(layers)],
+        "layers": [f"{counted(count, 'cross-attention layer', ('was', 'were'))} scored" for count in sorted(layers)],
         "sites": [_described(sites)] if sites else [],
     }
     mixed = "This folder holds results of more than one model; compare them with care." if len(run.recorded("model")) > 1 else ""

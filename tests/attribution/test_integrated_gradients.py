@@ -222,7 +222,7 @@ def test_prompts_that_say_the_same_are_warned_of(graph):
         ({"kind": "integral"}, r"kind 'integral' is unknown; choose one of gradient, integrated; did you mean"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
         ({"samples": 0}, "samples=0 takes no gradient; give 1 or more"),
-        ({"fidelity": 2}, "fidelity=2 neurons make no rank correlation; give at least 3, or 0 to leave it out"),
+        ({"fidelity": 2}, "fidelity=2 is too few neurons for a rank correlation; give at least 3, or 0 to leave it out"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
     ],
 )

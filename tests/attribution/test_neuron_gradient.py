@@ -5,9 +5,11 @@ import scipy.stats
 import torch
 
 import neuroscope as ns
-from neuroscope.attribution import plan_ranking
+from neuroscope.attribution import neuron_gradient, plan_ranking
+from neuroscope.attribution.neuron_gradient import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.generation.teacher_forcing import record_steps
+from neuroscope.pipeline import recomputing
 from neuroscope.testbed.plant import PLANT
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of
@@ -113,6 +115,68 @@ def test_a_metric_that_would_be_ignored_is_refused_before_any_call(graph, metric
     with pytest.raises(ns.InvalidInput, match="would be ignored"):
         plan_ranking(graph, CONCEPT, ns.NeuronGradient(), metric=metric, **SMALL)
     assert calls == []
+
+
+class TestRecomputing:
+    """Gradient checkpointing changes nothing but memory and cost."""
+
+    def ranked(self, graph, **options):
+        return ns.rank(graph, CONCEPT, ns.NeuronGradient(samples=4, **options), layers=[8, 9], quiet=True, batch_size=32, **SMALL)
+
+    def test_scores_are_the_same_for_one_nfe_more_a_sample(self, graph):
+        kept, again = self.ranked(graph, recompute=False), self.ranked(graph, recompute=True)
+        for path, scores in kept.scores.items():
+            torch.testing.assert_close(again.scores[path], scores, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(again.stderr[path], kept.stderr[path], rtol=1e-9, atol=1e-12)
+        assert again.cost.nfe == kept.cost.nfe + 4
+        plans = [plan_ranking(graph, CONCEPT, ns.NeuronGradient(samples=4, recompute=each), layers=9, **SMALL) for each in (False, True)]
+        assert [plan.nfe for plan in plans] == [kept.cost.nfe, again.cost.nfe]
+
+    def test_fewer_bytes_are_kept(self, graph):
+        sizes = []
+        for recompute in (False, True):
+            kept = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda each, kept=kept: kept.append(each.numel()) or each, lambda each: each):
+                self.ranked(graph, recompute=recompute)
+            sizes.append(sum(kept))
+        assert sizes[1] < 0.5 * sizes[0]
+
+    @pytest.mark.parametrize("was_on", [False, True])
+    def test_the_denoiser_is_as_it_was(self, was_on):
+        pipe = tiny.sd1()
+        if was_on:
+            pipe.unet.enable_gradient_checkpointing()
+
+        def state():
+            return [[vars(each).get(mark) for mark in recomputing._MARKS] for each in pipe.unet.modules()]
+
+        before = state()
+        self.ranked(ns.HookGraph(pipe), recompute=True)
+        assert state() == before
+
+    def test_it_is_off_after_an_error(self, monkeypatch):
+        pipe = tiny.sd1()
+        monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            self.ranked(ns.HookGraph(pipe), recompute=True)
+        assert not pipe.unet.is_gradient_checkpointing
+
+    @pytest.mark.parametrize(("fits", "more"), [(GRADIENT_MEMORY, 0), (GRADIENT_MEMORY - 1, 4)])
+    def test_by_default_it_is_there_where_gradients_do_not_fit(self, graph, monkeypatch, fits, more):
+        expected = self.ranked(graph, recompute=False).cost.nfe
+        monkeypatch.setattr(neuron_gradient, "fitted_batch_size", lambda *_: fits)
+        assert self.ranked(graph).cost.nfe == expected + more
+
+    def test_a_model_without_it_is_refused_where_it_is_asked_for(self, graph, monkeypatch):
+        monkeypatch.setattr(type(graph.denoiser), "_supports_gradient_checkpointing", False)
+        with pytest.raises(ns.InvalidInput, match="recompute=True is not possible: UNet2DConditionModel has no gradient checkpointing"):
+            self.ranked(graph, recompute=True)
+        monkeypatch.setattr(neuron_gradient, "fitted_batch_size", lambda *_: 1)
+        self.ranked(graph)
+
+    def test_it_is_on_or_off(self, untyped):
+        with pytest.raises(ns.InvalidInput, match="recompute"):
+            ns.NeuronGradient(recompute=1)
 
 
 @pytest.mark.parametrize("samples", [0, -1])

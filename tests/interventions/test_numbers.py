@@ -118,8 +118,8 @@ WRONG = {
     "a site without scores": (lambda: scores(scores={"unet.pooled": double(3)}), "scores and sites differ in unet.0.key"),
     "a site without p-value": (lambda: scores(p_values={"unet.pooled": double(3)}), "p_values and sites differ in unet.0.key"),
     "p-values of 2": (lambda: scores(p_values={site.path: 2 + double(site.width) for site in SITES}), "a p-value is outside 0 to 1"),
-    "more scores than layers": (lambda: LayerScores((0,), (1.0, 2.0)), "1 layers have 2 scores and 0 names"),
-    "more names than layers": (lambda: LayerScores((0,), (1.0,), names=("a", "b")), "1 layers have 1 scores and 2 names"),
+    "more scores than layers": (lambda: LayerScores((0,), (1.0, 2.0)), "1 layer has 2 scores and 0 names"),
+    "more names than layers": (lambda: LayerScores((0,), (1.0,), names=("a", "b")), "1 layer has 1 score and 2 names"),
     "a layer without effects": (
         lambda: LayerScores((0, 3), (1.0, 2.0), effects=Effects(*EFFECTS, double(1, 1, 1), double(1, 1))),
         "scores and effects differ in layer 3",

@@ -120,7 +120,7 @@ def test_layers_keep_their_order_in_the_plot():
     [
         ([], NeuronGradient(), {}, "there are no concepts; give at least one"),
         (["stipple"], NeuronGradient(), {}, "one of concepts is the string 'stipple'"),
-        ([BOTH[0], BOTH[0]], NeuronGradient(), {}, "2 concepts are called 'first'; give each a name of its own"),
+        ([BOTH[0], BOTH[0]], NeuronGradient(), {}, "'first' is the name of 2 concepts; give each a name of its own"),
         (BOTH, "welch", {}, "method is the string 'welch'"),
         (BOTH, LocoGen(), {"layers": 3}, r"layers would be ignored: LocoGen\(\) scores all layers"),
         (BOTH, NeuronAblation(), {"layers": 99}, "99"),

@@ -146,7 +146,7 @@ def decoyed() -> HookGraph:
         ({"tokens": ()}, "tokens is empty, so nothing is the concept's; give some of start, before, subject, last subject, after"),
         ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
-        ({"fidelity": 1}, "fidelity=1 layers make no rank correlation; give at least 3, or 0 to leave it out"),
+        ({"fidelity": 1}, "fidelity=1 is too few layers for a rank correlation; give at least 3, or 0 to leave it out"),
     ],
 )
 def test_an_impossible_option_is_refused(untyped, options, message):

@@ -208,7 +208,7 @@ def share_of_attentions(graph: HookGraph) -> float:
         ({"samples": 0}, "samples=0 takes no gradient; give 1 or more"),
         ({"recomputed": True}, "recomputed attention is one way to repair saturation and samples=4 another; give samples=1"),
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
-        ({"fidelity": 2}, "fidelity=2 layers make no rank correlation; give at least 3, or 0 to leave it out"),
+        ({"fidelity": 2}, "fidelity=2 is too few layers for a rank correlation; give at least 3, or 0 to leave it out"),
         ({"direction": "necesity"}, r"direction 'necesity' is unknown; choose one of necessity, sufficiency; did you mean 'necessity'\?"),
     ],
 )

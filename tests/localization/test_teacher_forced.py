@@ -87,7 +87,7 @@ def test_where_the_other_prompt_changes_nothing_it_says_nothing(graph):
     ("options", "message"),
     [
         ({"steps": 0}, "steps=0 looks at no step of the schedule; give 1 or more"),
-        ({"fidelity": 2}, "fidelity=2 layers make no rank correlation; give at least 3, or 0 to leave it out"),
+        ({"fidelity": 2}, "fidelity=2 is too few layers for a rank correlation; give at least 3, or 0 to leave it out"),
         ({"roles": ()}, "roles is empty; give key, value or both"),
         ({"roles": "query"}, "role 'query' is unknown; choose one of key, value"),
         ({"direction": "both"}, "direction 'both' is unknown; choose one of necessity, sufficiency"),

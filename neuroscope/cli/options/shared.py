@@ -63,8 +63,8 @@ class Printing:
 class Running(Printing):
     """How a command that computes runs, and how it shows that."""
 
+    panel: ClassVar[str] = "Running"
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of images and NFE, and stop; nothing is made.")] = False
-
     rate: Annotated[
         float | None,
         typer.Option(callback=values.finite(above=0), help="With --dry-run: NFE a second, as a former run showed; says the time."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from neuroscope.cli import opening, values
+from neuroscope.cli import choices, opening, values
 from neuroscope.cli.options.shared import Printing, RunningInBatches
 from neuroscope.core.errors import InvalidInput, choose
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class RunningSweeps(RunningInBatches):
     """How a command that sweeps over images runs, and where its images are made."""
 
-    executor: Annotated[str, typer.Option(help="Where images are made: local (this process), or ray (workers on a Ray cluster).")] = "local"
+    executor: Annotated[
+        str, choices.option(choices.EXECUTORS, help="Where images are made: in this process, or by workers on a Ray cluster.")
+    ] = "local"
     workers: Annotated[
         int | None, typer.Option(callback=values.whole(), help="With --executor ray: how many; by default as many as the cluster holds.")
     ] = None
@@ -40,7 +42,7 @@ class RunningSweeps(RunningInBatches):
         """
         from neuroscope.generation.executors import Local, Ray
 
-        if choose("executor", self.executor, ("local", "ray")) == "ray":
+        if choose("executor", self.executor, choices.EXECUTORS) == "ray":
             return Ray(workers=self.workers, address=self.address)
         for name in ("workers", "address"):
             if getattr(self, name) is not None:

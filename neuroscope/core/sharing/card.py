@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neuroscope.core.errors import counted
 from neuroscope.core.sharing.hub import FILE
 from neuroscope.core.sharing.summary import Summary
 
@@ -73,7 +74,7 @@ def _table(summary: Summary) -> str:
     if not summary.columns:
         return ""
     lines = [summary.columns, tuple("---" for _ in summary.columns), *summary.rows]
-    more = f"\n\nThe first {len(summary.rows)} of {summary.count:,} rows." if summary.count > len(summary.rows) else ""
+    more = f"\n\nThe first {len(summary.rows)} of {counted(summary.count, 'row')}." if summary.count > len(summary.rows) else ""
     return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines) + more
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from neuroscope.core.errors import counted
+
 _FONT = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.4"
 _CELL = "padding:1px 10px 1px 0;text-align:left;white-space:nowrap"
 _LIGHT, _DARK = (244, 246, 250), (31, 78, 121)
@@ -29,7 +31,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> 
     head = "".join(f'<th style="{_CELL};font-weight:600">{escape(each)}</th>' for each in columns)
     cells = ["".join(f'<td style="{_CELL}">{escape(each)}</td>' for each in row) for row in rows]
     body = "".join(f"<tr>{each}</tr>" for each in cells)
-    more = f'<div style="opacity:.65">the first {len(rows)} of {count:,} rows</div>' if count > len(rows) else ""
+    more = f'<div style="opacity:.65">the first {len(rows)} of {counted(count, "row")}</div>' if count > len(rows) else ""
     look = "border-collapse:collapse;margin:4px 0;font-size:13px"
     return f'<table style="{look}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}'
 
@@ -46,7 +48,7 @@ def heatmap(rows: Mapping[str, Sequence[float]], unit: str) -> str:
     longest = max(1, *(len(each) for each in shown.values()))
     width = min(18.0, (_WIDTH - _LABEL) / longest)
     drawn = "".join(_row(number, label, each, width, largest) for number, (label, each) in enumerate(shown.items()))
-    more = f"; the first {len(shown)} of {len(rows)} rows" if len(rows) > len(shown) else ""
+    more = f"; the first {len(shown)} of {counted(len(rows), 'row')}" if len(rows) > len(shown) else ""
     said = escape(f"{unit}; dark: {largest:.3g}{more}")
     height = _ROW * len(shown) + 2
     svg = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from neuroscope.core.errors import InvalidInput, first_line
+from neuroscope.core.errors import InvalidInput, counted, first_line
 
 #: Ray counts resources in parts of ten thousand.
 _SMALLEST = 1e-4
@@ -80,7 +80,8 @@ def check_room(ray: Any, need: Mapping[str, float], workers: int | None) -> int:
     asked = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
     held = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in need) for node in nodes)
     raise InvalidInput(
-        f"the cluster has room for {room} workers of {asked} each, not for {workers or 1}: its nodes have {held}; start further nodes, or "
+        f"the cluster has room for {counted(room, 'worker')} of {asked} each, not for {workers or 1}: its nodes have {held}; "
+        "start further nodes, or "
         "give fewer workers, or less for each (threads, gpus_per_worker, resources)"
     )
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from tqdm.auto import tqdm
 
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.ledgers import RunConditions
 from neuroscope.pipeline.graph import HookGraph
@@ -112,7 +112,8 @@ def make(
         yield number, part
     if lost := sum(map(bool, left)):
         raise InvalidInput(
-            f"{type(workers).__name__} did not make all rows of {lost} of {len(tasks)} tasks; an executor gives back every row of each"
+            f"{type(workers).__name__} did not make all rows of {lost} of {counted(len(tasks), 'task')}; "
+            "an executor gives back every row of each"
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from neuroscope.core.errors import InvalidInput, NeuroscopeError, TasksFailed, first_line
+from neuroscope.core.errors import InvalidInput, NeuroscopeError, TasksFailed, counted, first_line
 from neuroscope.generation.executors.executor import progress
 from neuroscope.generation.executors.replica import Made, warning_of
 from neuroscope.generation.executors.tasks import Part, Task, Work
@@ -71,7 +71,7 @@ class Sending:
                         for number, part in self._take(worker):
                             yield number, part
                             bar.update(len(part.numbers))
-                    shown, before = f"{self._count_there()} of {len(self._workers)} workers", shown
+                    shown, before = f"{self._count_there()} of {counted(len(self._workers), 'worker')}", shown
                     bar.set_postfix_str(shown, refresh=shown != before)
             finally:
                 self._withdraw()
@@ -103,8 +103,8 @@ class Sending:
         given_up = all(worker.broken >= _TRIES for worker in self._workers)
         if given_up or (errors and not self._count_there() and now - self._last_there > _PATIENCE):
             raise TasksFailed(
-                f"no worker is there, and {len(self._left)} of {len(self._tasks)} tasks are left: {_said(errors[-1])} Finished images are "
-                "kept in `output` (--resume); run again with it once the cluster is well"
+                f"no worker is there, and {len(self._left)} of {counted(len(self._tasks), 'task')} left: {_said(errors[-1])} "
+                "Finished images are kept in `output` (--resume); run again with it once the cluster is well"
             ) from errors[-1]
 
     def _with_news(self) -> list[Worker]:
@@ -189,8 +189,8 @@ class Sending:
         images = sum(len(self._tasks[number].rows) for number in self._failed)
         error = next(iter(self._failed.values()))
         failed = TasksFailed(
-            f"{len(self._failed)} of {len(self._tasks)} tasks ({images} images) failed {_TRIES} times each, and all others are made: "
-            f"{_said(error)} Finished images are kept in `output` (--resume); run again with it to make the rest"
+            f"{len(self._failed)} of {counted(len(self._tasks), 'task')} ({counted(images, 'image')}) failed {_TRIES} times each, and "
+            f"all others are made: {_said(error)} Finished images are kept in `output` (--resume); run again with it to make the rest"
         )
         failed.__cause__ = error
         return failed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.generation.executors.executor import Executor, Workers
 from neuroscope.generation.executors.local import Local
 from neuroscope.generation.executors.tasks import Part, Task, Work
@@ -36,7 +36,7 @@ class ShardReport:
     output: str
 
     def __str__(self) -> str:
-        return f"shard {self.shard}: made {self.images} images in {self.tasks} tasks, in {self.output}"
+        return f"shard {self.shard}: made {counted(self.images, 'image')} in {counted(self.tasks, 'task')}, in {self.output}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from neuroscope.core.errors import counted
+
 #: The first and the longest pause before what failed is tried again, in seconds. Each pause is twice the one before.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 
@@ -98,7 +100,8 @@ class Worker:
         """What it has done, as one line."""
         there = 0.0 if self.since is None else until - self.since
         rate, share = (self.images / self.busy, min(self.busy / there, 1.0)) if self.busy and there else (0.0, 0.0)
-        return f"worker {self.number}, {self.where or 'lost'}: {self.images} images, {rate:.2f} a second, busy {share:.0%} of {there:.0f} s"
+        images = counted(self.images, "image")
+        return f"worker {self.number}, {self.where or 'lost'}: {images}, {rate:.2f} a second, busy {share:.0%} of {there:.0f} s"
 
 
 def throughput(workers: Sequence[Worker]) -> list[str]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from neuroscope.core.errors import InvalidFile, InvalidInput
+from neuroscope.core.errors import InvalidFile, InvalidInput, counted
 from neuroscope.core.quality import Cost
 from neuroscope.generation.ledgers.ledger import Ledger
 from neuroscope.generation.ledgers.location import Location
@@ -65,7 +65,8 @@ class Folder(Ledger):
             if segment.conditions is not None:
                 self._made_under.append((segment.conditions, set(segment.lines.scores)))
         if self._lines.disputed:
-            said.append(f"{len(self._lines.disputed)} rows of {self._location} stand there twice with different scores and are not used")
+            rows = counted(len(self._lines.disputed), "row", ("stands", "stand"))
+            said.append(f"{rows} twice in {self._location} with different scores, and none of them is used")
         self.rows = dict(self._lines.scores)
         if said:
             warnings.warn(f"{'; '.join(said)}; what is needed of them is made again, and all files stay", UserWarning, stacklevel=4)

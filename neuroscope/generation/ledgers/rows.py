@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from neuroscope.core.errors import counted
 from neuroscope.core.quality import Cost
 
 #: One row's scores by the metrics' names.
@@ -199,10 +200,10 @@ class Lines:
         """What is to be said of a file's lines; nothing where all hold."""
         said = []
         if self.damaged:
-            older = f", {self.older} of them of an older version without checksums" if self.older else ""
-            said.append(f"{self.damaged} of its lines are damaged{older}")
+            older = f", {self.older} of an older version without checksums" if self.older else ""
+            said.append(f"{counted(self.damaged, 'line', ('is', 'are'))} damaged{older}")
         if self.disputed:
-            said.append(f"{len(self.disputed)} rows stand there twice with different scores")
+            said.append(f"{counted(len(self.disputed), 'row', ('stands', 'stand'))} there twice with different scores")
         if self.torn:
             said.append("its last line was cut short, as when a run is killed")
         return f"{path}: {' and '.join(said)}; these rows are not used, and what is needed of them is made again" if said else ""

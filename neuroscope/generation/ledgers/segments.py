@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from neuroscope.core.errors import InvalidFile
+from neuroscope.core.errors import InvalidFile, counted
 from neuroscope.generation.ledgers.rows import Lines
 from neuroscope.generation.ledgers.run_conditions import RunConditions
 
@@ -83,7 +83,7 @@ def decode(name: str, data: bytes) -> Segment:
     lines = Lines.of(raw)
     complaint = ""
     if hashlib.sha256(raw).hexdigest() != header.sha256:
-        complaint = f"{name} is damaged; {len(lines.scores)} rows of it hold by their own checksum and are used"
+        complaint = f"{name} is damaged; used of it: {counted(len(lines.scores), 'row')} whose own checksum holds"
     return Segment(header.conditions, lines, raw, header.is_merged, complaint)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidFile
+from neuroscope.core.errors import InvalidFile, counted
 from neuroscope.core.quality import Cost
 from neuroscope.generation.ledgers.folder import read_segments
 from neuroscope.generation.ledgers.location import Location, is_url
@@ -47,7 +47,8 @@ class RunSummary:
         return self.images - len(self.missing)
 
     def __str__(self) -> str:
-        counts = f"{self.done} of {self.images} images done, {len(self.missing)} missing, {len(self.failed)} of them failed; {self.cost}"
+        images = counted(self.images, "image")
+        counts = f"{self.done} of {images} done, {len(self.missing)} missing, {len(self.failed)} of them failed; {self.cost}"
         return "\n".join([f"{self.title}\n  {counts}", *self._listed()])
 
     def _listed(self) -> Iterator[str]:
@@ -90,7 +91,9 @@ class LedgerSummary:
         under = by_conditions(segments, lines)
         complaints = [segment.complaint for segment in segments if segment.complaint]
         if lines.disputed:
-            complaints.append(f"{len(lines.disputed)} rows stand there twice with different scores and are not used")
+            complaints.append(
+                f"{counted(len(lines.disputed), 'row', ('stands', 'stand'))} there twice with different scores, and none of them is used"
+            )
         runs = tuple(_summary(run, plan, lines) for run, plan in lines.plans.items())
         known = tuple((conditions, tuple(rows)) for conditions, rows in under if conditions is not None)
         unknown = sum(len(rows) for conditions, rows in under if conditions is None)
@@ -98,10 +101,10 @@ class LedgerSummary:
 
     def __str__(self) -> str:
         """A text of some lines."""
-        made = [f"  {len(rows)} rows made on {conditions}" for conditions, rows in self.conditions]
-        made += [f"  {self.unknown_conditions} rows made under unknown conditions"] * bool(self.unknown_conditions)
+        made = [f"  {counted(len(rows), 'row')} made on {conditions}" for conditions, rows in self.conditions]
+        made += [f"  {counted(self.unknown_conditions, 'row')} made under unknown conditions"] * bool(self.unknown_conditions)
         return "\n".join(
-            [f"ledger with {self.rows} rows", *made, *map(str, self.runs), *(f"  damaged: {each}" for each in self.complaints)]
+            [f"ledger with {counted(self.rows, 'row')}", *made, *map(str, self.runs), *(f"  damaged: {each}" for each in self.complaints)]
         )
 
     def to_facts(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import Rows
-from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.intervention import Definition, check_schedule_part
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Plan
@@ -144,7 +144,7 @@ class LocoGen(Localization):
                 raise InvalidInput(f"{name}={given!r} would be ignored: no block of this model rewrites the text; leave it out")
         layers = experiment.graph.sites.layers
         if self.window != "grow" and self.window > len(layers):
-            raise InvalidInput(f"window={self.window} is wider than the model's {len(layers)} layers; give 1 to {len(layers)}")
+            raise InvalidInput(f"window={self.window} is wider than the model's {counted(len(layers), 'layer')}; give 1 to {len(layers)}")
 
     @property
     def _method(self) -> SmallestSets | GrowingWindows | Windows:

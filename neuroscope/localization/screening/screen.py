@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.effects import Effects, Patch
@@ -49,7 +50,7 @@ def check_screen(steps: int, fidelity: int) -> None:
     if steps < 1:
         raise InvalidInput(f"steps={steps} looks at no step of the schedule; give 1 or more")
     if fidelity and fidelity < _FEWEST:
-        raise InvalidInput(f"fidelity={fidelity} layers make no rank correlation; give at least {_FEWEST}, or 0 to leave it out")
+        raise InvalidInput(f"fidelity={fidelity} is too few layers for a rank correlation; give at least {_FEWEST}, or 0 to leave it out")
 
 
 def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, scorer: StepScorer, steps: int, fidelity: int) -> LayerScores:
@@ -66,7 +67,7 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
     Raises:
         InvalidInput: more steps than runs have, or more layers than the model has.
     """
-    check_fits(experiment, method, len(experiment.graph.sites.layers), "layers")
+    check_fits(experiment, method, len(experiment.graph.sites.layers), "layer")
     with metered(experiment.graph.denoiser) as meter:
         runner = PatchRunner(replace(experiment, keep_images=0), spec)
         forcing = TeacherForcing(experiment.graph, runner.sweep.batch_size)
@@ -91,7 +92,7 @@ def plan_screen(experiment: Experiment, method: Localization, nfe_of_step: Calla
     """
     options: Any = method
     layers, images = len(experiment.graph.sites.layers), len(experiment.image_keys)
-    check_fits(experiment, method, layers, "layers")
+    check_fits(experiment, method, layers, "layer")
     truncated, recorded = recorded_steps(experiment, options.steps)
     exact = 1 if options.fidelity else 0
     whole = plan_runs(experiment, exact * (2 + min(options.fidelity, layers)))  # its source is recorded, and is measured once
@@ -114,7 +115,9 @@ def effects_of_steps(
     layers = experiment.graph.sites.layers
     found: dict[str, np.ndarray] = {}
     places = [(image_key, step) for image_key, steps in recorded.items() for step in steps]
-    scores = scorer(forcing, targeted_steps(runner, places))
+    with tqdm(total=len(places), desc=f"scoring {experiment.name}", unit="step", disable=experiment.quiet) as bar:
+        forcing.progress = bar.update
+        scores = scorer(forcing, targeted_steps(runner, places))
     for ((pair, seed), step), score in zip(places, scores, strict=True):
         part = f"step {step.step + 1} of {step.steps}"
         table = found.setdefault(part, np.full((len(layers), len(experiment.pairs), len(experiment.seeds)), np.nan))
@@ -135,7 +138,11 @@ def one_by_one(
     score: Callable[[TeacherForcing, TargetedStep], Float[np.ndarray, "layer"]], forcing: TeacherForcing, steps: Sequence[TargetedStep]
 ) -> list[Float[np.ndarray, "layer"]]:
     """A `StepScorer` that scores one step after the other."""
-    return [score(forcing, each) for each in steps]
+    found = []
+    for each in steps:
+        found.append(score(forcing, each))
+        forcing.progress(1)
+    return found
 
 
 def share(predicted: Float[Tensor, "change channel *place"], source: Tensor, target: Tensor) -> Float[np.ndarray, "change"]:

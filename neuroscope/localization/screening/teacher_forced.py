@@ -85,7 +85,7 @@ def forced_shares(
     """
     scored = forcing.graph.sites.layers if layers is None else layers
     changes = [_changes(roles, forcing.graph, each.target, scored) for each in steps]
-    predicted = forcing.predict_each([each.step for each in steps], changes)
+    predicted = forcing.predict_each([each.step for each in steps], changes, forcing.progress)
     return [share(every[1:], each.step.output, every[:1]) for each, every in zip(steps, predicted, strict=True)]
 
 

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from neuroscope.attribution.recording import ARMS, Recording
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.scores import NeuronScores
 from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
@@ -40,7 +40,7 @@ def concepts(scores: Mapping[str, Any], *, top: int | None = None, ax: Axes | No
     for each in given.values():
         checks.instance("one of the scores", each, (NeuronScores, LayerScores), "what ns.rank or ns.localize gives")
     if len(given) < 2:
-        raise InvalidInput(f"{len(given)} concepts cannot be compared; give the scores of at least two")
+        raise InvalidInput(f"{counted(len(given), 'concept')} cannot be compared; give the scores of at least two")
     check_axes(ax)
     neurons = {name: each for name, each in given.items() if isinstance(each, NeuronScores)}
     layers = {name: each for name, each in given.items() if isinstance(each, LayerScores)}
@@ -109,7 +109,9 @@ def prompts(recording: Recording, concept: Concept, path: str, neuron: int, *, c
     texts = [text for arm in ARMS for text in getattr(concept, arm)]
     values = torch.cat([recording.samples[arm][path][:, neuron] for arm in ARMS]).numpy()
     if len(texts) != len(values):
-        raise InvalidInput(f"the concept has {len(texts)} prompts and the recording {len(values)}; give the concept that was recorded")
+        raise InvalidInput(
+            f"the concept has {counted(len(texts), 'prompt')} and the recording {len(values)}; give the concept that was recorded"
+        )
     order = np.argsort(-values, kind="stable")[: checks.whole("count", count)]
     ax = ax or new_axes(COLUMN * 2, 0.7 + 0.2 * len(order))
     colours = ["tab:blue" if index < len(concept.present) else "0.7" for index in order]

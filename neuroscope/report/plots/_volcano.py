@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.scores import NeuronScores
 from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, new_axes, wrapped
 
@@ -49,7 +49,7 @@ def volcano(scores: NeuronScores, *, q: float = 0.05, named: int = 5, ax: Axes |
     ax.margins(x=0.24, y=0.1)
     ax.set(xlabel=wrapped(scores.provenance.method.replace("()", ""), 50), ylabel="−log10 q")
     sns.despine(ax=ax)
-    return finish(ax, f"{scores.provenance.concept}: {int(found.sum()):,} of {len(found):,} neurons with q ≤ {line:g}")
+    return finish(ax, f"{scores.provenance.concept}: {int(found.sum()):,} of {counted(len(found), 'neuron')} with q ≤ {line:g}")
 
 
 def _name(ax: Axes, scores: NeuronScores, effect: np.ndarray, height: np.ndarray, named: int) -> None:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.report.plots._axes import check_axes, figure_of, finish, new_axes
 
 #: How much of the map covers the image where its numbers are smallest and largest.
@@ -66,7 +66,9 @@ def _map(image: Image, activation: Any) -> np.ndarray:
     if values.ndim == 1:
         width = round((len(values) * image.width / image.height) ** 0.5)
         if not width or len(values) % width or abs(len(values) // width * image.width - width * image.height) > image.width:
-            raise InvalidInput(f"{len(values)} places fill no image of {image.width} × {image.height}; give [height, width]")
+            raise InvalidInput(
+                f"{counted(len(values), 'place', ('fills', 'fill'))} no image of {image.width} × {image.height}; give [height, width]"
+            )
         values = values.reshape(-1, width)
     if values.ndim != 2:
         raise InvalidInput(f"the map has shape {tuple(values.shape)}; give [position] or [height, width]")

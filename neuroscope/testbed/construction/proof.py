@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neuroscope.core.errors import counted
 from neuroscope.testbed.construction import modules
 from neuroscope.testbed.construction.modules import TextModules, always
 from neuroscope.testbed.construction.pipelines import denoiser_of
@@ -58,7 +59,7 @@ class Proof:
 
     def __repr__(self) -> str:
         broken = "; ".join(f"{each.claim}: {each.measured:.2g}" for each in self.claims if not each.holds)
-        return f"Proof({self.plant}: {len(self.claims)} claims{', all hold' if self.holds else f', broken: {broken}'})"
+        return f"Proof({self.plant}: {counted(len(self.claims), 'claim')}{', all hold' if self.holds else f', broken: {broken}'})"
 
 
 class Prover:
