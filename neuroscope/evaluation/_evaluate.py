@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,8 +180,9 @@ def _make(
         ledger.fail([batches[number][row].key for number, row in rows], error)
 
     counted = metered(work.sweep.graph.denoiser, lambda cost: ledger.spend(run, cost)) if ledger.keeps_plans else nullcontext()
-    with counted:
-        for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed):
+    made = make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed)
+    with counted, closing(made):
+        for number, part in made:
             ledger.add(_scores(batches[number], part))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,9 @@ class Measured:
         def failed(rows: Sequence[tuple[int, int]], error: Exception) -> None:
             self._experiment.ledger.fail([self._key(todo[number].runs[row]) for number, row in rows], error)
 
-        for number, part in make(workers, self._work, [self._task(batch) for batch in todo], failed=failed):
-            self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
+        with closing(make(workers, self._work, [self._task(batch) for batch in todo], failed=failed)) as made_of:
+            for number, part in made_of:
+                self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
         workers.finish()
 
     def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
