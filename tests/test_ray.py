@@ -135,7 +135,9 @@ class TestTheSameBits:
         executor = Ray(workers=1, pipeline=ray_parts.crowded_pipeline)
         with pytest.warns(UserWarning, match="out of memory; going on with 2 images at a time"):
             found = evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), executor=executor, **options)
-        pd.testing.assert_frame_equal(found, evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), **options))
+        assert found["halved"].tolist() == [True] * 4 + [False] * 2
+        alone = evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), **options)
+        pd.testing.assert_frame_equal(found.drop(columns="halved"), pd.DataFrame(alone))
 
 
 class TestFailures:

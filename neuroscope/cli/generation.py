@@ -124,7 +124,7 @@ def evaluate(
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
     from neuroscope.evaluation import evaluate as run
-    from neuroscope.evaluation import plan_evaluation, refuse_shares, summarize
+    from neuroscope.evaluation import plan_evaluation, refuse_shares, said_of_halved, summarize
     from neuroscope.metrics import bind
 
     inputs = [*(apply or []), concept.concept, generation.image]
@@ -148,7 +148,7 @@ def evaluate(
     if printed.as_json:
         options.say(summary.to_json(orient="records", indent=1))
     else:
-        options.say(f"{summary.to_string(index=False, float_format='%.3f')}\nwrote {output}")
+        options.say(f"{summary.to_string(index=False, float_format='%.3f')}{said_of_halved(table)}\nwrote {output}")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def evaluate(
 
     Returns:
         One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals, which a
-        notebook shows.
+        notebook shows. Where images were made in groups that did not fit the memory, a column `halved` says which: their last digits
+        can differ from those of a run with room.
 
     Raises:
         InvalidInput: no prompt, seed or metric, a seed given twice, two metrics with one name, an intervention named "none", a value of
@@ -117,7 +118,10 @@ def evaluate(
         unmade = dict.fromkeys(names, math.nan)  # of another shard
         scores = {job.key: ledger.rows.get(job.key, unmade) for job in jobs}
     table = [(job.name, job.prompt, job.seed, metric, scores[job.key][metric]) for job in jobs for metric in names]
-    return Evaluation(table, columns=list(COLUMNS))
+    found = Evaluation(table, columns=list(COLUMNS))
+    if ledger.halved_count:
+        found["halved"] = [job.key in ledger.halved for job in jobs for _ in names]
+    return found
 
 
 def refuse_shares(metrics: Iterable[Metric | Share]) -> None:
@@ -183,7 +187,7 @@ def _make(
     made = make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed)
     with counted, closing(made):
         for number, part in made:
-            ledger.add(_scores(batches[number], part))
+            ledger.add(_scores(batches[number], part), halved=part.is_halved)
 
 
 def _batches(jobs: Sequence[_Job], size: int, wanted: Collection[str], workers: Workers) -> list[list[_Job]]:

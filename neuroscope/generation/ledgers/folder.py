@@ -66,7 +66,7 @@ class Folder(Ledger):
                 self._made_under.append((segment.conditions, set(segment.lines.scores)))
         if self._lines.disputed:
             said.append(f"{len(self._lines.disputed)} rows of {self._location} stand there twice with different scores and are not used")
-        self.rows = dict(self._lines.scores)
+        self.rows, self.halved = dict(self._lines.scores), set(self._lines.halved)
         if said:
             warnings.warn(f"{'; '.join(said)}; what is needed of them is made again, and all files stay", UserWarning, stacklevel=4)
         return self
@@ -124,7 +124,8 @@ class Folder(Ledger):
 
     def _keep(self, rows: Mapping[str, Scores]) -> None:
         if rows:
-            self._write(b"".join(score_line(key, scores, self._lines.attempt(key)) for key, scores in rows.items()))
+            lines = (score_line(key, scores, self._lines.attempt(key), key in self.halved) for key, scores in rows.items())
+            self._write(b"".join(lines))
 
     def _check_conditions(self, keys: Collection[str]) -> None:
         """Refuses to go on with a run whose rows were made under other conditions."""
