@@ -16,6 +16,11 @@ PROMPT = ["--prompt", tiny.PROMPT]
 #: By command, its arguments beside the output, and the images and NFE that it costs: two steps, one row a step.
 RUNS = {
     "localize": (["--style", "stipple", "--exhaustive", "--pairs", "2", "--seeds", "1", *SHORT], 2 * 18, 2 * 18 * 2),
+    "atlas": (
+        ["--style", "stipple", "--object", "ring", "--method", "LocoGen", "--pairs", "2", "--seeds", "1", *SHORT],
+        2 * 36,
+        2 * 36 * 2,
+    ),
     "evaluate": ([*PROMPT, "--seeds", "3", "--read", "style=stipple", *SHORT], 3, 3 * 2),
     "generate": ([*PROMPT, "--count", "2", *SHORT], 2, 2 * 2),
     "record": (["--style", "stipple", "--role", "query", *SHORT], 48, 48 * 2),

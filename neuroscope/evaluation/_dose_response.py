@@ -89,7 +89,8 @@ def dose_response(
     run: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet}
     with executor.open(graph) as workers:
         shared = run | {"executor": workers} | generation
-        table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+        with workers.one_of_several():
+            table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
         changes, tables = _changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else (None, [])
     measured = table["score"].to_numpy(dtype=float).reshape(len(masks), len(prompts), len(seeds), len(metrics))
     return DoseResponse(
@@ -171,7 +172,8 @@ def _changes(
     found, tables = np.zeros((len(masks), len(prompts), len(seeds))), []
     for number, seed in enumerate(seeds):
         metric = UntouchedImages(seed, tuple(prompts), generation, shared["batch_size"]).bound_to(graph)
-        table = evaluate(graph, masked, prompts, [seed], metric, **shared)
+        with shared["executor"].one_of_several():
+            table = evaluate(graph, masked, prompts, [seed], metric, **shared)
         found[1:, :, number] = table["score"].to_numpy(dtype=float).reshape(len(masked), len(prompts))
         tables.append(table)
     return torch.from_numpy(found), tables

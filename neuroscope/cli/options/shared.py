@@ -258,6 +258,21 @@ class SeedOptions:
 
 
 @dataclass(frozen=True)
+class ChosenSeedOptions:
+    """Which seeds, as many by default as the method needs."""
+
+    panel: ClassVar[str] = "Seeds"
+    seeds: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="Seeds of each prompt; by default 1 for neurons, 4 for layers.")
+    ] = None
+    seed: Seed = 0
+
+    def open(self, default: int) -> tuple[int, ...]:
+        """The seeds, counted up; raises InvalidInput for one that no generator takes."""
+        return opening.counted_seeds(self.seed, default if self.seeds is None else self.seeds)
+
+
+@dataclass(frozen=True)
 class FewSeedOptions(SeedOptions):
     """Which seeds, one by default."""
 

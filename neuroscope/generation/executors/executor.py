@@ -61,6 +61,10 @@ class Workers(Executor):
         """Whether they make the task of this number, counted before any is made or left out; by default all."""
         return number >= 0
 
+    def one_of_several(self) -> AbstractContextManager[None]:
+        """A block for one of the runs of a call that has several, such as an atlas with a run for each concept."""
+        return nullcontext()
+
     def finish(self) -> None:
         """Called when all tasks of a run are made whose tasks are known from the beginning; raises where no table comes of it."""
 

@@ -98,7 +98,7 @@ class Folder(Ledger):
     def plan(self, run: str, title: str, images: Mapping[str, str], todo: Collection[str]) -> None:
         """See `Ledger.plan`. It is written at once, so that a place which cannot be written is found before an image is made."""
         planned = self._lines.plans[run].images if run in self._lines.plans else {}
-        if not todo and (planned or self.rows):
+        if not todo and (planned or images.keys() <= self.rows.keys()):
             return  # but a shard without a task says what the run needs
         self._check_conditions({*planned, *images})
         new = {key: shown for key, shown in images.items() if key not in planned}
