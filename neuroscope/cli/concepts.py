@@ -146,12 +146,14 @@ def rank(
         chosen = concept.open(model)
         called: dict[str, Any] = {"layers": ranking.layer or None, "batch_size": printed.batch_size}
         kept: dict[str, Any] = {"quiet": printed.quiet}
+        denoised: dict[str, Any] = {}
         if isinstance(asked, CausalAttribution):
             called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
-            called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
+            denoised = generation.open()
+            called |= denoised | opening.pairs_of(chosen, ranking.pairs)
             kept |= {"output": ledger.open(output), "executor": printed.open_executor()}
         graph = model.open(printed)
-        if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
+        if printed.stops_at_sweep(plan_ranking(graph, chosen, asked, **called), graph, denoised, ledger):
             return
         if ledger.made_shard(printed, run, graph, chosen, asked, **called, **kept):
             return
@@ -219,12 +221,14 @@ def atlas(
     asked = scored.open(ctx)
     chosen = concepts.open(model)
     called: dict[str, Any] = {"layers": scored.layer or None, "batch_size": printed.batch_size}
+    denoised: dict[str, Any] = {}
     if not isinstance(asked, Attribution):
         called |= {"metric": metric.open(ctx, model), "seeds": seeds.open(4 if isinstance(asked, Localization) else 1)}
-        called |= generation.open() | opening.pairs_of_each(chosen, scored.pairs)
+        denoised = generation.open()
+        called |= denoised | opening.pairs_of_each(chosen, scored.pairs)
     kept: dict[str, Any] = {"quiet": printed.quiet, "output": ledger.open(output), "executor": printed.open_executor()}
     graph = model.open(printed)
-    if printed.stops_at(plan_atlas(graph, chosen, asked, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_atlas(graph, chosen, asked, **called), graph, denoised, ledger):
         return
     if ledger.made_shard(printed, run, graph, chosen, asked, **called, **kept):
         return

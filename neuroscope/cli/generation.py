@@ -137,7 +137,7 @@ def evaluate(
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
-    if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_evaluation(graph, changes, prompts, counted, **called), graph, called, ledger):
         return
     called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "output": ledger.open(output), "executor": executor}
     if ledger.made_shard(printed, run, graph, changes, prompts, counted, scored_by, **called):
@@ -212,7 +212,7 @@ def dose(
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     planned = {name: value for name, value in chosen.items() if name != "fill"} | {"seeds": counted}
-    if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_dose_response(graph, scores, prompts, **planned, **called), graph, called, ledger):
         return
     called |= {"seeds": counted, "output": ledger.open(output), "batch_size": printed.batch_size, "quiet": printed.quiet}
     called["executor"] = executor
