@@ -88,12 +88,15 @@ class Part:
         scores: by the metrics' names, for each row.
         made: where there are no metrics, the rows' images, or latents on the CPU.
         images: by number, those that are shown.
+        is_halved: whether its rows were made in fewer at a time than the task has, as these did not fit the memory: rows that share a
+            batch are rounded together.
     """
 
     numbers: range
     scores: dict[str, list[float]] = field(default_factory=dict)
     made: list[Any] = field(default_factory=list)
     images: dict[int, Image] = field(default_factory=dict)
+    is_halved: bool = False
 
 
 def perform(work: Work, task: Task) -> Iterator[Part]:
@@ -108,4 +111,4 @@ def perform(work: Work, task: Task) -> Iterator[Part]:
         shown = [number for number in task.shown if number in numbers]
         drawn = sweep.images([made[number - numbers.start] for number in shown]) if shown else []
         kept = [] if work.metrics else [each.to("cpu", copy=True) if isinstance(each, Tensor) else each for each in made]
-        yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)))
+        yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)), is_halved=len(rows) < len(task.rows))
