@@ -21,12 +21,12 @@ from neuroscope.testbed.construction.encoders import t5_tokenizer
 from neuroscope.testbed.plant import Plant
 
 #: Early enough for the blocks behind it to draw the object, and the neurons a third of their site.
-PLANT = Plant(object=2, colour=5, style=4, neuron_count=40)
-NATURAL = Schedule(steps=3000, batch=32, rate=1e-3, warmup=100, averaging=0.998, checkpoint_every=50)
-PLANTED = Schedule(steps=3000, batch=32, rate=7e-4, warmup=100, averaging=0.998, seed=1, checkpoint_every=50)
+PLANT = Plant(object=2, colour=5, style=4, neuron_count=28)
+NATURAL = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, checkpoint_every=50)
+PLANTED = Schedule(steps=3000, batch=32, rate=1e-3, warmup=100, averaging=0.998, seed=1, checkpoint_every=50)
 STAGES = {"pixart-natural": Stage(NATURAL), "pixart": Stage(PLANTED, PLANT)}
 MODELS = tuple(STAGES)
-DEPTH, HEADS, HEAD_WIDTH = 8, 4, 32
+DEPTH, HEADS, HEAD_WIDTH = 8, 3, 32
 #: Placements of each scene. A transformer has to learn that shapes move.
 _VIEWS = 32
 
@@ -47,7 +47,7 @@ def train(name: str, folder: Path, quiet: bool = False) -> Path:
 
 
 def build_denoiser(context_width: int) -> PixArtTransformer2DModel:
-    """An untrained PixArt transformer for 16×16 latents: 8 blocks, 128 channels, 64 patches.
+    """An untrained PixArt transformer for 16×16 latents: 8 blocks, 96 channels, 64 patches.
 
     Half of its output channels are for a learned variance, as in the published models; the pipeline drops them, and they stay untrained.
     """

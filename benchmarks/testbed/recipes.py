@@ -9,6 +9,8 @@ from neuroscope.core.errors import choose
 
 _RECIPES = dict.fromkeys(sd1.MODELS, sd1.train) | dict.fromkeys(pixart.MODELS, pixart.train)
 MODELS = tuple(_RECIPES)
+#: The plants of the models that have one.
+PLANTS = {name: stage.plant for name, stage in (sd1.STAGES | pixart.STAGES).items() if stage.plant is not None}
 
 
 def train(name: str, folder: Path, quiet: bool = False) -> Path:
