@@ -40,7 +40,8 @@ def predicting_zeros(graph: HookGraph) -> Iterator[list[int]]:
         given = signature.bind(*args, **kwargs).arguments
         noisy = given[latents]
         rows.append(len(noisy))
-        zeros = noisy.new_zeros(len(noisy), channels, *noisy.shape[2:])
+        last = graph.family.channels_last
+        zeros = noisy.new_zeros(*noisy.shape[:-1], channels) if last else noisy.new_zeros(len(noisy), channels, *noisy.shape[2:])
         return Transformer2DModelOutput(sample=zeros) if given.get("return_dict", True) else (zeros,)
 
     former = vars(denoiser).get("forward")

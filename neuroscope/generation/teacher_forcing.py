@@ -152,6 +152,8 @@ class TeacherForcing:
     def _calls(self, steps: Sequence[StepInput], rows: Sequence[int]) -> list[list[int]]:
         """The numbers of the steps that share each call."""
         calls: list[list[int]] = []
+        if self.graph.family.one_step_a_call and steps and stage_shares(self.graph.family, self.graph.denoiser, steps[0].inputs):
+            return [[number] for number in range(len(steps))]
         for number, step in enumerate(steps):
             for call in calls:
                 fits = sum(rows[each] for each in call) + rows[number] <= self.batch_size

@@ -24,9 +24,10 @@ BLOCKS = {
     "pixart": {f"block.{number}": 1 for number in range(16)},
     "sana": {f"block.{number}": 1 for number in range(12)},
     "stable-audio": {f"block.{number}": 1 for number in range(12)},
+    "ltx": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
