@@ -103,6 +103,8 @@ AUDIOLDM2: dict[str, Any] = {
 }
 #: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+#: LTX-Video of 2 thousand million weights: diffusers' scripts/convert_ltx_to_diffusers.py makes it with the class's defaults.
+LTX: dict[str, Any] = {"_class_name": "LTXVideoTransformer3DModel"}
 #: Sana of 1.6 and 0.6 thousand million weights, as diffusers' scripts/convert_sana_to_diffusers.py makes them.
 SANA: dict[str, Any] = {
     "_class_name": "SanaTransformer2DModel",
@@ -144,4 +146,5 @@ PUBLISHED = {
     "Stable Audio": STABLE_AUDIO,
     "Sana 1.6B": SANA,
     "Sana 0.6B": SANA_600M,
+    "LTX-Video": LTX,
 }

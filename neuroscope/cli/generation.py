@@ -40,7 +40,7 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images (sounds: WAV files, with spectrograms; videos: GIF files, with frames) with saved interventions; `neuroscope show IMAGE.png` says what of."""
+    """Make images (sounds: also WAV files; videos: also GIF files) with saved interventions; `neuroscope show IMAGE.png` says what of."""
     from neuroscope.core import storage
     from neuroscope.core.sounds import Sound
     from neuroscope.core.videos import Video
