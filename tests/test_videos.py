@@ -18,8 +18,8 @@ from neuroscope.metrics.metric import scores_of
 from neuroscope.report import plots
 from tests.families import tiny
 
-FAMILIES = ("ltx",)
-SMALL = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "num_frames": 3}
+FAMILIES = ("ltx", "wan")
+SMALL = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "num_frames": 5}
 
 
 @cache
@@ -120,7 +120,7 @@ def test_generate_makes_the_pipelines_own_videos(family):
     (made,) = generate(graph, None, [tiny.PROMPT], [3], **SMALL)
     (frames,) = graph.pipe(tiny.PROMPT, generator=[torch.Generator().manual_seed(3)], output_type="pil", **SMALL).frames
     assert [each.tobytes() for each in made.frames] == [each.tobytes() for each in frames]
-    assert len(made.frames) == 3
+    assert len(made.frames) == 5
     assert made.info["prompt"] == tiny.PROMPT
     sweep = Sweep(graph, [tiny.PROMPT], SMALL, space="latent")
     ((_, latents),) = sweep.run([Row(tiny.PROMPT, 3)])

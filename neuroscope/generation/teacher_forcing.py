@@ -72,7 +72,8 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
             return
         inputs = signature.bind(*args, **kwargs).arguments
         rows = len(graph.family.latents(inputs))
-        carrying = (call.layout or PLAIN).carrying(rows)
+        if not (carrying := (call.layout or PLAIN).carrying(rows)):
+            return  # a call for the negative prompt alone
         noise = graph.family.noise(uncompiled(graph.denoiser), output[0])
         found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row]), noise[row : row + 1]) for row in carrying])
         if stop_after and call.step == max(chosen):

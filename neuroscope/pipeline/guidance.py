@@ -40,17 +40,28 @@ class Run:
         self._pipe, self._family = pipe, family
         self._schedule: Schedule | None = None
         self._known = False
-        self._seen: tuple[Tensor, BatchLayout] | None = None
+        self._seen: list[tuple[Tensor, BatchLayout]] = []
 
     def layout(self, context: Tensor) -> BatchLayout:
-        """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
-        if self._seen is None or self._seen[0] is not context:
-            negative = None if self.unconditional is None else self.unconditional.context
-            parts = len(context) // max(1, len(self.conditional))
-            expected = self._family.expected_parts(self._pipe, parts, negative is not None)
-            shown = context[:, : context.shape[1] - self._family.tokens_beside]
-            self._seen = context, observe_layout(shown, self.conditional.context, negative, expected)
-        return self._seen[1]
+        """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another.
+
+        The calls of one step have contexts of their own, which are the same in every step.
+        """
+        found = next((layout for seen, layout in self._seen if seen is context), None)
+        if found is None:
+            self._seen = self._seen if len(self._seen) < len(self._family.calls) else []
+            found = self._observed(context, len(self._seen))
+            self._seen.append((context, found))
+        return found
+
+    def _observed(self, context: Tensor, call: int) -> BatchLayout:
+        """The layout of a context with which a step's first, second, ... call is made."""
+        negative = None if self.unconditional is None else self.unconditional.context
+        parts = len(context) // max(1, len(self.conditional))
+        in_turn = parts == 1 and self._family.calls[call : call + 1]
+        expected = in_turn or self._family.expected_parts(self._pipe, parts, negative is not None)
+        shown = context[:, : context.shape[1] - self._family.tokens_beside]
+        return observe_layout(shown, self.conditional.context, negative, expected)
 
     def step(self, timestep: float) -> tuple[int | None, int | None]:
         """The number of the step that goes on, and of how many; None where the run has no schedule or has left it."""

@@ -213,7 +213,11 @@ class HookedBlock:
         if not silent and not uneven:
             return
         if not ticks:
-            raise SiteNeverRan(f"the pipeline did not run inside the block, so {len(silent)} hooked sites did nothing; call it inside")
+            others = " and ".join(name for name in self._model.family.successors if getattr(self._model.pipe, name, None) is not None)
+            taken = f", or in steps in which another denoiser ran alone (see {others})" if others else ""
+            raise SiteNeverRan(
+                f"the pipeline did not run inside the block{taken}, so {len(silent)} hooked sites did nothing; call it inside"
+            )
         if silent:
             cause = self._model.why_silent(silent[0])
             raise SiteNeverRan(f"the denoiser ran {ticks} times, but {_named(silent)} never did; the likely cause: {cause}")

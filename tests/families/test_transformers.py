@@ -13,7 +13,7 @@ from neuroscope.testbed import build, planted
 from tests.families import tiny
 from tests.families.test_pixart import LAYER_METHODS
 
-FAMILIES = ("ltx",)
+FAMILIES = ("ltx", "wan")
 SHORT, LONG = "a star", "a red circle and a white square in the style of plain"
 LAYER = 5
 

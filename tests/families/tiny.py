@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 
 
@@ -106,7 +106,8 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     if getattr(pipe, "vae", None) is not None:
         of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
         small = {"use_resolution_binning": False, "height": 32, "width": 32} if of_images else {}
-        small |= {"height": 32, "width": 32, "num_frames": 3} if hasattr(pipe, "video_processor") else {}
+        time = getattr(pipe, "vae_scale_factor_temporal", None) or getattr(pipe, "vae_temporal_compression_ratio", None)
+        small |= {"height": 32, "width": 32, "num_frames": time + 1} if time else {}
         return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:

@@ -141,6 +141,9 @@ class Family:
         channels_last: the denoiser's latents are [row, place, channel].
         one_step_a_call: rows that begin midway share no call with other images' steps, as the denoiser computes what it does behind its
             stages for the rows with which a call begins.
+        calls: of which parts the calls of one guided step are, in order; empty where one call has all parts.
+        successors: the pipeline's attributes that may hold further denoisers of the same class, which take over in later steps. A graph
+            is of one of them.
     """
 
     name: str
@@ -178,6 +181,8 @@ class Family:
     latent_size: Callable[..., tuple[int, ...]] = latent_size
     channels_last: bool = False
     one_step_a_call: bool = False
+    calls: tuple[Part, ...] = ()
+    successors: tuple[str, ...] = ()
 
     def pattern(self, role: Role) -> SitePattern:
         """The pattern of a role."""

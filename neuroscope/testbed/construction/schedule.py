@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 _TIMESTEPS = 1000
 _STEPS = 5
@@ -23,7 +23,7 @@ def confine(pipe: Any, generation: dict[str, Any], rng: np.random.Generator) -> 
 
     Where a schedule adds no noise, a step of DDIM or DDPM leaves the image as it is, to rounding.
     """
-    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+    if isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler):
         return _confine_flow(pipe, generation, int(rng.integers(3)))
     deepfloyd = isinstance(pipe.scheduler, DDPMScheduler)
     first = 3 if deepfloyd else int(rng.integers(3))  # DDPM's last step shows the denoiser's answer at any noise
@@ -41,7 +41,7 @@ def confine(pipe: Any, generation: dict[str, Any], rng: np.random.Generator) -> 
 
 def _confine_flow(pipe: Any, generation: dict[str, Any], first: int) -> tuple[dict[str, Any], tuple[float, float]]:
     """Of a flow from noise to image."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler = FlowMatchEulerDiscreteScheduler()
     vars(scheduler)["set_timesteps"] = partial(_stand_still, scheduler, (first, first + 2))
     pipe.register_modules(scheduler=scheduler)
     return generation | {"num_inference_steps": _STEPS}, (first / _STEPS, (first + 2) / _STEPS)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import UMT5EncoderModel
 
-from neuroscope.testbed.construction.encoders import t5
+from neuroscope.testbed.construction.encoders import t5, t5_encoder, t5_tokenizer
 
 _WIDTH = 64
+_LOUD = 4.0
 
 
 def ltx() -> LTXPipeline:
@@ -33,3 +45,32 @@ def ltx() -> LTXPipeline:
         tokenizer=tokenizer,
         transformer=transformer,
     )
+
+
+def wan() -> WanPipeline:
+    """Wan 2.1, shallow: 12 blocks that cross-attend to all of 512 tokens, normed keys, UMT5, guidance in two calls a step."""
+    tokenizer = t5_tokenizer()
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(tokenizer, _WIDTH, UMT5EncoderModel, layers=2, heads=2),
+        vae=AutoencoderKLWan(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=_wan_transformer(),
+    )
+
+
+def _wan_transformer() -> WanTransformer3DModel:
+    """Its keys are loud, or words would be lost among the padding."""
+    transformer = WanTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=6,
+        attention_head_dim=16,
+        num_layers=12,
+        text_dim=_WIDTH,
+        freq_dim=32,
+        ffn_dim=4 * 96,
+    )
+    for block in transformer.blocks:
+        torch.nn.init.constant_(block.attn2.norm_k.weight, _LOUD)
+    return transformer
