@@ -43,6 +43,7 @@ NAMES = {
     "stable-audio": "Stable Audio",
     "sana": "Sana",
     "ltx": "LTX-Video",
+    "wan": "Wan",
 }
 BEGIN, END = "<!-- from the tests -->", "<!-- end -->"
 

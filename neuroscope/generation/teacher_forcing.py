@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from neuroscope.core.conditions import PLAIN
+from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Intervention
 from neuroscope.pipeline.discovery import stage_shares
 from neuroscope.pipeline.families import END, uncompiled
@@ -84,6 +85,8 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
             yield found
         except _StopRun:
             getattr(graph.pipe, END)()
+    if not found and graph.family.successors:
+        raise InvalidInput(f"none of the recorded steps is one in which the {graph.family.component} runs; record more steps")
 
 
 @contextmanager

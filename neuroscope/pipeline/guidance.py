@@ -67,7 +67,7 @@ class Run:
         """The number of the step that goes on, and of how many; None where the run has no schedule or has left it."""
         if not self._known:
             length = getattr(self._pipe, "num_timesteps", None)
-            self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length), True
+            self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length, self.iterations), True
         step = None if self._schedule is None else self._schedule.step(self.iterations, timestep)
         return (None, None) if step is None or self._schedule is None else (step, self._schedule.count)
 
