@@ -41,9 +41,10 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images (sounds: WAV files, with spectrograms) with saved interventions; `neuroscope show IMAGE.png` says what of."""
+    """Make images (sounds: also WAV files; videos: also GIF files) with saved interventions; `neuroscope show IMAGE.png` says what of."""
     from neuroscope.core import storage
     from neuroscope.core.sounds import Sound
+    from neuroscope.core.videos import Video
     from neuroscope.evaluation import generate as run
     from neuroscope.generation import labels
     from neuroscope.generation.arguments import check_generation
@@ -72,6 +73,8 @@ def generate(
         storage.write_beside(path, png(made))
         if isinstance(made, Sound):
             storage.write_beside(path.with_suffix(".wav"), made.wav())
+        if isinstance(made, Video):
+            storage.write_beside(path.with_suffix(".gif"), made.gif())
     pooled = [
         f"{path}: pooled text: {said}"
         for path, change in zip(apply or [], changes, strict=True)

@@ -196,7 +196,7 @@ class Sweep:
         conditional = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         unconditional = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if has_latents(self.graph.pipe) else "pt"
-        decodes = self.space == "image" and self.graph.family.makes == "sound"
+        decodes = self.space == "image" and self.graph.family.makes != "image"
         made: Sequence[Any] = ()
         with context(rows):
             made = self.graph.pipe(
@@ -231,13 +231,13 @@ def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
     """How many images at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
     device = torch.device(graph.pipe._execution_device)  # an offloaded denoiser rests elsewhere
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    row = bytes_an_image(graph, generation.get("height"), generation.get("width"))
+    row = bytes_an_image(graph, generation.get("height"), generation.get("width"), generation.get("num_frames"))
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
 
 
-def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None) -> int:
-    """An upper bound of the memory that one row takes for images of a size in pixels, by default the model's."""
-    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width))
+def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None, frames: int | None = None) -> int:
+    """An upper bound of the memory that one row takes for images (or videos) of a size in pixels, by default the model's."""
+    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width, frames))
 
 
 def out_of_memory(error: BaseException) -> bool:

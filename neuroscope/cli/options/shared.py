@@ -310,6 +310,9 @@ class SizedDenoisingOptions(DenoisingOptions):
 
     height: Annotated[int | None, typer.Option(callback=values.side(), help="Image height in pixels; give --width too.")] = None
     width: Annotated[int | None, typer.Option(callback=values.side(), help="Image width in pixels; give --height too.")] = None
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", callback=values.whole(), help="Frames of a video; by default the model's own.")
+    ] = None
 
 
 def report(facts: Any, text: str, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.generation.batches import Row, Sweep, SweepInputs
-from neuroscope.metrics.metric import Metric, bind, unbind
+from neuroscope.metrics.metric import Metric, bind, scores_of, unbind
 from neuroscope.pipeline.graph import HookGraph
 
 #: The block in which a batch runs, given the model and all rows of the batch. It is sent to other processes, so it holds no model.
@@ -107,7 +107,7 @@ def perform(work: Work, task: Task) -> Iterator[Part]:
         numbers = range(first, first := first + len(rows))
         prompts = [task.prompts[number] for number in numbers]
         images = sweep.images(made) if work.metrics else []
-        scores = {metric.name: [float(score) for score in metric(images, prompts)] for metric in work.metrics}
+        scores = {metric.name: scores_of(metric, images, prompts) for metric in work.metrics}
         shown = [number for number in task.shown if number in numbers]
         drawn = sweep.images([made[number - numbers.start] for number in shown]) if shown else []
         kept = [] if work.metrics else [each.to("cpu", copy=True) if isinstance(each, Tensor) else each for each in made]
