@@ -1,8 +1,9 @@
 """Which token positions of a prompt carry what, per tokenizer.
 
 Positions are found by the tokenizer's character offsets, never by fixed numbers: tokenizers differ in how they pad and
-in how many tokens a word takes. Prompts are given as the tokenizer reads them; `graph.text` has the same functions for
-prompts as users write them.
+in how many tokens a word takes.
+Where several tokenizers' tokens stand one behind the other (SD3), a word has a place among those of each. Prompts are given as the
+tokenizer reads them; `graph.text` has the same functions for prompts as users write them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def select_tokens(tokenizer: Any, prompts: Sequence[str], token: Token, subject:
         InvalidInput: an unknown kind of token, or a tokenizer without offsets.
     """
     choose("token", token, TOKENS)
+    *before, last = [_selected(part, prompts, token, subject) for part in _parts(tokenizer)]
+    if token == "last":
+        before = [np.zeros_like(each) for each in before]
+    return np.concatenate([*before, last], axis=1)
+
+
+def _selected(tokenizer: Any, prompts: Sequence[str], token: Token, subject: str | None) -> np.ndarray:
     encoded = _encode(tokenizer, prompts)
     chosen = np.zeros(np.shape(encoded["input_ids"]), dtype=bool)
     if token == "all":
@@ -56,6 +64,10 @@ def kinds_of_tokens(tokenizer: Any, prompts: Sequence[str], subject: str) -> np.
     "start" (before all words), "before" the subject, "subject" (all but its last token), "last subject", "after" it,
     "eos" (the first end-of-text token) and "padding". A prompt without the subject has "before" alone.
     """
+    return np.concatenate([_kinds(part, prompts, subject) for part in _parts(tokenizer)], axis=1)
+
+
+def _kinds(tokenizer: Any, prompts: Sequence[str], subject: str) -> np.ndarray:
     encoded = _encode(tokenizer, prompts)
     kinds = np.full(np.shape(encoded["input_ids"]), "before", dtype="<U12")
     for row, (prompt, ids, offsets) in enumerate(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
@@ -86,9 +98,19 @@ def align(tokenizer: Any, pairs: Sequence[tuple[str, str]], subject: str, kinds:
     Returns:
         For each pair its corresponding positions, in order.
     """
+    found: list[list[tuple[int, int]]] = [[] for _ in pairs]
+    first = 0
+    for part in _parts(tokenizer):
+        for places, more in zip(found, _aligned(part, pairs, subject, kinds), strict=True):
+            places += [(first + one, first + other) for one, other in more]
+        first += part.model_max_length
+    return found
+
+
+def _aligned(tokenizer: Any, pairs: Sequence[tuple[str, str]], subject: str, kinds: Collection[str]) -> list[list[tuple[int, int]]]:
     firsts, seconds = (_encode(tokenizer, prompts) for prompts in zip(*pairs, strict=True))
     found = []
-    for row, labels in enumerate(kinds_of_tokens(tokenizer, [first for first, _ in pairs], subject)):
+    for row, labels in enumerate(_kinds(tokenizer, [first for first, _ in pairs], subject)):
         ids, others = firsts["input_ids"][row], seconds["input_ids"][row]
         end = _end_of_text(tokenizer, ids, firsts["offset_mapping"][row])
         other_end = _end_of_text(tokenizer, others, seconds["offset_mapping"][row])
@@ -115,12 +137,22 @@ def _partners(ids: Sequence[int], others: Sequence[int]) -> tuple[list[int], lis
 
 
 def warn_of_lost_words(tokenizer: Any, prompts: Sequence[str]) -> None:
-    """Warns of each prompt that is longer than the model reads, naming the words that are cut off."""
+    """Warns of each prompt that is longer than the model reads, naming the words that are cut off.
+
+    Of several tokenizers the one that reads most counts.
+    """
+    tokenizer = max(_parts(tokenizer), key=lambda part: part.model_max_length)
     for prompt, offsets in zip(prompts, _encode(tokenizer, prompts)["offset_mapping"] if prompts else (), strict=True):
         read = max(end for _, end in offsets)
         if lost := prompt[read:].strip():
             message = f"the prompt {prompt!r} is longer than the model's {counted(tokenizer.model_max_length, 'token')}; it loses {lost!r}"
             warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _parts(tokenizer: Any) -> Sequence[Any]:
+    """The tokenizers whose tokens stand one behind the other in a context; one, where there are not several."""
+    parts: Sequence[Any] = getattr(tokenizer, "parts", (tokenizer,))
+    return parts
 
 
 def _encode(tokenizer: Any, prompts: Sequence[str]) -> Any:

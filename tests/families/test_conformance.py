@@ -26,9 +26,11 @@ BLOCKS = {
     "stable-audio": {f"block.{number}": 1 for number in range(12)},
     "ltx": {f"block.{number}": 1 for number in range(12)},
     "wan": {f"block.{number}": 1 for number in range(12)},
+    "sd3": {f"block.{number}": 1 for number in range(12)},
+    "flux": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "sd3", "flux")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.

@@ -13,11 +13,10 @@ from neuroscope import Concept, ContextSwap, HookGraph, LatentShare, LocoGen, Ne
 from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.metering import metered
 from neuroscope.localization.screening.attribution_patching import AttributionPatching
-from neuroscope.testbed.construction.pipelines import build_unplanted
 from tests.families import tiny
 from tests.families.tiny import OTHER, PROMPT
 
-FAMILIES = ("sd3", "flux")
+FAMILIES = tiny.JOINT
 STEPS = 2
 GUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 3.0}, "flux": {"true_cfg_scale": 3.0, "negative_prompt": "a green ring"}}
 UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {}}
@@ -25,12 +24,17 @@ UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {
 
 @cache
 def built(family: str) -> HookGraph:
-    """A random pipeline of few blocks, whose prompts have few tokens."""
-    pipe = tiny.with_length(build_unplanted(family, 0), 24)
-    kept = pipe.transformer.transformer_blocks
-    del kept[1 : len(kept) - 2]
-    pipe.transformer.register_to_config(num_layers=len(kept))
-    return HookGraph(tiny.exact(pipe))
+    pipe = tiny.PIPELINES[family]()
+    for name, kept in {"num_layers": pipe.transformer.transformer_blocks, "num_single_layers": singles(pipe)}.items():
+        del kept[1 : len(kept) - 2]
+        if len(kept):
+            pipe.transformer.register_to_config(**{name: len(kept)})
+    return HookGraph(pipe)
+
+
+def singles(pipe: Any) -> nn.ModuleList:
+    """The blocks that have one set of weights for text and image."""
+    return getattr(pipe.transformer, "single_transformer_blocks", nn.ModuleList())
 
 
 def drawn(graph: HookGraph, *prompts: str, **options: Any) -> Tensor:
@@ -243,6 +247,21 @@ def test_skipped_layers_are_no_silent_sites() -> None:
     with graph.apply(swap(graph, None, "key", "value", "pooled")):
         found = drawn(graph, PROMPT, **given)
     torch.testing.assert_close(found, drawn(graph, OTHER, **given), atol=1e-12, rtol=0)
+
+
+def test_a_word_of_a_prompt_that_two_tokenizers_read_has_a_place_among_the_tokens_of_each() -> None:
+    graph = built("sd3")
+    tokenizer, other = graph.pipe.tokenizer, graph.pipe.tokenizer_3
+    (chosen,) = graph.text.select_tokens([PROMPT], "subject", "circle")
+    words = PROMPT.partition("circle")[0] + "circle"
+    first, second = len(tokenizer([words])["input_ids"][0]) - 2, len(other([words])["input_ids"][0]) - 2
+    assert chosen.nonzero()[0].tolist() == [first, tokenizer.model_max_length + second]
+    (kinds,) = graph.text.kinds_of_tokens([PROMPT], "circle")
+    assert kinds[chosen].tolist() == ["last subject"] * 2
+    assert (kinds == "eos").sum() == 2
+    assert graph.text.select_tokens([PROMPT], "last")[0].nonzero()[0].tolist() == [graph.text.token_count - 1]
+    ((one, another),) = graph.text.align([(PROMPT, OTHER)], "circle", ["subject"])[:1]
+    assert [place for place, _ in (one, another)] == chosen.nonzero()[0].tolist()
 
 
 def test_a_donor_reads_the_change_s_prompt_from_the_same_noise() -> None:

@@ -66,8 +66,14 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
+def joint(name: str) -> Any:
+    """A pipeline whose blocks rewrite the text, whose prompts have few tokens."""
+    return exact(with_length(build_unplanted(name, 0), 24))
+
+
 _BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan")
-PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
+JOINT = ("sd3", "flux")
+PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT} | {name: partial(joint, name) for name in JOINT}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:

@@ -18,7 +18,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import Family, JointAttention, SitePattern
 from neuroscope.pipeline.families.decoding import decode
-from neuroscope.pipeline.families.encoding import Encoded, default_of
+from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, read_pooled
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
@@ -26,26 +26,6 @@ _TOKENS = 7  # images have four
 _PATCH = 2  # latents on a side of what a token of the image holds
 _SINGLE = r"single_transformer_blocks\.\d+"
 _TIMESTEPS = 1000  # the pipeline divides by it, whatever the scheduler has
-
-
-class OfLength:
-    """A tokenizer as pipelines call it that cut prompts at a length of their own.
-
-    Args:
-        tokenizer: the pipeline's.
-        length: the number of tokens, whatever the tokenizer allows.
-    """
-
-    def __init__(self, tokenizer: Any, length: int) -> None:
-        self._tokenizer = tokenizer
-        self.model_max_length = length
-        self.is_fast = tokenizer.is_fast
-        self.eos_token_id = tokenizer.eos_token_id
-        self.get_vocab = tokenizer.get_vocab
-
-    def __call__(self, prompts: Sequence[str], **options: Any) -> Any:
-        """The prompts' tokens, as the tokenizer gives them."""
-        return self._tokenizer(list(prompts), **options)
 
 
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -129,7 +109,7 @@ FLUX = Family(
     read=read_pooled,
     tokenizers=("tokenizer_2",),
     decode=_decode,
-    words=lambda pipe, tokenizer: OfLength(tokenizer, default_of(pipe, "max_sequence_length")),
+    words=lambda pipe, tokenizer: WithLength(tokenizer, default_of(pipe, "max_sequence_length")),
     arguments={
         "latents": "hidden_states",
         "timestep": "timestep",

@@ -7,7 +7,6 @@ through its norms. The attention `attn2` of some blocks of version 3.5 reads the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import Family, JointAttention, Refusal, SitePattern
-from neuroscope.pipeline.families.encoding import Encoded, default_of
+from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.pixart import block_name
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
@@ -24,37 +23,22 @@ POOLED = "time_text_embed.text_embedder.linear_1"
 _TOKENS = 7  # images have four
 
 
-class SideBySide:
-    """Two tokenizers whose tokens stand one behind the other, as a prompt's do in a context that several encoders make.
-
-    Words are looked for among the first tokenizer's tokens; see `neuroscope.core.tokens`.
+class Parts:
+    """Tokenizers whose tokens stand one behind the other, as a prompt's do in a context that several encoders make.
 
     Args:
-        first, second: tokenizers of transformers; where there is no second one, its tokens say nothing.
-        length: how many tokens the second one gives.
+        *parts: tokenizers of transformers, as the pipeline calls them; see `neuroscope.core.tokens`.
     """
 
-    is_fast = True
-
-    def __init__(self, first: Any, second: Any, length: int) -> None:
-        self._first, self._second, self._length = first, second, length
-        self.model_max_length = first.model_max_length + length
-        self.eos_token_id = first.eos_token_id
-        self.is_fast = first.is_fast
-        self.get_vocab = first.get_vocab
-
-    def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, Any]:
-        """The prompts' tokens, of both, as a tokenizer gives them."""
-        found = self._first(list(prompts), **options | {"max_length": self._first.model_max_length})
-        if self._second is None:
-            nothing: dict[str, Any] = {"input_ids": [0] * self._length, "offset_mapping": [(0, 0)] * self._length}
-            return {name: [[*row, *nothing.get(name, nothing["input_ids"])] for row in found[name]] for name in found}
-        other = self._second(list(prompts), **options | {"max_length": self._length})
-        return {name: [[*row, *more] for row, more in zip(found[name], other[name], strict=True)] for name in found}
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+        self.model_max_length = sum(part.model_max_length for part in parts)
 
 
-def _words(pipe: Any, tokenizer: Any) -> SideBySide:
-    return SideBySide(tokenizer, getattr(pipe, "tokenizer_3", None), default_of(pipe, "max_sequence_length"))
+def _words(pipe: Any, tokenizer: Any) -> Any:
+    if getattr(pipe, "tokenizer_3", None) is None:
+        return tokenizer
+    return Parts(tokenizer, WithLength(pipe.tokenizer_3, default_of(pipe, "max_sequence_length")))
 
 
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def flux() -> FluxPipeline:
     words, encoder = t5(_TEXT)
     transformer = FluxTransformer2DModel(
         in_channels=16,
-        num_layers=4,
+        num_layers=5,
         num_single_layers=4,
         attention_head_dim=16,
         num_attention_heads=6,
