@@ -37,7 +37,7 @@ from neuroscope import (
 )
 from neuroscope.core.storage import write_beside
 from neuroscope.generation.executors import Part, Task, Work, Workers
-from neuroscope.generation.executors.cluster import check_room, dashboard
+from neuroscope.generation.executors.cluster import check_room, connected, dashboard
 from neuroscope.generation.executors.replica import Identity
 from neuroscope.generation.executors.sending import UNSENDABLE, Sending
 from neuroscope.generation.ledgers.ledger import Ledger
@@ -385,6 +385,20 @@ class TestRefusals:
     def test_another_cluster(self, cluster, graph):
         with pytest.raises(InvalidInput, match=r"connected to Ray at .*, not to '192.0.2.1:6379'; call ray.shutdown\(\)"):
             evaluate(graph, {}, ["a cup"], [0], Corner(), executor=Ray(address="192.0.2.1:6379", pipeline=ray_parts.pipeline), **SMALL)
+
+    @pytest.mark.parametrize(
+        "error",
+        [ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError, ray.exceptions.RaySystemError],
+        ids=lambda error: error.__name__,
+    )
+    def test_a_cluster_that_does_not_answer_or_asks_for_another_token(self, error, monkeypatch):
+        def refuse(**_options):
+            raise error("not you")
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", refuse)
+        with pytest.raises(InvalidInput, match=r"no Ray cluster is reached at address 'head:6379': .*not you"), connected("head:6379"):
+            pass
 
     def test_a_difference_between_processes_is_named_with_its_remedy(self):
         here = Identity("a", "cpu", 1, ("python 3.11", "torch 2.10"))
