@@ -358,6 +358,10 @@ class TestRefusals:
             ({"workers": 0}, "workers=0"),
             ({"threads": 1.5}, "threads=1.5"),
             ({"address": ""}, "address"),
+            (
+                {"address": "ray://head:10001"},
+                r"address='ray://head:10001' is that of Ray's client, which is not supported; run on",
+            ),
             ({"gpus_per_worker": -1}, "gpus_per_worker=-1"),
             (
                 {"gpus_per_worker": 1.5},
