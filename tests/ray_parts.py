@@ -78,6 +78,18 @@ class Failing:
         raise Particular(prompts[0], "mauve") if self.particular else ZeroDivisionError(f"of {prompts[0]}")
 
 
+@dataclass(frozen=True)
+class Crowding:
+    """Fails as a worker does whose result finds no room in Ray's object store."""
+
+    name: str = "crowding"
+
+    def __call__(self, images, prompts) -> np.ndarray:
+        from ray.exceptions import OutOfDiskError
+
+        raise OutOfDiskError("no room here")
+
+
 class Unsendable:
     """A metric that cannot be pickled."""
 

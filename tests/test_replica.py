@@ -64,6 +64,11 @@ def test_another_processor_and_other_weights_are_refused_by_name(other, said, he
         Replica(ray_parts.pipeline, replace(here, **other), Numerics.here()).start()
 
 
+def test_one_weight_that_differs_in_its_last_bit_is_refused(here):
+    with pytest.raises(InvalidInput, match="has other weights than this process"):
+        Replica(ray_parts.other_pipeline, here, Numerics.here()).start()
+
+
 def test_workers_are_compared_by_all_that_ledgers_keep_of_a_run(graph, here):
     conditions = RunConditions.of(graph)
     assert (here.device, here.threads) == (conditions.device, conditions.threads)

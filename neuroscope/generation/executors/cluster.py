@@ -45,7 +45,7 @@ def connected(address: str | None) -> Iterator[Any]:
         return
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InvalidInput(
             f"no Ray cluster is reached at address {address!r}: {first_line(error)} Start one with `ray start --head`, or leave "
             "address out to use this machine alone"

@@ -36,7 +36,8 @@ class Ray(Executor):
     tasks are made by others; a task that fails three times is reported once all others are made.
 
     Attributes:
-        address: of the cluster; by default the one that runs on this machine, or else a new one on this machine.
+        address: of the cluster to which this machine belongs, such as "head:6379"; by default the one that runs on this machine, or else
+            a new one on this machine.
         workers: how many; by default as many as the cluster has room for.
         gpus_per_worker: GPUs for each worker, or a fraction of one; by default one if the pipeline is on "cuda", else none.
         threads: torch's threads in each worker, which takes as many CPUs; by default those of this process, or one if the pipeline is on
@@ -58,7 +59,12 @@ class Ray(Executor):
 
     def __post_init__(self) -> None:
         if self.address is not None:
-            checks.text("address", self.address, 'such as "auto" or "ray://head:10001"')
+            checks.text("address", self.address, 'such as "auto" or "head:6379"')
+            if "://" in self.address:
+                raise InvalidInput(
+                    f"address={self.address!r} is that of Ray's client, which is not supported; run on a machine of the cluster, with "
+                    'its address, such as "head:6379" or "auto"'
+                )
         for name in ("workers", "threads"):
             if getattr(self, name) is not None:
                 checks.whole(name, getattr(self, name), least=1)

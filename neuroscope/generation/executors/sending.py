@@ -22,6 +22,8 @@ from neuroscope.generation.executors.worker import Worker, pause
 UNSENDABLE = (TypeError, AttributeError, ValueError, RuntimeError, pickle.PickleError)
 #: How many tasks a worker has at a time: the one that it makes, and the next one, so that it never waits.
 _PREFETCHED = 2
+#: What Ray says of an actor whose class could not be imported or made where it was to run.
+_NOT_CREATED = "error raised in its creation task"
 #: How often a task or the start of a worker is tried.
 _TRIES = 3
 #: How many seconds pass between two looks at the progress bar and at workers that may be tried again.
@@ -209,6 +211,8 @@ class Sending:
 
 def _said(error: BaseException) -> str:
     said = first_line(error) if isinstance(error, Exception) else ""
+    if _NOT_CREATED in said:  # why, such as a package that is missing there, is on the last line
+        said = f"a worker could not begin: {str(error).strip().splitlines()[-1]}"
     return f"{type(error).__name__}: {said}".rstrip(".: ") + "."
 
 

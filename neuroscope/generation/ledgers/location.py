@@ -88,7 +88,7 @@ class Location:
                 self._write_remote(name, data)
         except (OSError, ValueError) as error:
             cause = error.__cause__ if isinstance(error, InvalidFile) and isinstance(error.__cause__, OSError) else error
-            said = f"{self} cannot be written: {_reason(cause)}; what is finished is kept: run again once it can be, or choose another"
+            said = f"{self} cannot be written: {_reason(cause)}; what is finished is kept: run again once it can be, or in another place"
             raise InvalidFile(said) from error
 
     def remove(self, names: Iterable[str]) -> None:
