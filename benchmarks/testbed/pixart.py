@@ -99,7 +99,7 @@ def _train(stage: Stage, start: Path | None, text: Path, quiet: bool, place: Pat
 
 def _autoencoder() -> AutoencoderKL:
     """The bundled one."""
-    return AutoencoderKL.from_pretrained(testbed.path("sd1"), subfolder="vae", torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(testbed.path("sd1"), subfolder="vae", dtype=torch.float32).eval()
 
 
 def assemble(text: Path, denoiser: Path | None, place: Path) -> Path:
