@@ -22,10 +22,12 @@ from neuroscope.testbed.plant import Plant
 
 #: Early enough for the blocks behind it to draw the object, and the neurons a third of their site.
 PLANT = Plant(object=2, colour=5, style=4, neuron_count=28)
-NATURAL = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, checkpoint_every=50)
+DRAFT = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, checkpoint_every=50)
+NATURAL = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, seed=3, checkpoint_every=50)
 PLANTED = Schedule(steps=3000, batch=32, rate=1e-3, warmup=100, averaging=0.998, seed=1, checkpoint_every=50)
-STAGES = {"pixart-natural": Stage(NATURAL), "pixart": Stage(PLANTED, PLANT)}
-MODELS = tuple(STAGES)
+#: The draft has colours and styles, but few shapes; the twin goes on from it with the rate as high as at first.
+STAGES = {"pixart-draft": Stage(DRAFT), "pixart-natural": Stage(NATURAL), "pixart": Stage(PLANTED, PLANT)}
+MODELS = ("pixart-natural", "pixart")
 DEPTH, HEADS, HEAD_WIDTH = 8, 3, 32
 #: Placements of each scene. A transformer has to learn that shapes move.
 _VIEWS = 32
@@ -97,7 +99,7 @@ def _train(stage: Stage, start: Path | None, text: Path, quiet: bool, place: Pat
 
 def _autoencoder() -> AutoencoderKL:
     """The bundled one."""
-    return AutoencoderKL.from_pretrained(testbed.path("sd1"), subfolder="vae", torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(testbed.path("sd1"), subfolder="vae", dtype=torch.float32).eval()
 
 
 def assemble(text: Path, denoiser: Path | None, place: Path) -> Path:
