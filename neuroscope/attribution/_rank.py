@@ -117,7 +117,7 @@ def plan_ranking(
     _check_method(method)
     if isinstance(method, Attribution):
         return Plan(0, 0)
-    options = {"layers": layers, "batch_size": batch_size, "output": None, "quiet": True}
+    options = {"layers": layers, "batch_size": batch_size}
     with _experiment(graph, concept, method, metric, seeds, pairs, generation, **options) as experiment:
         return planned(experiment, method)
 

@@ -288,11 +288,13 @@ def open_experiment(
     pairs: int | None,
     keep_images: int = 0,
     batch_size: int | None,
-    output: LedgerPlace,
-    quiet: bool,
+    output: LedgerPlace = None,
+    quiet: bool = True,
     executor: Executor = Local(),
 ) -> Iterator[Experiment]:
     """Checks what a verb was given, and opens the experiment with its ledger. `localize` and `rank` document the arguments.
+
+    A plan, which makes nothing, leaves the last three out.
 
     Raises:
         InvalidInput: no pair or seed, a layer that the model lacks, a value of another kind, or an option that the pipeline does not have.

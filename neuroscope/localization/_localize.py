@@ -106,6 +106,5 @@ def plan_localization(
         InvalidInput: as in `localize`.
     """
     checks.instance("method", method, Localization, "ns.LocoGen()")
-    options: dict[str, Any] = {"pairs": pairs, "batch_size": batch_size, "output": None, "quiet": True}
-    with open_experiment(localize, graph, concept, metric, seeds, generation, **options) as experiment:
+    with open_experiment(localize, graph, concept, metric, seeds, generation, pairs=pairs, batch_size=batch_size) as experiment:
         return planned(experiment, method)

@@ -13,7 +13,7 @@ from neuroscope.generation.teacher_forcing import TeacherForcing, record_steps
 from neuroscope.testbed import build, planted
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from tests.families import tiny
-from tests.families.test_pixart import LAYER_METHODS
+from tests.families.finding import LAYER_METHODS, finds_the_planted_layer
 
 PROMPT, OTHER = "a red circle in the style of plain", "a blue star and a red circle in the style of stipple"
 METHODS = LAYER_METHODS | {"contribution of tokens": ns.AttentionContribution()}
@@ -178,12 +178,7 @@ def test_predictions_from_recorded_inputs_are_the_runs_own():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_finds_the_planted_layer(name):
-    graph = graph_of("layer")
-    record = planted(graph.pipe)
-    given = {"pairs": 2, "keep_images": 0, "quiet": True} | dict(record.generation)
-    scores = ns.localize(graph, record.concept, METHODS[name], ns.LatentShare(), [0], **given)
-    (layer,) = record.layers
-    assert layer in scores.best.layers if name in ("windows of three", "sets") else scores.top(1) == [layer]
+    assert finds_the_planted_layer(graph_of("layer"), name, METHODS[name])
 
 
 def test_neurons_of_either_encoder_are_ranked():

@@ -13,22 +13,11 @@ from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.teacher_forcing import TeacherForcing, record_steps
 from neuroscope.testbed import build, planted
 from tests.families import tiny
+from tests.families.finding import LAYER_METHODS, finds_the_planted_layer, localized
 from tests.pipelines import parts
 from tests.pipelines.build import PIPELINES
 
 SMALL = {"num_inference_steps": 2, "use_resolution_binning": False, "height": 32, "width": 32}
-LAYER_METHODS = {
-    "windows": ns.LocoGen(),
-    "windows of three": ns.LocoGen(window=3),
-    "growing": ns.LocoGen(window="grow"),
-    "sets": ns.LocoGen(search="sets"),
-    "auto": ns.LocoGen(search="auto"),
-    "cross": ns.CausalTracing(),
-    "forced": ns.TeacherForced(),
-    "patching": ns.AttributionPatching(),
-    "recomputed": ns.AttributionPatching(recomputed=True, samples=1),
-    "contribution": ns.AttentionContribution(against="other"),
-}
 
 
 @cache
@@ -41,19 +30,9 @@ def graph() -> ns.HookGraph:
     return ns.HookGraph(tiny.PIPELINES["pixart"]())
 
 
-def localized(plant: str, method, **options):
-    graph = graph_of(plant)
-    record = planted(graph.pipe)
-    given = {"pairs": 2, "keep_images": 0, "quiet": True} | record.generation | options
-    return ns.localize(graph, record.concept, method, ns.LatentShare(), [0], **given)
-
-
 @pytest.mark.parametrize("name", LAYER_METHODS)
 def test_every_method_finds_the_planted_layer(name):
-    graph = graph_of("layer")
-    (layer,) = planted(graph.pipe).layers
-    scores = localized("layer", LAYER_METHODS[name])
-    assert layer in scores.best.layers if name in ("windows of three", "sets") else scores.top(1) == [layer]
+    assert finds_the_planted_layer(graph_of("layer"), name, LAYER_METHODS[name])
 
 
 @pytest.mark.parametrize("kind", ["self", "ff"])
@@ -61,7 +40,7 @@ def test_every_kind_of_component_of_a_transformer_is_traced(kind):
     """Behind the planted layer everything carries the concept on, and nothing before it does."""
     graph = graph_of("layer")
     (layer,) = planted(graph.pipe).layers
-    scores = localized("layer", ns.CausalTracing(component=kind))
+    scores = localized(graph, ns.CausalTracing(component=kind))
     assert len(scores.layers) == len(graph.sites.layers)
     assert [component.kind for component in graph.components][:3] == ["self", "cross", "ff"]
     assert scores.to_frame().set_index("layer")["score"][:layer].abs().max() < 0.05

@@ -13,7 +13,7 @@ import neuroscope as ns
 from neuroscope.testbed import build, planted
 from neuroscope.testbed.construction.pipelines import build_unplanted
 from tests.families import tiny
-from tests.families.test_pixart import LAYER_METHODS
+from tests.families.finding import LAYER_METHODS, finds_the_planted_layer, localized
 
 SMALL = {"num_inference_steps": 2, "use_resolution_binning": False, "height": 32, "width": 32}
 LENGTH = 300
@@ -44,18 +44,9 @@ def sprint() -> ns.HookGraph:
     return ns.HookGraph(pipe)
 
 
-def localized(plant: str, method, **options):
-    graph = graph_of(plant)
-    record = planted(graph.pipe)
-    given = {"pairs": 2, "keep_images": 0, "quiet": True} | record.generation | options
-    return ns.localize(graph, record.concept, method, ns.LatentShare(), [0], **given)
-
-
 @pytest.mark.parametrize("name", LAYER_METHODS)
 def test_every_method_finds_the_planted_layer(name):
-    (layer,) = planted(graph_of("layer").pipe).layers
-    scores = localized("layer", LAYER_METHODS[name])
-    assert layer in scores.best.layers if name in ("windows of three", "sets") else scores.top(1) == [layer]
+    assert finds_the_planted_layer(graph_of("layer"), name, LAYER_METHODS[name])
 
 
 def test_the_linear_self_attention_of_every_block_is_traced():
@@ -64,7 +55,7 @@ def test_the_linear_self_attention_of_every_block_is_traced():
     (layer,) = planted(graph.pipe).layers
     assert all(isinstance(block.attn1.processor, SanaLinearAttnProcessor2_0) for block in graph.denoiser.transformer_blocks)
     assert [component.kind for component in graph.components][:2] == ["self", "cross"]
-    scores = localized("layer", ns.CausalTracing(component="self"))
+    scores = localized(graph, ns.CausalTracing(component="self"))
     assert len(scores.layers) == len(graph.sites.layers)
     assert scores.to_frame().set_index("layer")["score"][:layer].abs().max() < 0.05
 

@@ -7,9 +7,9 @@ import torch
 
 import neuroscope as ns
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.testbed import build, planted
+from neuroscope.testbed import build
 from tests.families import tiny
-from tests.families.test_pixart import LAYER_METHODS
+from tests.families.finding import LAYER_METHODS, finds_the_planted_layer
 
 PROMPT, OTHER = "a red circle in the style of plain", "a blue star and a red circle in the style of stipple"
 
@@ -116,12 +116,7 @@ def test_a_mask_is_zeroed_rows_of_the_weight():
 
 @pytest.mark.parametrize("name", LAYER_METHODS)
 def test_every_method_finds_the_planted_layer(name):
-    graph = graph_of("layer")
-    record = planted(graph.pipe)
-    given = {"pairs": 2, "keep_images": 0, "quiet": True} | dict(record.generation)
-    scores = ns.localize(graph, record.concept, LAYER_METHODS[name], ns.LatentShare(), [0], **given)
-    (layer,) = record.layers
-    assert layer in scores.best.layers if name in ("windows of three", "sets") else scores.top(1) == [layer]
+    assert finds_the_planted_layer(graph_of("layer"), name, LAYER_METHODS[name])
 
 
 def test_a_sound_is_what_the_pipeline_gives():
