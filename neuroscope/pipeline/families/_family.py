@@ -135,6 +135,7 @@ class Family:
         tokens_beside: how many tokens behind the prompt's the denoiser is given that say something else, such as a sound's length.
         zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
         makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
+        recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
         latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
     """
 
@@ -170,6 +171,7 @@ class Family:
     tokens_beside: int = 0
     zeros_by_itself: bool = False
     makes: Literal["image", "sound"] = "image"
+    recomputes: bool = True
     latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
 
     def pattern(self, role: Role) -> SitePattern:
