@@ -165,7 +165,9 @@ def test_a_shard_that_was_stopped_goes_on_and_says_what_it_made(graph, tmp_path)
     rest = Shard(1, 2).make(verb, *args, output=tmp_path / "1", **options)
     assert 0 < rest.images == whole.images - 5
     assert Shard(1, 2).make(verb, *args, output=tmp_path / "1", **options).images == 0
-    assert str(rest) == f"shard 1/2: made {rest.images} images in {rest.tasks} tasks, in {tmp_path / '1'}"
+    assert (
+        str(rest) == f"shard 1/2: made {rest.images} images in {rest.tasks} {'task' if rest.tasks == 1 else 'tasks'}, in {tmp_path / '1'}"
+    )
 
 
 @pytest.mark.parametrize(("text", "expected"), [("3/16", Shard(3, 16)), (" 1/1 ", Shard(1, 1))])

@@ -70,7 +70,7 @@ def rank(
         executor: where images are made: `Local()`, or `Ray()` for many GPUs and machines. Only methods that make images take one:
             gradients and other single predictions are taken in this process, as their rounding depends on which samples share a call.
         **generation: passed to the pipeline, such as `num_inference_steps`; a response method follows `clip_skip` and
-            `clean_caption` alone.
+            `clean_caption`, and refuses others.
 
     Returns:
         The scores, higher for more control, with their cost; `.top(k)` are the neurons to mask.

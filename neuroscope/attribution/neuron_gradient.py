@@ -131,9 +131,10 @@ class NeuronGradient(CausalAttribution):
                 f"{experiment.metric!r} would be ignored: {self!r} makes no image, and measures how far predictions move; leave the metric "
                 "out, or give ns.NeuronAblation()"
             )
-        if self.recompute and not can_recompute(uncompiled(experiment.graph.denoiser)):
-            name = type(uncompiled(experiment.graph.denoiser)).__name__
-            raise InvalidInput(f"recompute=True is not possible: {name} has no gradient checkpointing; leave it out")
+        graph = experiment.graph
+        if self.recompute and not can_recompute(graph.family, uncompiled(graph.denoiser)):
+            name = type(uncompiled(graph.denoiser)).__name__
+            raise InvalidInput(f"recompute=True is not possible: {name} has no gradient checkpointing that works; leave it out")
 
     def _recomputes(self, experiment: Experiment) -> bool:
         """Whether the backward pass computes blocks again."""
@@ -141,7 +142,7 @@ class NeuronGradient(CausalAttribution):
             return self.recompute
         graph = experiment.graph
         fits = fitted_batch_size(graph, experiment.generation) >= GRADIENT_MEMORY
-        return not fits and can_recompute(uncompiled(graph.denoiser))
+        return not fits and can_recompute(graph.family, uncompiled(graph.denoiser))
 
     def _draws(self, experiment: Experiment) -> list[_Draw]:
         """The samples, with places and shares that are spread evenly over their ranges (stratified, in random order)."""

@@ -206,8 +206,8 @@ def record(
         batch_size: prompts at a time.
         seed: prompt number i starts from the noise of `seed + i`, the same in both arms.
         quiet: show no progress bar.
-        **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone read `clip_skip`
-            and `clean_caption` of them. An image is given once, for all prompts.
+        **generation: passed to the pipeline, such as `num_inference_steps`; sites that depend on the prompt alone follow
+            `clip_skip` and `clean_caption` of them, and recorded alone they refuse others. An image is given once, for all prompts.
 
     Returns:
         Moments of both arms in float64, with the norms of the weights that read each neuron.

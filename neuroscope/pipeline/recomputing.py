@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from neuroscope.pipeline.families import Family
+
 _MARKS = ("gradient_checkpointing", "_gradient_checkpointing_func")
 _again: ContextVar[bool] = ContextVar("again", default=False)
 
@@ -20,11 +22,10 @@ def is_recomputed() -> bool:
     return _again.get()
 
 
-def can_recompute(denoiser: nn.Module) -> bool:
-    """Whether the model has gradient checkpointing."""
-    return bool(getattr(denoiser, "_supports_gradient_checkpointing", False)) and any(
-        hasattr(each, _MARKS[0]) for each in denoiser.modules()
-    )
+def can_recompute(family: Family, denoiser: nn.Module) -> bool:
+    """Whether the model has gradient checkpointing that works."""
+    is_supported = family.recomputes and bool(getattr(denoiser, "_supports_gradient_checkpointing", False))
+    return is_supported and any(hasattr(each, _MARKS[0]) for each in denoiser.modules())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from neuroscope.attribution.neuron_gradient import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.generation.teacher_forcing import record_steps
 from neuroscope.pipeline import recomputing
+from neuroscope.pipeline.recomputing import can_recompute
 from neuroscope.testbed.plant import PLANT
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of
@@ -169,10 +170,32 @@ class TestRecomputing:
 
     def test_a_model_without_it_is_refused_where_it_is_asked_for(self, graph, monkeypatch):
         monkeypatch.setattr(type(graph.denoiser), "_supports_gradient_checkpointing", False)
-        with pytest.raises(ns.InvalidInput, match="recompute=True is not possible: UNet2DConditionModel has no gradient checkpointing"):
+        with pytest.raises(ns.InvalidInput, match="not possible: UNet2DConditionModel has no gradient checkpointing that works"):
             self.ranked(graph, recompute=True)
         monkeypatch.setattr(neuron_gradient, "fitted_batch_size", lambda *_: 1)
         self.ranked(graph)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("family", ns.testbed.FAMILIES)
+    def test_every_familys_scores_are_the_same_where_it_is_possible(self, family):
+        pipe = ns.testbed.build(family, "layer", 0)
+        graph, plant = ns.HookGraph(pipe), ns.testbed.planted(pipe)
+
+        def ranked(recompute):
+            method = ns.NeuronGradient(samples=2, recompute=recompute)
+            return ns.rank(graph, plant.concept, method, quiet=True, **plant.generation)
+
+        try:
+            kept = ranked(False)
+        except ns.InvalidInput as error:  # no noise levels
+            pytest.skip(str(error))
+        if not can_recompute(graph.family, graph.denoiser):
+            with pytest.raises(ns.InvalidInput, match="recompute=True is not possible"):
+                ranked(True)
+            return
+        again = ranked(True)
+        for path, scores in kept.scores.items():
+            torch.testing.assert_close(again.scores[path], scores, rtol=1e-9, atol=1e-12)
 
     def test_it_is_on_or_off(self, untyped):
         with pytest.raises(ns.InvalidInput, match="recompute"):

@@ -169,6 +169,7 @@ class Family:
         encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
+        recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
     """
 
     name: str
@@ -213,6 +214,7 @@ class Family:
     encodes_apart: bool = False
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given
     skipped_block: str = ""
+    recomputes: bool = True
 
     def pattern(self, role: Role, module: str) -> SitePattern:
         """The pattern of a role that a module carries."""

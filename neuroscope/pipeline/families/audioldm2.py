@@ -132,6 +132,7 @@ AUDIOLDM2 = replace(
     encodes_alone=True,
     decode=_decode,
     makes="sound",
+    recomputes=False,  # diffusers hands the masks of a block's attentions on in the wrong places
     settle=_settle,
     latent_size=_latent_size,
 )

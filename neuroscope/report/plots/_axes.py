@@ -26,6 +26,8 @@ Context = Literal["paper", "talk"]
 CONTEXTS: tuple[str, ...] = get_args(Context)
 #: The share of a panel's cell above it, for its title, and left of it, for its tick labels.
 _ABOVE, _LEFT = 0.28, 0.16
+#: The height of a panel's title, in inches.
+_TITLE = 0.15
 #: Axes that are this many times as wide as tall have their panels side by side.
 _WIDE = 1.8
 
@@ -96,8 +98,10 @@ def panels(ax: Axes, titles: list[str]) -> list[Axes]:
         inner = 1 / (count + _LEFT * (count - 1))
         cells = [(number * (1 + _LEFT) * inner, 0.0, inner, 1 - _ABOVE / 2) for number in range(count)]
     else:
-        inner = 1 / count
-        cells = [(0.0, 1 - (number + 1) * inner, 1.0, inner * (1 - _ABOVE)) for number in range(count)]
+        inches = figure_of(ax).get_size_inches()[1] * ax.get_position().height
+        first = min(_ABOVE, _TITLE * count / inches)  # above the first panel there is room for its title alone
+        inner = 1 / (count - _ABOVE + first)
+        cells = [(0.0, 1 - inner * (first + number + 1 - _ABOVE), 1.0, inner * (1 - _ABOVE)) for number in range(count)]
     made = [ax.inset_axes(cell) for cell in cells]
     for panel, title, (_, bottom, *_) in zip(made, titles, cells, strict=True):
         panel.set_title(title, fontsize=NORMAL, loc="left", pad=3, parse_math=False)
