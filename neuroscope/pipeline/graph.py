@@ -202,6 +202,21 @@ class HookGraph(Shown):
             yield self
 
     @block
+    def change_reads(self, sites: Sites, change: Callable[[Tensor, Call], Tensor]) -> Iterator[Self]:
+        """Replaces what the image reads at keys and values of a text that blocks rewrite, while the blocks' own text goes on.
+
+        Args:
+            sites: keys and values; all of them read such a text (`spec.rewritten`).
+            change: given what the image reads there, [row, token, neuron], and the call, what it becomes.
+
+        Raises:
+            SiteNeverRan: on leaving, a site had not run.
+        """
+        with HookedBlock(self._live, self.sites.paths) as hooks:
+            hooks.hook_reads(self._chosen(sites), change)
+            yield self
+
+    @block
     def watch(self, keep: Callable[[StepState, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[Self]:
         """Calls `keep(state, args, kwargs, output)` at every call of the denoiser inside the block; nothing is changed."""
         with HookedBlock(self._live) as hooks:

@@ -10,7 +10,7 @@ the text to the next block, then with the changes, which gives the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -114,11 +114,9 @@ class TextStreams:
             InvalidInput: a row that is to give its text began from other noise or reads another prompt, or prompts that cannot be shared
                 among the images.
         """
-        latents = self._family.latents(given)
-        own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
-        images = len(latents) // (1 if layout is None else len(layout.parts))
-        self.layout = None if own is None or own.parts == (None,) else own
-        call = _Given(dict(given), self.layout, len(latents), images, place[0] == 0)
+        rows = len(self._family.latents(given))
+        images = self._note_layout(rows, layout)
+        call = _Given(dict(given), self.layout, rows, images, place[0] == 0)
         added: list[dict[int, Conditions]] = []
         for taker in takers:
             if lies_within(taker.taking.steps, *place) and (taker.taking.rows == "all" or self._carrying(call)):
@@ -126,6 +124,26 @@ class TextStreams:
         self.others += len(added)
         self._added += len(added) * images
         return self._with_rows(call, added)
+
+    def _note_layout(self, rows: int, layout: BatchLayout | None) -> int:
+        """Notes the layout of the rows that were not added, of one that may have others; how many images there are."""
+        own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
+        self.layout = None if own is None or own.parts == (None,) else own
+        return rows // (1 if layout is None else len(layout.parts))
+
+    def let_read(self, attentions: Iterable[str], rows: int, layout: BatchLayout | None) -> None:
+        """Lets these attentions run twice at this call of the denoiser, for all of its images.
+
+        Args:
+            attentions: their paths.
+            rows: how many the call has, those added by others among them.
+            layout: of these rows.
+        """
+        self._run_twice(attentions, range(self._note_layout(rows, layout)))
+
+    def _run_twice(self, attentions: Iterable[str], images: Iterable[int]) -> None:
+        for path in attentions:
+            self._twice[path] = tuple(sorted({*self._twice.get(path, ()), *images}))
 
     def _take(self, taker: Taker, call: _Given, added: list[dict[int, Conditions]]) -> None:
         """Notes where the images of a change take their text from, with another row for each where that is to be added."""
@@ -144,8 +162,7 @@ class TextStreams:
             rows.append(call.rows + part * call.images + image)
         self._donors[id(taker.taking.conditions)] = torch.tensor(rows, device=self._family.latents(call.arguments).device)
         if taker.taking.definition == "edge":
-            for path in taker.attentions:
-                self._twice[path] = tuple(sorted({*self._twice.get(path, ()), *images}))
+            self._run_twice(taker.attentions, images)
 
     def _carrying(self, call: _Given) -> Sequence[int]:
         """For each image the row that carries its prompt; none in a call that carries negative prompts alone."""
