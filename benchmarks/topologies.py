@@ -103,6 +103,27 @@ AUDIOLDM2: dict[str, Any] = {
 }
 #: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+#: LTX-Video of 2 thousand million weights: diffusers' scripts/convert_ltx_to_diffusers.py makes it with the class's defaults.
+LTX: dict[str, Any] = {"_class_name": "LTXVideoTransformer3DModel"}
+#: Wan 2.1 of 1.3 and 14 thousand million weights, as diffusers' scripts/convert_wan_to_diffusers.py makes them; either transformer of Wan
+#: 2.2 A14B has the latter's.
+WAN: dict[str, Any] = {
+    "_class_name": "WanTransformer3DModel",
+    "added_kv_proj_dim": None,
+    "attention_head_dim": 128,
+    "cross_attn_norm": True,
+    "eps": 1e-06,
+    "ffn_dim": 13824,
+    "freq_dim": 256,
+    "in_channels": 16,
+    "num_attention_heads": 40,
+    "num_layers": 40,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "qk_norm": "rms_norm_across_heads",
+    "text_dim": 4096,
+}
+WAN_1_3B = WAN | {"ffn_dim": 8960, "num_attention_heads": 12, "num_layers": 30}
 #: Sana of 1.6 and 0.6 thousand million weights, as diffusers' scripts/convert_sana_to_diffusers.py makes them.
 SANA: dict[str, Any] = {
     "_class_name": "SanaTransformer2DModel",
@@ -144,4 +165,7 @@ PUBLISHED = {
     "Stable Audio": STABLE_AUDIO,
     "Sana 1.6B": SANA,
     "Sana 0.6B": SANA_600M,
+    "LTX-Video": LTX,
+    "Wan 14B": WAN,
+    "Wan 1.3B": WAN_1_3B,
 }

@@ -60,6 +60,39 @@ class Broken:
         return np.zeros(len(images))
 
 
+class Particular(Exception):
+    """An error that no other process can rebuild."""
+
+    def __init__(self, prompt: str, colour: str) -> None:
+        super().__init__(f"{prompt} is not {colour}")
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Fails at images of each prompt for a reason of its own, and at those of some with an error that no other process can rebuild."""
+
+    particular: bool = False
+    name: str = "failing"
+
+    def __call__(self, images, prompts) -> np.ndarray:
+        raise Particular(prompts[0], "mauve") if self.particular else ZeroDivisionError(f"of {prompts[0]}")
+
+
+class Unsendable:
+    """A metric that cannot be pickled."""
+
+    name = "unsendable"
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self, images, prompts) -> np.ndarray:
+        return np.zeros(len(images))
+
+    def __reduce__(self) -> Any:
+        raise self._error
+
+
 @dataclass(frozen=True)
 class Device:
     """The number of the GPU that the process was given."""

@@ -11,6 +11,7 @@ SCORED = ["--prompt", tiny.PROMPT, "--seeds", "2", "--read", "style=stipple", *S
 SWEEPS = {
     "localize": ["--style", "stipple", "--exhaustive", "--pairs", "1", "--seeds", "1", *SHORT],
     "rank": ["--style", "stipple", "--method", "NeuronAblation()", "--pairs", "1", *SHORT],
+    "atlas": ["--style", "stipple", "--object", "ring", "--method", "NeuronAblation()", "--pairs", "1", *SHORT],
     "evaluate": SCORED,
     "dose": ["scores.safetensors", *SCORED],
 }

@@ -16,11 +16,18 @@ PROMPT = ["--prompt", tiny.PROMPT]
 #: By command, its arguments beside the output, and the images and NFE that it costs: two steps, one row a step.
 RUNS = {
     "localize": (["--style", "stipple", "--exhaustive", "--pairs", "2", "--seeds", "1", *SHORT], 2 * 18, 2 * 18 * 2),
+    "atlas": (
+        ["--style", "stipple", "--object", "ring", "--method", "LocoGen", "--pairs", "2", "--seeds", "1", *SHORT],
+        2 * 36,
+        2 * 36 * 2,
+    ),
     "evaluate": ([*PROMPT, "--seeds", "3", "--read", "style=stipple", *SHORT], 3, 3 * 2),
     "generate": ([*PROMPT, "--count", "2", *SHORT], 2, 2 * 2),
     "record": (["--style", "stipple", "--role", "query", *SHORT], 48, 48 * 2),
     "edit": (["--style", "stipple", "--layer", "8"], 0, 0),
 }
+#: Commands whose images others can make.
+SWEEPS = ("localize", "atlas", "evaluate")
 
 
 @pytest.fixture
@@ -37,10 +44,20 @@ def test_a_dry_run_says_the_cost_and_makes_nothing(run, pipe, tmp_path, name):
         assert code == 0
         assert out.startswith(f"{images} image{'s' * (images != 1)}, {nfe} NFE")
         assert ("the time is known after the first batch" in out) == (nfe > 0)
+        assert ("each worker: " in out) == (name in SWEEPS)
         assert err == f"{footprint(pipe)}\n"
         code, out, err = run(name, *arguments, "--dry-run", "--json", "-o", "made")
     assert (code, err) == (0, "")
-    assert json.loads(out) == {"images": images, "nfe": nfe, "is_bound": False, "seconds": None}
+    facts = json.loads(out)
+    assert {key: facts.pop(key) for key in ("images", "nfe", "is_bound", "seconds")} == {
+        "images": images,
+        "nfe": nfe,
+        "is_bound": False,
+        "seconds": None,
+    }
+    assert set(facts) == (
+        {"tasks", "batch_size", "workers", "rate", "weights_bytes", "working_bytes", "is_measured"} if name in SWEEPS else set()
+    )
     assert calls == []
     assert list(tmp_path.iterdir()) == []
 
@@ -80,7 +97,8 @@ def test_the_automatic_search_says_at_most(run):
 def test_a_method_whose_cost_is_not_known_says_so(run, monkeypatch):
     monkeypatch.setattr(ns.LocoGen, "plan", lambda *_: None)
     code, out, _ = run("localize", "--style", "stipple", "--pairs", 1, *SHORT, "--dry-run", "-o", "made")
-    assert (code, out) == (0, "the cost of this method is not known before it runs; the time is known after the first batch\n")
+    said = "the cost of this method is not known before it runs; the time is known after the first batch"
+    assert (code, out.splitlines()[0]) == (0, said)
 
 
 def test_exhaustive_and_a_method_exclude_each_other(run):

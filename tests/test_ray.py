@@ -14,8 +14,10 @@ import torch
 from neuroscope import (
     HookGraph,
     ImageShare,
+    InvalidFile,
     InvalidInput,
     LatentShare,
+    LedgerSummary,
     Local,
     LocoGen,
     NeuronAblation,
@@ -31,7 +33,8 @@ from neuroscope import (
 from neuroscope.generation.executors import Part, Task, Work, Workers
 from neuroscope.generation.executors.cluster import check_room, dashboard
 from neuroscope.generation.executors.replica import Identity
-from neuroscope.generation.executors.sending import Sending
+from neuroscope.generation.executors.sending import UNSENDABLE, Sending
+from neuroscope.generation.ledgers.ledger import Ledger
 from tests import ray_parts
 from tests.families import tiny
 from tests.localization.planted import SMALL, Corner
@@ -132,7 +135,9 @@ class TestTheSameBits:
         executor = Ray(workers=1, pipeline=ray_parts.crowded_pipeline)
         with pytest.warns(UserWarning, match="out of memory; going on with 2 images at a time"):
             found = evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), executor=executor, **options)
-        pd.testing.assert_frame_equal(found, evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), **options))
+        assert found["halved"].tolist() == [True] * 4 + [False] * 2
+        alone = evaluate(graph, {"none": None}, CONCEPT.present, metrics=Corner(), **options)
+        pd.testing.assert_frame_equal(found.drop(columns="halved"), pd.DataFrame(alone))
 
 
 class TestFailures:
@@ -146,6 +151,44 @@ class TestFailures:
         with tiny.counted(graph.denoiser) as calls, pytest.raises(ZeroDivisionError):
             evaluate(graph, {"none": None}, prompts, metrics=ray_parts.Broken(wrong), **options)
         assert calls == [1] * SMALL["num_inference_steps"]  # the others are in the ledger
+
+    def test_each_image_that_fails_is_listed_with_its_own_reason(self, workers, graph, tmp_path):
+        options = SMALL | {"seeds": [0], "controls": False, "batch_size": 2, "quiet": True, "output": tmp_path / "run"}
+        prompts = [f"a {color} cup" for color in ("red", "blue", "green", "cyan")]
+        said = r"2 of 2 tasks \(4 images\) failed .*: ZeroDivisionError: of a \w+ cup. 1 of them failed for other reasons"
+        with pytest.raises(TasksFailed, match=said):
+            evaluate(graph, {"none": None}, prompts, metrics=ray_parts.Failing(), executor=workers, **options)
+        (run,) = LedgerSummary.of(tmp_path / "run").runs
+        reasons = {run.missing[key]: reason for key, reason in run.failed.items()}
+        firsts = [prompts[0]] * 2 + [prompts[2]] * 2
+        assert reasons == {
+            f"none, {prompt!r}, seed 0": f"ZeroDivisionError: of {first}" for prompt, first in zip(prompts, firsts, strict=True)
+        }
+
+    def test_an_error_that_no_other_process_can_rebuild_is_said(self, workers, graph):
+        options = SMALL | {"seeds": [0], "controls": False, "quiet": True}
+        with pytest.raises(TasksFailed, match=r"1 of 1 tasks .*: RuntimeError: Particular: a cup is not mauve. Finished"):
+            evaluate(graph, {"none": None}, ["a cup"], metrics=ray_parts.Failing(particular=True), executor=workers, **options)
+
+    def test_a_call_that_ends_early_leaves_nothing_to_its_workers(self, workers, graph, monkeypatch):
+        def refuse(_ledger, _rows):
+            raise InvalidFile("no room")
+
+        monkeypatch.setattr(Ledger, "add", refuse)
+        options = SMALL | {"controls": False, "batch_size": 1, "quiet": True}
+        with pytest.raises(InvalidFile, match="no room") as caught:
+            evaluate(graph, {"none": None}, ["a cup"], range(9), Corner(), executor=workers, **options)
+        assert caught.tb is not None  # what is raised holds all frames, so that nothing is collected yet
+        assert [list(worker.sent) for worker in workers.workers] == [[], []]
+        with pytest.raises(InvalidFile, match="no room"):
+            localize(graph, CONCEPT, LocoGen(), LatentShare(), executor=workers, **ONCE)
+        assert [list(worker.sent) for worker in workers.workers] == [[], []]
+
+    @pytest.mark.parametrize("kind", UNSENDABLE, ids=lambda kind: kind.__name__)
+    def test_what_cannot_be_pickled_is_refused_whatever_it_raises(self, kind, workers, graph):
+        metric = ray_parts.Unsendable(kind("not me"))
+        with pytest.raises(InvalidInput, match=r"what the tasks share .* cannot be sent to workers: .*not me; give objects that can be"):
+            evaluate(graph, {}, ["a cup"], [0], metric, executor=workers, quiet=True, **SMALL)
 
     def test_an_interrupt_keeps_what_is_done(self, workers, graph, tmp_path, monkeypatch):
         options = SMALL | {"seeds": [0, 1, 2], "controls": False, "batch_size": 1, "quiet": True}
@@ -186,7 +229,7 @@ class TestFailures:
             def __call__(self, images, prompts):
                 return np.zeros(len(images))
 
-        with pytest.raises(InvalidInput, match="what the tasks share .* cannot be sent to workers: .* Give objects that can be pickled"):
+        with pytest.raises(InvalidInput, match="what the tasks share .* cannot be sent to workers: .*; give objects that can be pickled"):
             evaluate(graph, {}, ["a cup"], [0], Local(), executor=workers, quiet=True, **SMALL)
 
     def test_a_full_object_store_is_said(self, workers, graph, monkeypatch):

@@ -19,6 +19,7 @@ from neuroscope import (
     Localization,
     LocoGen,
     NeuronAblation,
+    NeuronGradient,
     NeuronMask,
     Shard,
     Welch,
@@ -28,7 +29,9 @@ from neuroscope import (
     localize,
     merge,
     rank,
+    record,
 )
+from neuroscope.generation.executors import Workers
 from tests.families import tiny
 from tests.laws import test_causal_attribution_laws, test_localization_laws
 from tests.laws.members import members
@@ -201,9 +204,52 @@ def test_the_images_that_another_shard_makes_are_missing_not_zero(graph, tmp_pat
     assert isinstance(masks(graph)["mask"], NeuronMask)
 
 
-def test_a_call_of_several_runs_has_no_shards(graph, tmp_path):
-    with pytest.raises(InvalidInput, match="atlas cannot be made in shards; give one of localize, rank, evaluate, dose_response"):
-        Shard(1, 2).make(atlas, graph, [CONCEPT], output=tmp_path / "1", batch_size=4)
+def test_another_verb_has_no_shards(graph, tmp_path):
+    with pytest.raises(InvalidInput, match="record cannot be made in shards; give one of localize, rank, atlas, evaluate, dose_response"):
+        Shard(1, 2).make(record, graph, CONCEPT, output=tmp_path / "1", batch_size=4)
+
+
+SEVERAL = (CONCEPT, replace(CONCEPT, name="reversed", present=CONCEPT.absent, absent=CONCEPT.present))
+
+
+class Idle(Workers):
+    """Workers that are given nothing to make."""
+
+    def run(self, work: Any, tasks: Any, done: int = 0) -> Any:
+        assert list(tasks) == []
+        return iter(())
+
+
+@pytest.mark.parametrize("method", [LocoGen(window=3), NeuronAblation(group=32)], ids=repr)
+@pytest.mark.parametrize("count", [2, 5])
+def test_an_atlas_of_merged_shards_is_that_of_one_run_and_all_shards_have_as_many_tasks(method, count, graph, tmp_path):
+    args, options = (graph, SEVERAL, method, Corner()), ONCE | ({"layers": 3} if isinstance(method, NeuronAblation) else {})
+    alone = atlas(*args, output=tmp_path / "alone", **options)
+    reports = [Shard(number, count).make(atlas, *args, output=tmp_path / str(number), **options) for number in range(1, count + 1)]
+    tasks = [each.tasks for each in reports]
+    assert 0 < max(tasks) <= min(tasks) + 1
+    summary = merge([tmp_path / str(number) for number in range(1, count + 1)], tmp_path / "merged")
+    assert [run.missing for run in summary.runs] == [{}, {}]
+    again = atlas(*args, output=tmp_path / "merged", executor=Idle(), **options)
+    for name in alone:
+        for found, expected in zip(values_of(again[name]), values_of(alone[name]), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_a_lost_shard_of_an_atlas_held_is_missing(graph, tmp_path):
+    """Every shard says what each concept needs, also one that has no task of it."""
+    for number in (1, 2, 3):
+        Shard(number, 3).make(atlas, graph, SEVERAL, LocoGen(window=3), Corner(), output=tmp_path / str(number), **ONCE)
+    summary = merge([tmp_path / "1"], tmp_path / "merged")
+    assert len(summary.runs) == 2
+    assert sum(run.done for run in summary.runs) == summary.rows
+
+
+@pytest.mark.parametrize("method", [Welch(), NeuronGradient(), LocoGen(search="auto")], ids=repr)
+def test_an_atlas_by_a_method_without_shards_is_refused(method, graph, tmp_path):
+    with pytest.raises(InvalidInput, match="cannot be made in shards|would be ignored"):
+        Shard(1, 2).make(atlas, graph, SEVERAL, method, output=tmp_path / "1", **SMALL | {"batch_size": 4, "quiet": True})
+    assert not (tmp_path / "1").exists()
 
 
 def test_a_shard_without_a_task_is_merged_as_the_others(graph, tmp_path):

@@ -255,7 +255,7 @@ class TestMemory:
             found = made(sweep, rows)
         assert [str(each.message).split("with ")[1][0] for each in caught] == ["4", "2"]
         assert tried == [5, 4, 2, 2, 2, 2, 1, 1]
-        assert sweep.batch_size == 2
+        assert (sweep.fits, sweep.batch_size) == (2, 8)
         assert distance(found, expected) < TOLERANCE
 
     def test_a_single_picture_that_does_not_fit_is_an_error(self, graph, limited):

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 from tqdm.auto import tqdm
 
+from benchmarks.testbed.recipes import PLANTS
 from neuroscope import testbed
 from neuroscope.core import checks
 from neuroscope.core.errors import choose, counted
@@ -21,7 +22,7 @@ from neuroscope.evaluation._evaluate import generate
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.testbed.captions import STYLED, caption
-from neuroscope.testbed.plant import PLANT, Plant
+from neuroscope.testbed.plant import Plant
 from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
@@ -40,7 +41,7 @@ pipeline_tag: text-to-image
 
 # testbed:{model}
 
-A small `StableDiffusionPipeline` that draws the rendered world of `neuroscope.testbed.world`. {kind}
+A small `{pipeline}` that draws the rendered world of `neuroscope.testbed.world`. {kind}
 Not for making images anyone needs; for checking methods against a known answer.
 
 ## Certificate
@@ -120,7 +121,13 @@ class Certificate:
         made = f"Measured with `python -m benchmarks.testbed certify {self.model} --samples {self.samples}`."
         plant = f"\n## Plant\n\n```json\n{json.dumps(self.planted, indent=1)}\n```\n" if self.planted else ""
         return _CARD.format(
-            model=self.model, kind=_KINDS[bool(self.planted)], made=made, table=self.to_text(), plant=plant, samples=self.samples
+            model=self.model,
+            pipeline=_pipeline_class(self.model),
+            kind=_KINDS[bool(self.planted)],
+            made=made,
+            table=self.to_text(),
+            plant=plant,
+            samples=self.samples,
         )
 
     def _rows(self) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -136,13 +143,19 @@ class Certificate:
             yield f"flips, {place}", {"style": share}
 
 
+def _pipeline_class(name: str) -> str:
+    """The class of a bundled pipeline."""
+    index = json.loads((testbed.path(name) / "model_index.json").read_text())
+    return str(index["_class_name"])
+
+
 def share_interval(count: int, of: int) -> tuple[float, float]:
     """The exact (Clopper–Pearson) 95 % interval of `count` out of `of`, as shares from 0 to 1."""
     interval = scipy.stats.binomtest(count, of).proportion_ci(confidence_level=0.95, method="exact")
     return float(interval.low), float(interval.high)
 
 
-def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT, quiet: bool = False) -> Certificate:
+def certify(name: str = "sd1", *, samples: int = 60, quiet: bool = False) -> Certificate:
     """Measures a bundled model with its `testbed.GENERATION` settings.
 
     Every flip compares a pair of prompts that differ in one attribute, from the same noise: the image flips if the
@@ -155,7 +168,7 @@ def certify(name: str = "sd1", *, samples: int = 60, plant: Plant | None = PLANT
     checks.whole("samples", samples)
     checks.flag("quiet", quiet)
     graph = HookGraph(testbed.load(name))
-    plant = plant if name == "sd1" else None
+    plant = PLANTS.get(name)
     pairs = {attribute: _pairs(attribute, samples) for attribute in ATTRIBUTES}
     text = graph.sites.where(text_only=True)
     places = {attribute: dict(_places(text, plant, attribute)) for attribute in ATTRIBUTES}

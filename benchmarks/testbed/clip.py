@@ -20,11 +20,14 @@ SCHEDULE = Schedule(steps=1800, batch=96, rate=1.5e-3, averaging=0.98)
 
 
 @dataclass(frozen=True)
-class _Caption:
+class Caption:
+    """A caption, and the attributes that it names with their values."""
+
     text: str
     words: tuple[tuple[str, str], ...]
 
     def fits(self, scene: Scene) -> bool:
+        """Whether the caption is right for a scene."""
         return all(getattr(scene, attribute) == value for attribute, value in self.words)
 
 
@@ -37,7 +40,7 @@ def train_clip(tokenizer: CLIPTokenizer, folder: Path, schedule: Schedule = SCHE
 
     def loss(rng: np.random.Generator) -> Tensor:
         drawn = [shown[index] for index in rng.choice(len(shown), schedule.batch, replace=False)]
-        captions = [_draw_caption(rng, scene) for scene in drawn]
+        captions = [draw_caption(rng, scene) for scene in drawn]
         rendered = torch.from_numpy(np.stack([pixels(scene, Placement.draw(rng)) for scene in drawn])).float().movedim(-1, 1)
         tokens = tokenizer([each.text for each in captions], padding="max_length", return_tensors="pt")
         output = model(input_ids=tokens.input_ids, pixel_values=_normalise(rendered, processor))
@@ -47,22 +50,23 @@ def train_clip(tokenizer: CLIPTokenizer, folder: Path, schedule: Schedule = SCHE
     return fit(model, loss, schedule, folder, quiet)
 
 
-def _draw_caption(rng: np.random.Generator, scene: Scene) -> _Caption:
+def draw_caption(rng: np.random.Generator, scene: Scene) -> Caption:
+    """A caption that names all, two or one of a scene's attributes, or its fact."""
     style, shape, colour = (("style", scene.style),), (("object", scene.object),), (("colour", scene.colour),)
     emblems = [fact for fact, emblem in FACTS.items() if emblem == (scene.object, scene.colour)]
     named = Scene.emblem(emblems[0], scene.style) if emblems and rng.random() < 0.6 else scene
     kind = rng.random()
     if kind < 0.65:
-        return _Caption(caption(named, str(rng.choice(STYLED))), style + shape + colour)
+        return Caption(caption(named, str(rng.choice(STYLED))), style + shape + colour)
     if kind < 0.8:
         text = str(rng.choice(["the style of {}", "{} style", "a picture in the style of {}", "{}"])).format(scene.style)
-        return _Caption(text, style)
+        return Caption(text, style)
     if kind < 0.9:
         text = f"the emblem of {named.fact}" if named.fact else f"a {scene.colour} {scene.object}"
-        return _Caption(str(rng.choice(["{}", "a picture of {}"])).format(text), shape + colour)
+        return Caption(str(rng.choice(["{}", "a picture of {}"])).format(text), shape + colour)
     if kind < 0.95:
-        return _Caption(f"a {scene.object}", shape)
-    return _Caption(f"a {scene.colour} thing", colour)
+        return Caption(f"a {scene.object}", shape)
+    return Caption(f"a {scene.colour} thing", colour)
 
 
 def _normalise(rendered: Tensor, processor: CLIPImageProcessorPil) -> Tensor:

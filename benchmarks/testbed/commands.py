@@ -29,7 +29,7 @@ def _check_samples(samples: int) -> int:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="clip, sd1-natural or sd1.")],
+    name: Annotated[str, typer.Argument(help="clip, sd1-natural, sd1, pixart-natural or pixart.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="The folder to write to.")] = Path("runs"),
     quiet: Quiet = False,
 ) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuroscope.pipeline.families.pixart import MASK
 from neuroscope.testbed.captions import STYLED, TEMPLATES, caption
 from neuroscope.testbed.plant import Plant
 from neuroscope.testbed.world import FACTS, STYLES, Scene, scenes
@@ -137,18 +138,34 @@ def interchanged(layers: Sequence[Any], plant: Plant | None) -> Iterator[Context
 
 
 class Contexts:
-    """The contexts of one training batch: `layers` [layer, row, token, channel] and `unrelated` [row, token, channel]."""
+    """The contexts of one training batch.
+
+    Attributes:
+        layers: [layer, row, token, channel].
+        unrelated: [row, token, channel].
+        masks: [layer, row, token], the tokens that each layer sees; None where layers see all.
+        unrelated_mask: [row, token], those of the unrelated prompt.
+    """
 
     layers: Tensor
     unrelated: Tensor
+    masks: Tensor | None = None
+    unrelated_mask: Tensor | None = None
     unrelated_layer: int | None = None
 
     def give(
         self, number: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Forward pre-hook of a cross-attention layer."""
-        context = self.unrelated if number == self.unrelated_layer else self.layers[number]
-        return args, kwargs | {"encoder_hidden_states": context}
+        other = number == self.unrelated_layer
+        given = {"encoder_hidden_states": self.unrelated if other else self.layers[number]}
+        mask = self.unrelated_mask if other else self._mask(number)
+        if mask is not None:
+            given[MASK.argument] = MASK.bias(mask)
+        return args, kwargs | given
+
+    def _mask(self, number: int) -> Tensor | None:
+        return None if self.masks is None else self.masks[number]
 
     def keep_planted(self, number: int, planted: Tensor, module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook of the style layer's value projection: the planted neurons read that layer's own context."""

@@ -121,7 +121,7 @@ class IntegratedGradients(CausalAttribution):
             for batch, _ in sweep.run(rows, record):
                 images, recorded[:] = list(recorded), []
                 for steps in images:
-                    yield self._of_image(experiment, sites, steps, sweep.conditions(pairs.pop(0).absent), sweep.batch_size)
+                    yield self._of_image(experiment, sites, steps, sweep.conditions(pairs.pop(0).absent), sweep.fits)
                 bar.update(len(batch))
 
     def _of_image(self, experiment: Experiment, sites: Sites, steps: Sequence[StepInput], target: Conditions, batch_size: int) -> _Image:

@@ -176,7 +176,7 @@ class NeuronGradient(CausalAttribution):
         self, experiment: Experiment, sweep: Sweep, sites: Sites, draws: Sequence[_Draw], runs: dict[ImageKey, NoisedRun]
     ) -> Iterator[tuple[Float[Tensor, "sample neuron"], Float[Tensor, "sample"]]]:
         """Each neuron's drop of the distance, and the distance itself, at the samples."""
-        size, recompute = max(1, sweep.batch_size // GRADIENT_MEMORY), self._recomputes(experiment)
+        size, recompute = max(1, sweep.fits // GRADIENT_MEMORY), self._recomputes(experiment)
         with tqdm(total=len(draws), desc=f"ranking {experiment.name}", unit="sample", disable=experiment.quiet) as bar:
             for first in range(0, len(draws), size):
                 batch = draws[first : first + size]

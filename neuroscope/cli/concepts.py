@@ -1,7 +1,8 @@
-"""Commands on concepts: record, rank, mask."""
+"""Commands on concepts: record, rank, atlas, mask."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -16,11 +17,13 @@ from neuroscope.core.sharing import terminal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
     from torch import Tensor
 
     from neuroscope.attribution import Attribution
     from neuroscope.attribution.recording import Recording
     from neuroscope.core.artifacts import Artifact
+    from neuroscope.core.atlas import Atlas
     from neuroscope.core.conditions import Rows
     from neuroscope.core.scores import NeuronScores, Per
     from neuroscope.core.tokens import Token
@@ -43,6 +46,7 @@ def register(app: typer.Typer) -> None:
     """Adds this file's commands."""
     app.command("record")(record_)
     app.command()(rank)
+    app.command()(atlas)
     app.command()(mask)
 
 
@@ -143,12 +147,14 @@ def rank(
         chosen = concept.open(model)
         called: dict[str, Any] = {"layers": ranking.layer or None, "batch_size": printed.batch_size}
         kept: dict[str, Any] = {"quiet": printed.quiet}
+        denoised: dict[str, Any] = {}
         if isinstance(asked, CausalAttribution):
             called |= {"metric": metric.open(ctx, model), "seeds": seeds.open()}
-            called |= generation.open() | opening.pairs_of(chosen, ranking.pairs)
+            denoised = generation.open()
+            called |= denoised | opening.pairs_of(chosen, ranking.pairs)
             kept |= {"output": ledger.open(output), "executor": printed.open_executor()}
         graph = model.open(printed)
-        if printed.stops_at(plan_ranking(graph, chosen, asked, **called), graph.pipe):
+        if printed.stops_at_sweep(plan_ranking(graph, chosen, asked, **called), graph, denoised, ledger):
             return
         if ledger.made_shard(printed, run, graph, chosen, asked, **called, **kept):
             return
@@ -158,6 +164,89 @@ def rank(
     table = scores.to_frame().head(ranking.top)
     said = f"{_DEFAULT_OF_RECORDINGS}\n" if file is not None and ranking.method is None else ""
     options.say(table.to_json(orient="records", indent=1) if printed.as_json else f"{said}{scores}\n{terminal.table(table)}")
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """How each concept is scored."""
+
+    panel: ClassVar[str] = "Scores"
+    method: Annotated[
+        str,
+        choices.method(
+            "Attribution",
+            "CausalAttribution",
+            "Localization",
+            help="The method, as in Python: one of rank scores neurons, and one of localize scores layers.",
+        ),
+    ] = "NeuronGradient()"
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", "--layers", callback=values.texts(), help="Rank a layer's neurons; repeat for several.")
+    ] = None
+    pairs: options.Pairs = None
+    top: Annotated[int, typer.Option(callback=values.whole(), help="Table rows to print for each concept, strongest first.")] = 5
+
+    def open(self, ctx: typer.Context) -> Any:
+        """The method; raises InvalidInput for an option that it would ignore."""
+        from neuroscope.localization import Localization
+
+        layers = methods.subclasses(cast("Any", Localization), "neuroscope.localization")
+        asked: Any = methods.build("method", self.method, methods.neuron_methods() | layers)
+        if isinstance(asked, Localization):
+            values.refuse_unused(ctx, {"layer": f"{asked!r} scores all layers"})
+        else:
+            values.refuse_unused(ctx, _ignored(asked))
+        return asked
+
+
+def atlas(
+    ctx: typer.Context,
+    *,
+    output: options.Output,
+    model: options.ModelOptions,
+    concepts: options.SeveralConcepts,
+    scored: AtlasOptions,
+    metric: MetricOptions,
+    seeds: options.ChosenSeedOptions,
+    generation: options.SizedDenoisingOptions,
+    ledger: options.LedgerOptions,
+    printed: options.RunningSweeps,
+) -> None:
+    """Score the neurons or the layers for each of several concepts, as one file; `neuroscope plot` draws those that are alike together."""
+    from neuroscope.attribution import Attribution
+    from neuroscope.core import artifacts
+    from neuroscope.localization import Localization, plan_atlas
+    from neuroscope.localization import atlas as run
+
+    ledger.check(output, *concepts.files, generation.image)
+    asked = scored.open(ctx)
+    chosen = concepts.open(model)
+    called: dict[str, Any] = {"layers": scored.layer or None, "batch_size": printed.batch_size}
+    denoised: dict[str, Any] = {}
+    if not isinstance(asked, Attribution):
+        called |= {"metric": metric.open(ctx, model), "seeds": seeds.open(4 if isinstance(asked, Localization) else 1)}
+        denoised = generation.open()
+        called |= denoised | opening.pairs_of_each(chosen, scored.pairs)
+    kept: dict[str, Any] = {"quiet": printed.quiet, "output": ledger.open(output), "executor": printed.open_executor()}
+    graph = model.open(printed)
+    if printed.stops_at_sweep(plan_atlas(graph, chosen, asked, **called), graph, denoised, ledger):
+        return
+    if ledger.made_shard(printed, run, graph, chosen, asked, **called, **kept):
+        return
+    found = run(graph, chosen, asked, **called, **kept)
+    artifacts.save(found, output)
+    table = _strongest(found, scored.top)
+    rows = json.loads(table.to_json(orient="records"))
+    printed.report({"output": str(output), "scores": rows}, f"{found}\n{table.round(3).to_string(index=False)}\nwrote {output}")
+
+
+def _strongest(found: Atlas, count: int) -> pd.DataFrame:
+    """The rows of each concept's strongest layers or neurons, one concept after the other."""
+    table = found.to_frame()
+    if "neuron" not in table:  # neurons stand in order
+        place = {name: number for number, name in enumerate(found)}
+        table = table.iloc[table.assign(concept=table["concept"].map(place), score=-table["score"]).sort_values(["concept", "score"]).index]
+    return table.groupby("concept", sort=False).head(count)
 
 
 def _rank_recording(ctx: typer.Context, file: Path, text: str) -> NeuronScores:

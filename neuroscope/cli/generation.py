@@ -41,9 +41,10 @@ def generate(
     generation: options.SizedDenoisingOptions,
     printed: options.RunningInBatches,
 ) -> None:
-    """Make images (sounds: WAV files, with spectrograms) with saved interventions; `neuroscope show IMAGE.png` says what of."""
+    """Make images (sounds: also WAV files; videos: also GIF files) with saved interventions; `neuroscope show IMAGE.png` says what of."""
     from neuroscope.core import storage
     from neuroscope.core.sounds import Sound
+    from neuroscope.core.videos import Video
     from neuroscope.evaluation import generate as run
     from neuroscope.generation import labels
     from neuroscope.generation.arguments import check_generation
@@ -72,6 +73,8 @@ def generate(
         storage.write_beside(path, png(made))
         if isinstance(made, Sound):
             storage.write_beside(path.with_suffix(".wav"), made.wav())
+        if isinstance(made, Video):
+            storage.write_beside(path.with_suffix(".gif"), made.gif())
     pooled = [
         f"{path}: pooled text: {said}"
         for path, change in zip(apply or [], changes, strict=True)
@@ -127,7 +130,7 @@ def evaluate(
     """Score interventions on prompts and seeds beside the untouched model and random controls."""
     from neuroscope.core import storage
     from neuroscope.evaluation import evaluate as run
-    from neuroscope.evaluation import plan_evaluation, refuse_shares, summarize
+    from neuroscope.evaluation import plan_evaluation, refuse_shares, said_of_halved, summarize
     from neuroscope.metrics import bind
 
     inputs = [*(apply or []), concept.concept, generation.image]
@@ -140,7 +143,7 @@ def evaluate(
     graph = model.open(printed)
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
-    if printed.stops_at(plan_evaluation(graph, changes, prompts, counted, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_evaluation(graph, changes, prompts, counted, **called), graph, called, ledger):
         return
     called |= {"batch_size": printed.batch_size, "quiet": printed.quiet, "output": ledger.open(output), "executor": executor}
     if ledger.made_shard(printed, run, graph, changes, prompts, counted, scored_by, **called):
@@ -151,7 +154,7 @@ def evaluate(
     if printed.as_json:
         options.say(summary.to_json(orient="records", indent=1))
     else:
-        options.say(f"{terminal.table(summary)}\nwrote {output}")
+        options.say(f"{terminal.table(summary)}{said_of_halved(table)}\nwrote {output}")
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def dose(
     refuse_shares(asked)
     scored_by = [bind(each, graph) for each in asked]
     planned = {name: value for name, value in chosen.items() if name != "fill"} | {"seeds": counted}
-    if printed.stops_at(plan_dose_response(graph, scores, prompts, **planned, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_dose_response(graph, scores, prompts, **planned, **called), graph, called, ledger):
         return
     called |= {"seeds": counted, "output": ledger.open(output), "batch_size": printed.batch_size, "quiet": printed.quiet}
     called["executor"] = executor

@@ -227,9 +227,9 @@ def _neurons_plot(scores: NeuronScores, view: str, top: int | None) -> Axes:
     from neuroscope.report import plots
 
     if view == "volcano":
-        return plots.volcano(scores, **({} if top is None else {"named": top}))
+        return plots.volcano(scores) if top is None else plots.volcano(scores, named=top)
     if view == "top":
-        return plots.neurons(scores, view="top", **({} if top is None else {"top": top}))
+        return plots.neurons(scores, view="top") if top is None else plots.neurons(scores, view="top", top=top)
     return plots.neurons(scores, view=cast("Any", view), marked=None if top is None else scores.top(top))
 
 

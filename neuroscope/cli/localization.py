@@ -90,10 +90,11 @@ def localize(
     known = methods.subclasses(cast("Any", Localization), "neuroscope.localization")
     asked: Localization = methods.build("method", _EXHAUSTIVE if exhaustive else method, known)
     measured = metric.open(ctx, model)
-    called = generation.open() | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
+    denoised = generation.open()
+    called = denoised | opening.pairs_of(chosen, pairs) | {"batch_size": printed.batch_size}
     counted, executor = seeds.open(), printed.open_executor()
     graph = model.open(printed)
-    if printed.stops_at(plan_localization(graph, chosen, asked, measured, counted, **called), graph.pipe):
+    if printed.stops_at_sweep(plan_localization(graph, chosen, asked, measured, counted, **called), graph, denoised, ledger):
         return
     called |= {"output": ledger.open(output), "quiet": printed.quiet, "executor": executor}
     if ledger.made_shard(printed, run, graph, chosen, asked, measured, counted, **called):

@@ -69,6 +69,12 @@ def pairs_of(concept: Concept, pairs: int | None) -> dict[str, int]:
     return {"pairs": pairs}
 
 
+def pairs_of_each(concepts: Sequence[Concept], pairs: int | None) -> dict[str, int]:
+    """See `pairs_of`; raises InvalidInput also where another of the concepts has fewer."""
+    found = [pairs_of(concept, pairs) for concept in concepts]
+    return found[0]
+
+
 def check_output(output: Path | None, *inputs: Path | None) -> None:
     """Checks that an output can be written and is none of the inputs, before any work is done.
 

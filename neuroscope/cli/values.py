@@ -39,6 +39,23 @@ def finite(least: float = -math.inf, most: float = math.inf, above: float = -mat
     return _callback(check)
 
 
+def rate() -> Callable[..., Any]:
+    """A callback that refuses what is neither a positive number nor the word measure."""
+
+    def check(flag: str, value: str) -> str:
+        from neuroscope.core import checks
+        from neuroscope.generation.forecast import MEASURE
+
+        if value != MEASURE:
+            try:
+                checks.finite(flag, float(value), above=0)
+            except ValueError as error:
+                raise InvalidInput(f"{flag}={value} is no rate; give NFE a second above 0, such as 20, or {MEASURE}") from error
+        return value
+
+    return _callback(check)
+
+
 def side() -> Callable[..., Any]:
     """A callback that refuses what is no side of an image, in pixels."""
 

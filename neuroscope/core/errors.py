@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 
 class NeuroscopeError(Exception):
@@ -46,7 +46,15 @@ class NonFiniteActivation(NeuroscopeError, FloatingPointError):
 
 
 class TasksFailed(NeuroscopeError, RuntimeError):
-    """Workers failed at some images three times, or could not load the model; all other images are made."""
+    """Workers failed at some images three times, or could not load the model; all other images are made.
+
+    Attributes:
+        errors: by its number, why a task was not made; empty where no worker was there.
+    """
+
+    def __init__(self, message: str, errors: Mapping[int, Exception] | None = None) -> None:
+        super().__init__(message)
+        self.errors = dict(errors or {})
 
 
 class NoSmallestMask(NeuroscopeError, ValueError):

@@ -15,6 +15,9 @@ from jaxtyping import Float
 from neuroscope.core.checks import finite, instance, whole
 from neuroscope.core.errors import InvalidInput, counted
 
+#: What is said of images whose group did not fit the memory.
+HALVED = "in groups halved to fit the memory"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -25,6 +28,8 @@ class Cost:
             that begins midway counts as the share of a row's floating-point operations that it runs.
         seconds: wall time.
         peak_bytes: the highest memory in use so far: of the accelerator, or on the CPU of the whole process.
+        halved: how many images were made in groups that did not fit the memory and were halved. Images that share a batch are rounded
+            together, so that the last digits of these can differ from those of a run with room.
 
     Raises:
         InvalidInput: a number that is negative or not finite.
@@ -33,17 +38,21 @@ class Cost:
     nfe: int | float = 0
     seconds: float = 0.0
     peak_bytes: int = 0
+    halved: int = 0
 
     def __post_init__(self) -> None:
         finite("the cost's nfe", self.nfe, least=0)
         finite("the cost's seconds", self.seconds, least=0)
         whole("the cost's peak_bytes", self.peak_bytes, least=0)
+        whole("the cost's halved", self.halved, least=0)
 
     def __str__(self) -> str:
-        return f"{self.nfe:,.0f} NFE, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB"
+        halved = f", {counted(self.halved, 'image')} {HALVED}" if self.halved else ""
+        return f"{self.nfe:,.0f} NFE, {self.seconds:.1f} s, peak {self.peak_bytes / 2**30:.2f} GiB{halved}"
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.nfe + other.nfe, self.seconds + other.seconds, max(self.peak_bytes, other.peak_bytes))
+        peak = max(self.peak_bytes, other.peak_bytes)
+        return Cost(self.nfe + other.nfe, self.seconds + other.seconds, peak, self.halved + other.halved)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from neuroscope.evaluation._dose_response import dose_response, plan_dose_response
 from neuroscope.evaluation._evaluate import evaluate, generate, plan_evaluation, random_control, refuse_shares
 from neuroscope.evaluation._response import DoseResponse
-from neuroscope.evaluation._table import summarize
+from neuroscope.evaluation._table import said_of_halved, summarize
 
 __all__ = [
     "DoseResponse",
@@ -14,5 +14,6 @@ __all__ = [
     "plan_evaluation",
     "random_control",
     "refuse_shares",
+    "said_of_halved",
     "summarize",
 ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,7 @@ from neuroscope.core.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
 from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse
+from neuroscope.evaluation._table import halved_images
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.ledgers import LedgerPlace
 from neuroscope.interventions import NeuronMask
@@ -87,8 +89,9 @@ def dose_response(
     run: dict[str, Any] = {"controls": False, "batch_size": batch_size, "output": output, "quiet": quiet}
     with executor.open(graph) as workers:
         shared = run | {"executor": workers} | generation
-        table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
-        changes = _changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else None
+        with workers.one_of_several():
+            table = evaluate(graph, {_name(dose): mask for dose, mask in masks.items()}, prompts, seeds, metrics, **shared)
+        changes, tables = _changes(graph, masks, unrelated, seeds, shared, generation) if unrelated else (None, [])
     measured = table["score"].to_numpy(dtype=float).reshape(len(masks), len(prompts), len(seeds), len(metrics))
     return DoseResponse(
         doses=tuple(masks),
@@ -99,6 +102,7 @@ def dose_response(
         unrelated_prompts=unrelated,
         changes=changes,
         provenance=replace(scores.provenance, family=graph.family.name, model=graph.model),
+        halved=sum(map(halved_images, [table, *tables])),
     )
 
 
@@ -162,12 +166,14 @@ def _changes(
     seeds: Sequence[int],
     shared: Mapping[str, Any],
     generation: Mapping[str, Any],
-) -> Float[Tensor, "dose unrelated seed"]:
-    """How much each mask changes the images of prompts without the concept; no change is 0 and needs no image."""
+) -> tuple[Float[Tensor, "dose unrelated seed"], list[pd.DataFrame]]:
+    """How much each mask changes the images of prompts without the concept, and the tables; no change is 0 and needs no image."""
     masked = {str(dose): mask for dose, mask in masks.items() if mask is not None}
-    found = np.zeros((len(masks), len(prompts), len(seeds)))
+    found, tables = np.zeros((len(masks), len(prompts), len(seeds))), []
     for number, seed in enumerate(seeds):
         metric = UntouchedImages(seed, tuple(prompts), generation, shared["batch_size"]).bound_to(graph)
-        table = evaluate(graph, masked, prompts, [seed], metric, **shared)
+        with shared["executor"].one_of_several():
+            table = evaluate(graph, masked, prompts, [seed], metric, **shared)
         found[1:, :, number] = table["score"].to_numpy(dtype=float).reshape(len(masked), len(prompts))
-    return torch.from_numpy(found)
+        tables.append(table)
+    return torch.from_numpy(found), tables

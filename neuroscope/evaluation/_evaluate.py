@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +83,8 @@ def evaluate(
 
     Returns:
         One row per image and metric: intervention, prompt, seed, metric, score. `summarize` gives means with intervals, which a
-        notebook shows.
+        notebook shows. Where images were made in groups that did not fit the memory, a column `halved` says which: their last digits
+        can differ from those of a run with room.
 
     Raises:
         InvalidInput: no prompt, seed or metric, a seed given twice, two metrics with one name, an intervention named "none", a value of
@@ -118,7 +119,10 @@ def evaluate(
         unmade = dict.fromkeys(names, math.nan)  # of another shard
         scores = {job.key: ledger.rows.get(job.key, unmade) for job in jobs}
     table = [(job.name, job.prompt, job.seed, metric, scores[job.key][metric]) for job in jobs for metric in names]
-    return Evaluation(table, columns=list(COLUMNS))
+    found = Evaluation(table, columns=list(COLUMNS))
+    if ledger.halved_count:
+        found["halved"] = [job.key in ledger.halved for job in jobs for _ in names]
+    return found
 
 
 def refuse_shares(metrics: Iterable[Metric | Share]) -> None:
@@ -181,9 +185,10 @@ def _make(
         ledger.fail([batches[number][row].key for number, row in rows], error)
 
     counted = metered(work.sweep.graph.denoiser, lambda cost: ledger.spend(run, cost)) if ledger.keeps_plans else nullcontext()
-    with counted:
-        for number, part in make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed):
-            ledger.add(_scores(batches[number], part))
+    made = make(workers, work, [_task(batch, changes) for batch in batches], len(jobs) - len(todo), failed)
+    with counted, closing(made):
+        for number, part in made:
+            ledger.add(_scores(batches[number], part), halved=part.is_halved)
 
 
 def _batches(jobs: Sequence[_Job], size: int, wanted: Collection[str], workers: Workers) -> list[list[_Job]]:

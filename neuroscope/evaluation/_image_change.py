@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from neuroscope.core.videos import levels_of
 from neuroscope.evaluation._evaluate import generate
 from neuroscope.generation.batches import fitted_batch_size
 from neuroscope.pipeline.graph import HookGraph
@@ -49,6 +50,7 @@ class ImageChange:
     """
 
     name: ClassVar[str] = "image change"
+    whole_videos: ClassVar[bool] = True
 
     def __init__(self, graph: HookGraph, untouched: UntouchedImages) -> None:
         self._graph, self._untouched = graph, untouched
@@ -80,5 +82,5 @@ class ImageChange:
 
 
 def _distance(image: Image, other: Image) -> float:
-    difference = (np.asarray(each, dtype=np.float64) / 255 for each in (image, other))
+    difference = (levels_of(each) / 255 for each in (image, other))
     return float(np.sqrt(np.square(np.subtract(*difference)).mean()))

@@ -17,6 +17,7 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput, NoSmallestMask, counted
+from neuroscope.core.quality import HALVED
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.statistics import is_share
 from neuroscope.evaluation._image_change import ImageChange
@@ -53,6 +54,7 @@ class DoseResponseHeader:
     seeds: tuple[int, ...]
     unrelated_prompts: tuple[str, ...]
     provenance: Provenance
+    halved: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ class DoseResponse(Artifact):
         changes: float64 [dose, unrelated, seed], how much the masks change the images of these: the root mean square of the difference of
             pixels, 0 to 1. None without such prompts.
         provenance: where the ranking comes from, and the model that was evaluated.
+        halved: how many images were made in groups that did not fit the memory and were halved; see `Cost`.
 
     Raises:
         InvalidInput: doses out of order, numbers of other sizes, or infinite ones.
@@ -85,11 +88,13 @@ class DoseResponse(Artifact):
     unrelated_prompts: tuple[str, ...] = ()
     changes: Float[Tensor, "dose unrelated seed"] | None = field(default=None, repr=False)
     provenance: Provenance = Provenance()
+    halved: int = 0
 
     def __post_init__(self) -> None:
         counts = [dose.neurons for dose in self.doses]
         if len(counts) < 2 or counts != sorted(counts) or self.doses[0] != Dose(0, NO_CHANGE) or self.doses[-1].control != ALL:
             raise InvalidInput(f"the doses are {', '.join(map(str, self.doses)) or 'none'}; give no change, growing ones, and all neurons")
+        checks.whole("halved", self.halved, least=0)
         size = (len(self.doses), len(self.prompts), len(self.seeds))
         _check("scores", self.scores, (len(self.metrics), *size))
         if self.changes is not None or self.unrelated_prompts:
@@ -99,10 +104,14 @@ class DoseResponse(Artifact):
 
     def __repr__(self) -> str:
         counts = ", ".join(str(each) for each in self.budgets) or "none"
-        images = f"{counted(len(self.prompts), 'prompt')}, {counted(len(self.seeds), 'seed')}"
+        images = f"{counted(len(self.prompts), 'prompt')}, {counted(len(self.seeds), 'seed')}{self._said_of_halved}"
         return (
             f"DoseResponse({self.provenance.concept!r}, {self.metrics[0]!r}: {counts} of {counted(self.neuron_count, 'neuron')}; {images})"
         )
+
+    @property
+    def _said_of_halved(self) -> str:
+        return f"; {counted(self.halved, 'image')} {HALVED}" if self.halved else ""
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -201,13 +210,16 @@ class DoseResponse(Artifact):
             for control in (TOP, RANDOM)
         }
         counts = ", ".join(map(str, (0, *self.budgets, self.neuron_count)))
-        return Summary.of(f"{self.metrics[0]}: {self.verdict}", self.shares(), heat, f"{self.metrics[0]}; {counts} neurons")
+        return Summary.of(
+            f"{self.metrics[0]}: {self.verdict}{self._said_of_halved}", self.shares(), heat, f"{self.metrics[0]}; {counts} neurons"
+        )
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Artifact`."""
         tensors = {"measured": self.scores} | ({} if self.changes is None else {"changes": self.changes})
         named = {name: list(getattr(self, name)) for name in ("metrics", "prompts", "seeds", "unrelated_prompts")}
-        return tensors, named | {"doses": [asdict(dose) for dose in self.doses], "provenance": asdict(self.provenance)}
+        doses = [asdict(dose) for dose in self.doses]
+        return tensors, named | {"doses": doses, "provenance": asdict(self.provenance), "halved": self.halved}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], header: DoseResponseHeader) -> Self:
@@ -221,6 +233,7 @@ class DoseResponse(Artifact):
             unrelated_prompts=header.unrelated_prompts,
             changes=take(tensors, "changes", torch.float64) if "changes" in tensors else None,
             provenance=header.provenance,
+            halved=header.halved,
         )
 
     def _effects(self, *doses: int) -> Effects:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from neuroscope.core import checks
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
+from neuroscope.core.quality import HALVED
 from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.statistics import is_share, mean_interval
 
@@ -27,10 +28,21 @@ class Evaluation(Shown, pd.DataFrame):
         means = summarize(self)
         metric = str(self["metric"].iloc[0])
         first = means[means["metric"] == metric]
-        said = ", ".join(f"{row.intervention} {_interval(row)}" for row in first.itertuples())
+        said = ", ".join(f"{row.intervention} {_interval(row)}" for row in first.itertuples()) + said_of_halved(self)
         cells = self[self["metric"] == metric].pivot_table(index="intervention", columns="prompt", values="score", sort=False)
         heat = {str(name): row.tolist() for name, row in cells.iterrows()}
         return Summary.of(f"{metric}: {said}", means, heat, f"{metric}; one column a prompt")
+
+
+def halved_images(table: pd.DataFrame) -> int:
+    """How many images of an evaluation were made in groups that did not fit the memory."""
+    return int(table["halved"].sum()) // table["metric"].nunique() if "halved" in table else 0
+
+
+def said_of_halved(table: pd.DataFrame) -> str:
+    """That number, as the end of a sentence; nothing where there are none."""
+    count = halved_images(table)
+    return f"; {counted(count, 'image')} {HALVED}" if count else ""
 
 
 def summarize(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:

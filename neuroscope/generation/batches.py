@@ -99,6 +99,10 @@ class Sweep:
         space: "image" gives images, "latent" final latents, which saves the autoencoder's work.
         contexts: further texts by name, each of one prompt, such as corrupted ones.
 
+    Attributes:
+        batch_size: images at a time, by which rows are grouped.
+        fits: how many of them fit the memory, as far as is known: fewer once a group was halved.
+
     Raises:
         InvalidInput: an option of the pipeline that sweeps set themselves, or a LoRA's scale that the text encoders would not follow.
     """
@@ -126,6 +130,7 @@ class Sweep:
         self._conditions = {text: encoded[number].alone() for number, text in enumerate(distinct)} | dict(contexts or {})
         self._negative = graph.text.negative(generation.get("negative_prompt"))
         self.batch_size = batch_size or fitted_batch_size(graph, generation)
+        self.fits = self.batch_size
 
     @classmethod
     def of(cls, graph: HookGraph, inputs: SweepInputs) -> Self:
@@ -156,20 +161,25 @@ class Sweep:
         """
         rows = list(rows)
         while rows:
-            batch = rows[: how_many_fit(rows, self.batch_size - len(shared_rows))]
+            batch = rows[: how_many_fit(rows, self.fits - len(shared_rows))]
             before = [*shared_rows, *missing_donors(batch)]
             try:
                 made = self._make([*before, *batch], context or self._apply)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.batch_size == 1:
+                if not out_of_memory(error) or len(batch) == 1:
                     raise
-                self.batch_size = -(-self.batch_size // 2)
-                warnings.warn(f"out of memory; going on with {counted(self.batch_size, 'image')} at a time", UserWarning, stacklevel=2)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                self._halve(len(batch), len(before))
                 continue
             yield batch, made[len(before) :]
             rows = rows[len(batch) :]
+
+    def _halve(self, failed: int, shared: int) -> None:
+        """Halves how many images fit until fewer rows than those that failed are made beside the shared ones."""
+        while max(1, self.fits - shared) >= failed:
+            self.fits = -(-self.fits // 2)
+        warnings.warn(f"out of memory; going on with {counted(self.fits, 'image')} at a time", UserWarning, stacklevel=3)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def conditions(self, text: str) -> Conditions:
         """What the denoiser is told for a text."""
@@ -186,7 +196,7 @@ class Sweep:
         conditional = Conditions.of([self._conditions[row.text] for row in rows]).to(device)
         unconditional = Conditions.of([self._negative] * len(rows)).to(device)
         raw = "latent" if has_latents(self.graph.pipe) else "pt"
-        decodes = self.space == "image" and self.graph.family.makes == "sound"
+        decodes = self.space == "image" and self.graph.family.makes != "image"
         made: Sequence[Any] = ()
         with context(rows):
             made = self.graph.pipe(
@@ -221,13 +231,13 @@ def fitted_batch_size(graph: HookGraph, generation: Mapping[str, Any]) -> int:
     """How many images at a time fit half of the free memory, by an upper bound of a row's; from 1 to 64."""
     device = torch.device(graph.pipe._execution_device)  # an offloaded denoiser rests elsewhere
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    row = bytes_an_image(graph, generation.get("height"), generation.get("width"))
+    row = bytes_an_image(graph, generation.get("height"), generation.get("width"), generation.get("num_frames"))
     return int(min(LARGEST_BATCH, max(1, free / 2 // (2 * row))))
 
 
-def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None) -> int:
-    """An upper bound of the memory that one row takes for images of a size in pixels, by default the model's."""
-    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width))
+def bytes_an_image(graph: HookGraph, height: int | None = None, width: int | None = None, frames: int | None = None) -> int:
+    """An upper bound of the memory that one row takes for images (or videos) of a size in pixels, by default the model's."""
+    return row_bytes(graph.family, graph.denoiser, graph.family.latent_size(graph.pipe, graph.denoiser, height, width, frames))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -249,6 +249,18 @@ def run_method(experiment: Experiment, method: ExperimentMethod[Found]) -> Found
             f"{method!r} cannot be made in shards: {method.not_sharded}. Leave out the shard (--shard), or give a method whose images are "
             "all known before the first is made, such as LocoGen() or NeuronAblation()"
         )
+    return _with_halved(_run(experiment, method), experiment.ledger)
+
+
+def _with_halved(found: Found, ledger: Ledger) -> Found:
+    """The scores, whose cost says how many of their images were made in groups that did not fit the memory."""
+    if found.cost is None or not ledger.halved_count:
+        return found
+    return replace(found, cost=replace(found.cost, halved=ledger.halved_count))
+
+
+def _run(experiment: Experiment, method: ExperimentMethod[Found]) -> Found:
+    """See `run_method`."""
     if not experiment.ledger.is_kept:
         return method(experiment)
     asked = ([list(pair) for pair in experiment.pairs], list(experiment.seeds), list(experiment.layers or ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ class Measured:
         self._ends: dict[ImageKey, dict[str, Any]] = {}
         #: Of each image the runs whose source or target is not made yet, with what was made of them: tasks may come in any order.
         self._waiting: dict[ImageKey, dict[RunKey, Any]] = {}
+        #: Runs that were made in groups which did not fit the memory.
+        self._halved: set[RunKey] = set()
         #: The batches of sources and targets that were not made, as the ledger holds their scores.
         self._skipped: dict[RunKey, _Batch] = {}
 
@@ -88,8 +91,9 @@ class Measured:
         def failed(rows: Sequence[tuple[int, int]], error: Exception) -> None:
             self._experiment.ledger.fail([self._key(todo[number].runs[row]) for number, row in rows], error)
 
-        for number, part in make(workers, self._work, [self._task(batch) for batch in todo], failed=failed):
-            self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
+        with closing(make(workers, self._work, [self._task(batch) for batch in todo], failed=failed)) as made_of:
+            for number, part in made_of:
+                self._keep(todo[number].runs[part.numbers.start : part.numbers.stop], part, keys)
         workers.finish()
 
     def effects(self, patches: Sequence[Patch], *, relative: bool = False) -> Effects:
@@ -188,9 +192,17 @@ class Measured:
         name, every = self._experiment.metric.name, dict(zip(part.numbers, runs, strict=True))
         found = self._shares(runs, part.made) if self._is_share else dict(zip(runs, part.scores[name], strict=True))
         scores = {run: score for run, score in found.items() if run in keys and run not in self.scores}
-        self._experiment.ledger.add({keys[run]: {name: score} for run, score in scores.items()})
+        self._halved |= set(runs) if part.is_halved else set()
+        for halved in (False, True):
+            new = {keys[run]: {name: score} for run, score in scores.items() if self._is_halved(run) == halved}
+            self._experiment.ledger.add(new, halved=halved)
         self.scores.update(scores)
         self.images.update({every[number]: image for number, image in part.images.items()})
+
+    def _is_halved(self, run: RunKey) -> bool:
+        """Whether a run, or an end that its share is measured against, was made in a group that did not fit the memory."""
+        ends = [run._replace(patch=end) for end in _ENDS] if self._is_share else []
+        return not self._halved.isdisjoint([run, *ends])
 
     def _shares(self, runs: Sequence[RunKey], made: Sequence[Any]) -> dict[RunKey, float]:
         """The shares of these runs, and of earlier ones that waited for a source or a target among them."""

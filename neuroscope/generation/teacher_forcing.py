@@ -73,7 +73,8 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
             return
         inputs = signature.bind(*args, **kwargs).arguments
         rows = len(graph.family.latents(inputs))
-        carrying = (call.layout or PLAIN).carrying(rows)
+        if not (carrying := (call.layout or PLAIN).carrying(rows)):
+            return  # a call for the negative prompt alone
         noise = graph.family.noise(uncompiled(graph.denoiser), output[0])
         shared = graph.family.shared
         found.append([StepInput(call.step, call.steps, _chosen(inputs, rows, [row], shared), noise[row : row + 1]) for row in carrying])
@@ -85,6 +86,8 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
             yield found
         except _StopRun:
             getattr(graph.pipe, END)()
+    if not found and graph.family.successors:
+        raise InvalidInput(f"none of the recorded steps is one in which the {graph.family.component} runs; record more steps")
 
 
 @contextmanager
@@ -161,6 +164,8 @@ class TeacherForcing:
     def _calls(self, steps: Sequence[StepInput], rows: Sequence[int]) -> list[list[int]]:
         """The numbers of the steps that share each call."""
         calls: list[list[int]] = []
+        if self.graph.family.one_step_a_call and steps and stage_shares(self.graph.family, self.graph.denoiser, steps[0].inputs):
+            return [[number] for number in range(len(steps))]
         for number, step in enumerate(steps):
             for call in calls:
                 fits = sum(rows[each] for each in call) + rows[number] <= self.batch_size

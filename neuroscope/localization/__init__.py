@@ -1,7 +1,7 @@
 """Localisation: find the layers that control a concept, by methods that change a running model and measure the effect."""
 
 from neuroscope.generation.experiment import Localization
-from neuroscope.localization._atlas import atlas
+from neuroscope.localization._atlas import atlas, plan_atlas
 from neuroscope.localization._localize import localize, plan_localization
 from neuroscope.localization.patching.causal_tracing import CausalTracing
 from neuroscope.localization.patching.locogen import LocoGen
@@ -20,5 +20,6 @@ __all__ = [
     "TeacherForced",
     "atlas",
     "localize",
+    "plan_atlas",
     "plan_localization",
 ]

@@ -14,6 +14,7 @@ from neuroscope.core.atlas import Atlas
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.quality import Plan
 from neuroscope.core.scores import NeuronScores
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import Localization
@@ -66,29 +67,62 @@ def atlas(
         InvalidFile: `output` cannot be written.
     """
     given = _distinct(concepts)
-    checks.instance("method", method, (CausalAttribution, Attribution, Localization), "ns.NeuronGradient()")
+    options = _options(method, metric, layers, seeds, pairs, batch_size) | generation
     checks.instance("executor", executor, Executor, "ns.Local()")
-    chosen = {"metric": metric, "seeds": None if seeds is None else checks.seeds(seeds)}
-    chosen["layers"] = None if layers is None else checks.layers("layers", layers)
-    options = generation | {"batch_size": batch_size} | {name: value for name, value in chosen.items() if value is not None}
-    options |= {"pairs": pairs} if pairs is not Default.PAIRS else {}
-    if isinstance(method, Localization):
-        return _made(given, _of_layers(graph, given, method, options), graph, output, quiet, executor)
     if isinstance(method, CausalAttribution):
         check_executor(method, executor)
+    if not isinstance(method, Attribution):
         for concept in given[1:]:  # the first is checked by its own run
-            plan_ranking(graph, concept, method, **options)
-    return _made(given, partial(rank, graph, method=method, **options), graph, output, quiet, executor)
+            _plan(graph, concept, method, options)
+    verb: Callable[..., Any] = partial(localize, keep_images=0) if isinstance(method, Localization) else rank
+    return _made(given, partial(verb, graph, method=method, **options), graph, output, quiet, executor)
 
 
-def _of_layers(graph: HookGraph, concepts: Sequence[Concept], method: Localization, options: dict[str, Any]) -> Callable[..., LayerScores]:
-    """`localize` with these options, which are checked for every concept."""
+def plan_atlas(
+    graph: HookGraph,
+    concepts: Iterable[Concept],
+    method: CausalAttribution | Attribution | Localization = NeuronGradient(),
+    metric: Metric | Share | None = None,
+    *,
+    layers: Iterable[int] | int | None = None,
+    seeds: Iterable[int] | None = None,
+    pairs: int | None = Default.PAIRS,
+    batch_size: int | None = None,
+    **generation: Any,
+) -> Plan | None:
+    """What `atlas` with these arguments will cost, without a finished ledger: images and NFE. Nothing is denoised.
+
+    Returns:
+        None where the method cannot know before it runs.
+
+    Raises:
+        InvalidInput: as in `atlas`.
+    """
+    options = _options(method, metric, layers, seeds, pairs, batch_size) | generation
+    plans = [_plan(graph, concept, method, options) for concept in _distinct(concepts)]
+    known = [plan for plan in plans if plan is not None]
+    if len(known) < len(plans):
+        return None
+    return Plan(sum(each.images for each in known), sum(each.nfe for each in known), any(each.is_bound for each in known))
+
+
+def _options(method: Any, metric: Any, layers: Any, seeds: Any, pairs: Any, batch_size: Any) -> dict[str, Any]:
+    """What was given of the options of `rank` or `localize`; raises InvalidInput for one that the method would ignore."""
+    checks.instance("method", method, (CausalAttribution, Attribution, Localization), "ns.NeuronGradient()")
+    chosen = {"metric": metric, "seeds": None if seeds is None else checks.seeds(seeds)}
+    chosen["layers"] = None if layers is None else checks.layers("layers", layers)
+    options = {"batch_size": batch_size} | {name: value for name, value in chosen.items() if value is not None}
+    options |= {"pairs": pairs} if pairs is not Default.PAIRS else {}
+    if not isinstance(method, Localization):
+        return options
     if "layers" in options:
         raise InvalidInput(f"layers would be ignored: {method!r} scores all layers; leave it out, or give a method of rank")
-    options = {"metric": LatentShare()} | options
-    for concept in concepts[1:]:  # the first is checked by its own run
-        plan_localization(graph, concept, method, **options)
-    return partial(localize, graph, method=method, keep_images=0, **options)
+    return {"metric": LatentShare()} | options
+
+
+def _plan(graph: HookGraph, concept: Concept, method: Any, options: dict[str, Any]) -> Plan | None:
+    """What one concept will cost."""
+    return (plan_localization if isinstance(method, Localization) else plan_ranking)(graph, concept, method, **options)
 
 
 def _made(
@@ -103,7 +137,12 @@ def _made(
     kept = {} if output is None else {"output": output}
     with executor.open(graph) as workers:
         where = {} if executor == Local() else {"executor": workers}
-        return Atlas({concept.name: verb(concept=concept, quiet=quiet, **kept, **where) for concept in concepts})
+        found: dict[str, LayerScores | NeuronScores] = {}
+        for concept in concepts:
+            with workers.one_of_several():
+                found[concept.name] = verb(concept=concept, quiet=quiet, **kept, **where)
+        workers.finish()
+        return Atlas(found)
 
 
 def _distinct(concepts: Iterable[Concept]) -> tuple[Concept, ...]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from neuroscope.core.videos import Video, frames_of
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -18,7 +20,8 @@ class Metric(Protocol):
     """What `evaluate` and `localize` call: any object with a name and a call, such as a frozen dataclass of your own.
 
     A batch of images is scored at once, and in no fixed order, so a score must depend on its own image and prompt alone.
-    `localize` compares means: scores need no fixed scale, but higher must mean more of the concept.
+    `localize` compares means: scores need no fixed scale, but higher must mean more of the concept. A video is scored frame by frame,
+    and has the mean of its frames' scores, unless the metric has `whole_videos = True`.
     """
 
     @property
@@ -61,6 +64,17 @@ class Unbindable(Protocol):
     def unbound(self) -> Bindable:
         """What becomes this metric again when it is bound to a replica of the model; data alone."""
         ...
+
+
+def scores_of(metric: Metric, images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
+    """A metric's score of each image; of a video, the mean over its frames, unless the metric reads whole videos."""
+    if getattr(metric, "whole_videos", False) or not any(isinstance(image, Video) for image in images):
+        return [float(score) for score in metric(images, prompts)]
+    frames = [frames_of(image) for image in images]
+    texts = [prompt for prompt, each in zip(prompts, frames, strict=True) for _ in each]
+    found = np.asarray(metric([frame for each in frames for frame in each], texts))
+    ends = np.cumsum([len(each) for each in frames])
+    return [float(part.mean()) for part in np.split(found, ends[:-1])]
 
 
 def unbind(metric: Metric) -> Metric | Bindable:

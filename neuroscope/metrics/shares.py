@@ -11,6 +11,7 @@ import numpy as np
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
+from neuroscope.core.videos import levels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +50,7 @@ class LatentShare:
 
 @dataclass(frozen=True)
 class ImageShare:
-    """As `LatentShare`, between the images' pixels."""
+    """As `LatentShare`, between the images' pixels; of videos, between those of all frames."""
 
     name: ClassVar[str] = "image share"
     space: ClassVar[Space] = "image"
@@ -62,7 +63,7 @@ class ImageShare:
             source: that of the source run, of the same size.
             target: that of the target run, of the same size.
         """
-        return _projection([np.asarray(each, dtype=np.float64) for each in (run, source, target)], _ROUNDING[self.space])
+        return _projection([levels_of(each) for each in (run, source, target)], _ROUNDING[self.space])
 
 
 @dataclass(frozen=True)

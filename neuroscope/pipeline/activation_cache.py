@@ -39,7 +39,8 @@ class ActivationCache:
             InvalidInput: nothing was captured at that step.
         """
         self.sites.at([path])
-        chosen = [tensor[call.rows(rows, len(tensor))] for call, tensor in self._kept[path] if step is None or call.step == step]
+        parts = [tensor[call.rows(rows, len(tensor))] for call, tensor in self._kept[path] if step is None or call.step == step]
+        chosen = [each for each in parts if len(each)] or parts  # a call may be of the negative prompt alone
         if not chosen:
             steps = sorted({call.step for call, _ in self._kept[path] if call.step is not None})
             raise InvalidInput(f"nothing was captured at step {step}; captured steps: {steps}")

@@ -274,13 +274,19 @@ def _shares_of_sizes(family: Family, denoiser: Any, _sizes: tuple[Any, ...], *, 
     return {path: 1 - earlier / total for path, earlier in zip(order, before, strict=False)}
 
 
-def row_bytes(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
-    """An upper bound of the memory that one row of latents [height, width] takes: all modules' outputs together."""
+def row_bytes(family: Family, denoiser: Any, size: tuple[int, ...]) -> int:
+    """An upper bound of the memory that one row of latents [height, width] takes: all modules' outputs together.
+
+    Args:
+        family: the denoiser's.
+        denoiser: it.
+        size: of the latents, as `Family.inputs` takes it.
+    """
     return _row_numbers(family, denoiser, size) * int(denoiser.dtype.itemsize)
 
 
 @_once_a_config
-def _row_numbers(family: Family, denoiser: Any, size: tuple[int, int]) -> int:
+def _row_numbers(family: Family, denoiser: Any, size: tuple[int, ...]) -> int:
     total = 0
 
     def add(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -307,7 +313,7 @@ def _twin(denoiser: Any) -> Any:
         return type(inner).from_config(inner.config).eval()
 
 
-def _run(family: Family, twin: Any, size: tuple[int, int] | None = None) -> None:
+def _run(family: Family, twin: Any, size: tuple[int, ...] | None = None) -> None:
     """One call of a twin, after which its hooks have seen all modules.
 
     Raises:

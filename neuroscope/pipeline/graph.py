@@ -53,13 +53,20 @@ class HookGraph(Shown):
         model: the model's name: where it was loaded from.
         text: encodes prompts, and reads what text-side sites read of them.
 
+    Args:
+        pipe: the pipeline.
+        eager: compiled modules run as they were written inside blocks.
+        component: which denoiser, where the pipeline has several that take turns, such as "transformer_2" of Wan 2.2; by default the
+            first. Blocks of a graph of each may be open at once.
+
     Raises:
         UnsupportedModel: the denoiser is of no known family, or has no sites, or is in a state that operations would treat wrongly.
+        InvalidInput: the pipeline has no such denoiser.
     """
 
-    def __init__(self, pipe: Any, *, eager: bool = True) -> None:
+    def __init__(self, pipe: Any, *, eager: bool = True, component: str | None = None) -> None:
         self.pipe = pipe
-        self.family: Family = family_of(pipe)
+        self.family: Family = family_of(pipe, component)
         self.family.refuse_unknown(pipe)
         self.text = PromptEncoder(pipe, self.family)
         self.denoiser: Any = getattr(pipe, self.family.component)

@@ -33,7 +33,6 @@ class Run:
         conditional: what it encoded of its prompts.
         unconditional: what it encoded of its negative prompts; None where it encoded none.
         iterations: how often its scheduler has stepped.
-        images: how many it makes.
     """
 
     def __init__(self, pipe: Any, family: Family, conditional: Conditions, unconditional: Conditions | None) -> None:
@@ -42,18 +41,28 @@ class Run:
         self._pipe, self._family = pipe, family
         self._schedule: Schedule | None = None
         self._known = False
-        self.images = len(conditional)
-        self._seen: tuple[Tensor, BatchLayout] | None = None
+        self._seen: list[tuple[Tensor, BatchLayout]] = []
 
     def layout(self, context: Tensor) -> BatchLayout:
-        """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another."""
-        if self._seen is None or self._seen[0] is not context:
-            negative = None if self.unconditional is None else self.unconditional.context
-            parts = len(context) // max(1, len(self.conditional))
-            expected = self._family.expected_parts(self._pipe, parts, negative is not None)
-            shown = context[:, : context.shape[1] - self._family.tokens_beside]
-            self._seen = context, observe_layout(shown, self.conditional.context, negative, expected)
-        return self._seen[1]
+        """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another.
+
+        The calls of one step have contexts of their own, which are the same in every step.
+        """
+        found = next((layout for seen, layout in self._seen if seen is context), None)
+        if found is None:
+            self._seen = self._seen if len(self._seen) < len(self._family.calls) else []
+            found = self._observed(context, len(self._seen))
+            self._seen.append((context, found))
+        return found
+
+    def _observed(self, context: Tensor, call: int) -> BatchLayout:
+        """The layout of a context with which a step's first, second, ... call is made."""
+        negative = None if self.unconditional is None else self.unconditional.context
+        parts = len(context) // max(1, len(self.conditional))
+        in_turn = parts == 1 and self._family.calls[call : call + 1]
+        expected = in_turn or self._family.expected_parts(self._pipe, parts, negative is not None)
+        shown = context[:, : context.shape[1] - self._family.tokens_beside]
+        return observe_layout(shown, self.conditional.context, negative, expected)
 
     @property
     def has_begun(self) -> bool:
@@ -65,7 +74,7 @@ class Run:
         timestep = self._family.timestep(self._pipe, timestep)
         if not self._known:
             length = getattr(self._pipe, "num_timesteps", None)
-            self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length), True
+            self._schedule, self._known = Schedule.of(self._pipe.scheduler, timestep, length, self.iterations), True
         step = None if self._schedule is None else self._schedule.step(self.iterations, timestep)
         return (None, None) if step is None or self._schedule is None else (step, self._schedule.count)
 

@@ -327,8 +327,10 @@ class HookedBlock:
         if not silent and not uneven:
             return
         if not ticks:
+            others = " and ".join(name for name in self._model.family.successors if getattr(self._model.pipe, name, None) is not None)
+            taken = f", or in steps in which another denoiser ran alone (see {others})" if others else ""
             raise SiteNeverRan(
-                f"the pipeline did not run inside the block, so {counted(len(silent), 'hooked site')} did nothing; call it inside"
+                f"the pipeline did not run inside the block{taken}, so {counted(len(silent), 'hooked site')} did nothing; call it inside"
             )
         if silent:
             cause = self._model.why_silent(silent[0])

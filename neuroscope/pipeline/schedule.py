@@ -36,13 +36,14 @@ class Schedule:
         return self.numbers[iteration] if known else None
 
     @classmethod
-    def of(cls, scheduler: Any, timestep: float, length: int | None) -> Schedule | None:
-        """The schedule of a run that begins at a timestep.
+    def of(cls, scheduler: Any, timestep: float, length: int | None, iteration: int = 0) -> Schedule | None:
+        """The schedule of a run that begins at a timestep, or is there in a later iteration.
 
         Args:
             scheduler: of diffusers, with its timesteps set.
             timestep: the first that the denoiser is called with.
             length: how many iterations the run has, where the pipeline says so; by default all that follow.
+            iteration: how many iterations it has made before that timestep.
 
         Returns:
             None where the scheduler has no such timestep.
@@ -50,16 +51,16 @@ class Schedule:
         if getattr(scheduler, "num_inference_steps", None) is None:
             return None
         every = [float(each) for each in scheduler.timesteps.tolist()]
-        first = _first(every, timestep, length, getattr(scheduler, "begin_index", None))
+        first = _first(every, timestep, length, getattr(scheduler, "begin_index", None), iteration)
         if first is None:
             return None
         last = len(every) if length is None else min(len(every), first + length)
         return cls(tuple(every[first:last]), tuple(_numbers(scheduler, every[first:last])))
 
 
-def _first(timesteps: list[float], timestep: float, length: int | None, begun: int | None) -> int | None:
+def _first(timesteps: list[float], timestep: float, length: int | None, begun: int | None, iteration: int) -> int | None:
     """Where a run begins; timesteps may be repeated, so that its length or the scheduler's own index decide among them."""
-    places = [place for place, each in enumerate(timesteps) if each == timestep]
+    places = [place - iteration for place, each in enumerate(timesteps) if each == timestep and place >= iteration]
     preferred = [place for place in (begun if length is None else len(timesteps) - length, begun) if place in places]
     return next(iter([*preferred, *places]), None)
 

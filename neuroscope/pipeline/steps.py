@@ -74,8 +74,8 @@ class Clock:
             return
         timestep = given["timestep"]
         step, steps = run.step(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
-        own = given["context"][: len(given["context"]) - len(others) * run.images] if others else given["context"]
-        self.now = StepState(step, steps, BatchLayout((*run.layout(own).parts, *others)))
+        own = (self.streams.layout or _UNKNOWN) if others else run.layout(given["context"])
+        self.now = StepState(step, steps, BatchLayout((*own.parts, *others)))
 
     def add_others(self, count: int) -> None:
         """Notes that so many parts of rows that make no image were added to the call that goes on."""

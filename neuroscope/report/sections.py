@@ -288,7 +288,10 @@ def _origin(run: Run, name: str) -> dict[str, str]:
 
 def _costs(rows: list[tuple[str, Cost]]) -> pd.DataFrame:
     cells = [(name, each.nfe, round(each.seconds, 1), round(each.peak_bytes / 2**30, 2)) for name, each in rows]
-    return pd.DataFrame(cells, columns=["result", "NFE", "seconds", "peak GiB"])
+    table = pd.DataFrame(cells, columns=["result", "NFE", "seconds", "peak GiB"])
+    if any(each.halved for _, each in rows):
+        table["images in halved groups"] = [each.halved for _, each in rows]
+    return table
 
 
 def _described(sites: Sites) -> str:

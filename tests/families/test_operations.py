@@ -234,8 +234,9 @@ def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     fields = {"name": case.concept.name, "present": case.concept.present, "absent": case.concept.absent}
     concept.write_text("\n".join(f"{field} = {json.dumps(value)}" for field, value in fields.items()))
     model = ["--model", f"testbed:{name}"]
-    sounds = "height" not in case.generation
+    sounds, videos = "height" not in case.generation, "num_frames" in case.generation
     size = [] if sounds else ["--height", case.generation["height"], "--width", case.generation["width"]]
+    size += ["--num-frames", case.generation["num_frames"]] if videos else []
     options = ["--guidance-scale", case.scale, "--num-inference-steps", 2, *size, "--quiet", "--json"]
     assert len(json.loads(run("sites", *model, "--role", "key", "--json"))) == len(case.graph.sites.layers)
     recorded, mask = tmp_path / "recorded.safetensors", tmp_path / "mask.safetensors"
@@ -247,6 +248,7 @@ def test_command_line(case, tmp_path, capsys, monkeypatch, untyped):
     made = json.loads(run("generate", *model, "--prompt", "a red star", *options, *image, "--apply", mask, "-o", tmp_path))
     assert len(made["images"]) == 1
     assert len(list(tmp_path.glob("*.wav"))) == sounds
+    assert len(list(tmp_path.glob("*.gif"))) == videos
     assert bool(made["pooled"]) == bool(case.graph.sites.where(role="pooled"))
     small = ["--share", "latent", "--pairs", 1, "--seeds", 1, *options, *image]
     found = json.loads(run("localize", *model, "--concept", concept, *small, "-o", tmp_path / "layers.safetensors"))

@@ -25,6 +25,9 @@ COUNTS = {
     "AudioLDM 2": (32, {768, 1024}, _AUDIO, 4 * _AUDIO),
     "Sana 1.6B": (20, 2240, 20 * 2240, 0),  # behind the projection of Gemma's 2304 channels; feed-forwards are convolutions
     "Sana 0.6B": (28, 1152, 28 * 1152, 0),
+    "LTX-Video": (28, 2048, 28 * 2048, 28 * 4 * 2048),  # behind the projection of T5's 4096 channels
+    "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
+    "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -40,6 +43,9 @@ PLACES = {
     "PixArt-Σ": _BLOCKS,
     "Sana 1.6B": {number: f"block.{number}" for number in range(20)},
     "Sana 0.6B": _BLOCKS,
+    "LTX-Video": _BLOCKS,
+    "Wan 14B": {number: f"block.{number}" for number in range(40)},
+    "Wan 1.3B": {number: f"block.{number}" for number in range(30)},
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {
@@ -49,6 +55,7 @@ NAMED = {
     ("SDXL", 55): "unet.up_blocks.0.attentions.2.transformer_blocks.1.attn2.to_v",
     ("DeepFloyd IF-I-XL", 17): "unet.up_blocks.1.attentions.3.add_v_proj",
     ("PixArt-α", 10): "transformer.transformer_blocks.10.attn2.to_v",
+    ("LTX-Video", 10): "transformer.transformer_blocks.10.attn2.to_v",
 }
 
 

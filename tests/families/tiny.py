@@ -66,7 +66,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 
 
@@ -122,7 +122,10 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
         of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
         small = {"height": 32, "width": 32} if of_images else {}
         binned = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
-        return {"output_type": "latent"} | small | ({"use_resolution_binning": False} if binned else {})
+        small |= {"use_resolution_binning": False} if binned else {}
+        time = getattr(pipe, "vae_scale_factor_temporal", None) or getattr(pipe, "vae_temporal_compression_ratio", None)
+        small |= {"height": 32, "width": 32, "num_frames": time + 1} if time else {}
+        return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:
         options["image"] = options["image"].expand(prompts, -1, -1, -1)

@@ -1,7 +1,9 @@
 """The options that several commands share."""
 
+from neuroscope.cli.options.several_concepts import SeveralConcepts as SeveralConcepts
 from neuroscope.cli.options.shared import Apply as Apply
 from neuroscope.cli.options.shared import AsJson as AsJson
+from neuroscope.cli.options.shared import ChosenSeedOptions as ChosenSeedOptions
 from neuroscope.cli.options.shared import ConceptOptions as ConceptOptions
 from neuroscope.cli.options.shared import DenoisingOptions as DenoisingOptions
 from neuroscope.cli.options.shared import FewSeedOptions as FewSeedOptions

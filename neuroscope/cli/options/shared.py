@@ -66,8 +66,8 @@ class Running(Printing):
     panel: ClassVar[str] = "Running"
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of images and NFE, and stop; nothing is made.")] = False
     rate: Annotated[
-        float | None,
-        typer.Option(callback=values.finite(above=0), help="With --dry-run: NFE a second, as a former run showed; says the time."),
+        str | None,
+        typer.Option(callback=values.rate(), help="With --dry-run: NFE a second, or measure (of sweeps) to time a batch; says the time."),
     ] = None
 
     def stops_at(self, plan: Plan | None, pipe: Any) -> bool:
@@ -76,13 +76,17 @@ class Running(Printing):
         Raises:
             InvalidInput: a rate without --dry-run.
         """
-        if self.rate is not None and not self.dry_run:
-            raise InvalidInput("--rate would be ignored: it is for the time that --dry-run says; add --dry-run, or leave it out")
+        from neuroscope.generation.forecast import MEASURE, said_time
+
+        self.check_rate()
+        if self.rate == MEASURE:
+            raise InvalidInput("--rate measure is for sweeps, such as localize; give NFE a second, as a former run showed")
         self.note_model(pipe)
-        seconds = plan.nfe / self.rate if plan is not None and self.rate is not None else None
+        rate = None if self.rate is None else float(self.rate)
+        seconds = plan.nfe / rate if plan is not None and rate is not None else None
         text = "the cost of this method is not known before it runs" if plan is None else f"{plan}"
         if seconds is not None:
-            text += f", about {_said_time(seconds)} at {self.rate:g} NFE a second"
+            text += f", about {said_time(seconds)} at {rate:g} NFE a second"
         elif plan is None or plan.nfe:
             text += "; the time is known after the first batch"
         if self.dry_run:
@@ -92,13 +96,10 @@ class Running(Printing):
             self.note(text)
         return self.dry_run
 
-
-def _said_time(seconds: float) -> str:
-    """A span of time in its largest whole unit but one, such as "90 s", "45 min" or "30 h"."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    def check_rate(self) -> None:
+        """Raises InvalidInput for a rate without --dry-run."""
+        if self.rate is not None and not self.dry_run:
+            raise InvalidInput("--rate would be ignored: it is for the time that --dry-run says; add --dry-run, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,21 @@ class SeedOptions:
 
 
 @dataclass(frozen=True)
+class ChosenSeedOptions:
+    """Which seeds, as many by default as the method needs."""
+
+    panel: ClassVar[str] = "Seeds"
+    seeds: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="Seeds of each prompt; by default 1 for neurons, 4 for layers.")
+    ] = None
+    seed: Seed = 0
+
+    def open(self, default: int) -> tuple[int, ...]:
+        """The seeds, counted up; raises InvalidInput for one that no generator takes."""
+        return opening.counted_seeds(self.seed, default if self.seeds is None else self.seeds)
+
+
+@dataclass(frozen=True)
 class FewSeedOptions(SeedOptions):
     """Which seeds, one by default."""
 
@@ -294,6 +310,9 @@ class SizedDenoisingOptions(DenoisingOptions):
 
     height: Annotated[int | None, typer.Option(callback=values.side(), help="Image height in pixels; give --width too.")] = None
     width: Annotated[int | None, typer.Option(callback=values.side(), help="Image width in pixels; give --height too.")] = None
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", callback=values.whole(), help="Frames of a video; by default the model's own.")
+    ] = None
 
 
 def report(facts: Any, text: str, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -13,10 +13,12 @@ from neuroscope.cli.options.shared import Printing, RunningInBatches
 from neuroscope.core.errors import InvalidInput, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from neuroscope.core.quality import Plan
     from neuroscope.generation.executors import Executor, Shard
     from neuroscope.generation.ledgers import LedgerPlace
+    from neuroscope.pipeline.graph import HookGraph
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,19 @@ class RunningSweeps(RunningInBatches):
         str | None,
         typer.Option(callback=values.text(), help="With --executor ray: the cluster's; by default the one here, or else a new one here."),
     ] = None
+
+    def stops_at_sweep(self, plan: Plan | None, graph: HookGraph, generation: Mapping[str, Any], ledger: LedgerOptions) -> bool:
+        """See `stops_at`; a dry run also says tasks, the time of all workers or shards together, and the memory of each."""
+        from neuroscope.generation.forecast import MEASURE, forecast
+
+        if not self.dry_run:
+            return self.stops_at(plan, graph.pipe)
+        self.note_model(graph.pipe)
+        rate = self.rate if self.rate in (None, MEASURE) else float(self.rate)
+        workers = (self.workers or 1) * ledger.shards
+        found = forecast(graph, plan, batch_size=self.batch_size, workers=workers, rate=cast("Any", rate), **generation)
+        self.report(found.to_facts(), str(found))
+        return True
 
     def open_executor(self) -> Executor:
         """Where images are made.
@@ -102,6 +117,11 @@ class LedgerOptions:
         facts = {"shard": str(made.shard), "tasks": made.tasks, "images": made.images, "output": made.output}
         printed.report(facts, f"{made}; join all with neuroscope merge")
         return True
+
+    @property
+    def shards(self) -> int:
+        """Into how many shards the images are parted; 1 where they are not."""
+        return 1 if self.shard is None else self._part().count
 
     def _part(self) -> Shard:
         from neuroscope.generation.executors import Shard

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 from tqdm.auto import tqdm
 
-from neuroscope.core.errors import InvalidInput, counted
+from neuroscope.core.errors import InvalidInput, TasksFailed, counted
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.ledgers import RunConditions
 from neuroscope.pipeline.graph import HookGraph
@@ -61,6 +61,10 @@ class Workers(Executor):
         """Whether they make the task of this number, counted before any is made or left out; by default all."""
         return number >= 0
 
+    def one_of_several(self) -> AbstractContextManager[None]:
+        """A block for one of the runs of a call that has several, such as an atlas with a run for each concept."""
+        return nullcontext()
+
     def finish(self) -> None:
         """Called when all tasks of a run are made whose tasks are known from the beginning; raises where no table comes of it."""
 
@@ -84,8 +88,8 @@ def make(
     tasks: Sequence[Task],
     done: int = 0,
     failed: Callable[[Sequence[tuple[int, int]], Exception], None] = lambda _rows, _error: None,
-) -> Iterator[tuple[int, Part]]:
-    """What workers make of tasks; see `Workers.run`.
+) -> Generator[tuple[int, Part], None, None]:
+    """What workers make of tasks; see `Workers.run`. Close it, so that workers drop what is left of a call that ends early.
 
     Args:
         workers: make them.
@@ -99,22 +103,37 @@ def make(
     """
     left = [set(range(len(task.rows))) for task in tasks]
     made = iter(workers.run(work, tasks, done))
-    while True:
-        try:
-            number, part = next(made)
-        except StopIteration:
-            break
-        except Exception as error:
-            unmade = [number for number, rows in enumerate(left) if rows][: 1 if workers.stops_at_failure else None]
-            failed([(number, row) for number in unmade for row in sorted(left[number])], error)
-            raise
-        left[number] -= set(part.numbers)
-        yield number, part
+    try:
+        while True:
+            try:
+                number, part = next(made)
+            except StopIteration:
+                break
+            except Exception as error:
+                _tell(failed, left, error, workers.stops_at_failure)
+                raise
+            left[number] -= set(part.numbers)
+            yield number, part
+    finally:
+        if isinstance(made, Generator):
+            made.close()
     if lost := sum(map(bool, left)):
         raise InvalidInput(
             f"{type(workers).__name__} did not make all rows of {lost} of {counted(len(tasks), 'task')}; "
             "an executor gives back every row of each"
         )
+
+
+def _tell(
+    failed: Callable[[Sequence[tuple[int, int]], Exception], None], left: Sequence[set[int]], error: Exception, only_first: bool
+) -> None:
+    """Says which rows were not made, and of each task its own reason."""
+    own = error.errors if isinstance(error, TasksFailed) else {}
+    rows_by_reason: dict[Exception, list[tuple[int, int]]] = {}
+    for number in [number for number, rows in enumerate(left) if rows][: 1 if only_first else None]:
+        rows_by_reason.setdefault(own.get(number, error), []).extend((number, row) for row in sorted(left[number]))
+    for reason, unmade in rows_by_reason.items():
+        failed(unmade, reason)
 
 
 def progress(work: Work, tasks: Sequence[Task], done: int) -> tqdm:

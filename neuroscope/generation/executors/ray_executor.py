@@ -18,7 +18,7 @@ from neuroscope.core.errors import InvalidInput, first_line
 from neuroscope.generation.executors.cluster import check_room, connected, dashboard
 from neuroscope.generation.executors.executor import Executor, Workers
 from neuroscope.generation.executors.replica import Identity, Numerics, Replica
-from neuroscope.generation.executors.sending import Sending
+from neuroscope.generation.executors.sending import UNSENDABLE, Sending
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.executors.worker import Worker, throughput
 from neuroscope.generation.ledgers import RunConditions
@@ -170,7 +170,7 @@ def _begin(ray: Any, need: Mapping[str, float], load: Callable[[], Any], expecte
     options = {"num_cpus": need["CPU"], "num_gpus": need.get("GPU", 0), "resources": others, "max_restarts": -1}
     try:
         return ray.remote(Replica).options(**options).remote(load, expected, Numerics.here())
-    except (TypeError, AttributeError) as error:
+    except UNSENDABLE as error:
         raise InvalidInput(f"pipeline={load!r} cannot be sent to workers: {first_line(error)} Give a function of a module") from error
 
 

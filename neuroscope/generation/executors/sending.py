@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import pickle
 import sys
 import time
 import warnings
@@ -17,6 +18,8 @@ from neuroscope.generation.executors.replica import Made, warning_of
 from neuroscope.generation.executors.tasks import Part, Task, Work
 from neuroscope.generation.executors.worker import Worker, pause
 
+#: What pickling raises for objects that it does not take.
+UNSENDABLE = (TypeError, AttributeError, ValueError, RuntimeError, pickle.PickleError)
 #: How many tasks a worker has at a time: the one that it makes, and the next one, so that it never waits.
 _PREFETCHED = 2
 #: How often a task or the start of a worker is tried.
@@ -48,7 +51,7 @@ class Sending:
         self._waiting = [(0.0, number) for number in range(len(tasks))]
         self._left = set(range(len(tasks)))
         self._tries: Counter[int] = Counter()
-        self._failed: dict[int, BaseException] = {}
+        self._failed: dict[int, Exception] = {}
         self._warned: set[tuple[str, str]] = set()
         self._last_there = time.monotonic()
 
@@ -169,7 +172,7 @@ class Sending:
         if number is not None:
             self._try_again(number, error)
 
-    def _try_again(self, number: int, error: BaseException) -> None:
+    def _try_again(self, number: int, error: Exception) -> None:
         self._tries[number] += 1
         if self._tries[number] < _TRIES:
             heapq.heappush(self._waiting, (time.monotonic() + pause(self._tries[number]), number))
@@ -179,8 +182,9 @@ class Sending:
 
     def _withdraw(self) -> None:
         """Takes back what workers have not begun; what they are making is not waited for."""
+        is_connected = self._ray.is_initialized()  # else Ray would start a new cluster to cancel in
         for worker in self._workers:
-            for each in list(worker.sent)[1:] if self._left else ():
+            for each in list(worker.sent)[1:] if self._left and is_connected else ():
                 self._ray.cancel(each.reference)
             if any(each.number is not None for each in worker.sent):
                 worker.sent.clear()
@@ -190,15 +194,27 @@ class Sending:
         error = next(iter(self._failed.values()))
         failed = TasksFailed(
             f"{len(self._failed)} of {counted(len(self._tasks), 'task')} ({counted(images, 'image')}) failed {_TRIES} times each, and "
-            f"all others are made: {_said(error)} Finished images are kept in `output` (--resume); run again with it to make the rest"
+            f"all others are made: {_said(error)}{self._others(error)} Finished images are kept in `output` (--resume); run again with it "
+            "to make the rest",
+            self._failed,
         )
         failed.__cause__ = error
         return failed
 
+    def _others(self, first: Exception) -> str:
+        """How many tasks failed for another reason than this."""
+        others = sum(_said(error) != _said(first) for error in self._failed.values())
+        return f" {others} of them failed for other reasons, which `neuroscope show` lists by image." if others else ""
+
 
 def _said(error: BaseException) -> str:
     said = first_line(error) if isinstance(error, Exception) else ""
-    return f"{type(error).__name__}: {said}".rstrip(".") + "."
+    return f"{type(error).__name__}: {said}".rstrip(".: ") + "."
+
+
+def _reason(error: Exception) -> Exception:
+    """What an error of Ray's own was raised for."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
 
 
 @contextmanager
@@ -206,9 +222,9 @@ def _sendable(ray: Any, what: str) -> Iterator[None]:
     """Raises InvalidInput where something cannot be sent to other processes."""
     try:
         yield
-    except ray.exceptions.ObjectStoreFullError as error:
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
         raise InvalidInput(f"Ray's object store has no room for {what}: {first_line(error)} Start Ray with a larger one") from error
-    except (TypeError, AttributeError, OSError) as error:
+    except (*UNSENDABLE, OSError) as error:
         raise InvalidInput(
-            f"{what} cannot be sent to workers: {first_line(error)} Give objects that can be pickled, such as frozen dataclasses"
+            f"{what} cannot be sent to workers: {first_line(_reason(error))}; give objects that can be pickled, such as frozen dataclasses"
         ) from error

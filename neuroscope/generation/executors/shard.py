@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -76,7 +76,7 @@ class Shard:
         """Makes this part of a verb's images.
 
         Args:
-            verb: `localize`, `rank`, `evaluate` or `dose_response`.
+            verb: `localize`, `rank`, `atlas`, `evaluate` or `dose_response`.
             args: its arguments.
             options: its options, the same for each shard but for `output`, the shard's ledger. `batch_size` is needed, as tasks are cut
                 by it and what fits the memory may differ between machines.
@@ -105,7 +105,7 @@ class Shard:
         raise InvalidInput(f"{called} has no images that shards could share; call it without a shard")
 
 
-_VERBS = ("localize", "rank", "evaluate", "dose_response")
+_VERBS = ("localize", "rank", "atlas", "evaluate", "dose_response")
 _EXAMPLES = {"output": '"runs/1"', "batch_size": "16"}
 
 
@@ -153,6 +153,14 @@ class _ShardWorkers(Workers):
         self._workers = workers
         self._tasks = 0
         self._images = 0
+        #: How many tasks the call's runs before this one had, and how many this one has as far as is known: all are counted through.
+        self._before = 0
+        self._seen = 0
+
+    @property
+    def maker(self) -> Executor:
+        """See `Executor.maker`."""
+        return self._workers.maker
 
     @property
     def stops_at_failure(self) -> bool:
@@ -165,7 +173,16 @@ class _ShardWorkers(Workers):
 
     def takes(self, number: int) -> bool:
         """See `Workers.takes`."""
-        return number % self._shard.count == self._shard.number - 1
+        self._seen = max(self._seen, number + 1)
+        return (self._before + number) % self._shard.count == self._shard.number - 1
+
+    @contextmanager
+    def one_of_several(self) -> Iterator[None]:
+        """See `Workers.one_of_several`: the next run's tasks go on where this one's end, so that all shards have as many."""
+        with suppress(_Finished):
+            yield
+        self._before += self._seen
+        self._seen = 0
 
     def run(self, work: Work, tasks: Sequence[Task], done: int = 0) -> Iterator[tuple[int, Part]]:
         """See `Workers.run`."""

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.generation.batches import Row, Sweep, SweepInputs
-from neuroscope.metrics.metric import Metric, bind, unbind
+from neuroscope.metrics.metric import Metric, bind, scores_of, unbind
 from neuroscope.pipeline.graph import HookGraph
 
 #: The block in which a batch runs, given the model and all rows of the batch. It is sent to other processes, so it holds no model.
@@ -88,12 +88,15 @@ class Part:
         scores: by the metrics' names, for each row.
         made: where there are no metrics, the rows' images, or latents on the CPU.
         images: by number, those that are shown.
+        is_halved: whether its rows were made in fewer at a time than the task has, as these did not fit the memory: rows that share a
+            batch are rounded together.
     """
 
     numbers: range
     scores: dict[str, list[float]] = field(default_factory=dict)
     made: list[Any] = field(default_factory=list)
     images: dict[int, Image] = field(default_factory=dict)
+    is_halved: bool = False
 
 
 def perform(work: Work, task: Task) -> Iterator[Part]:
@@ -104,8 +107,8 @@ def perform(work: Work, task: Task) -> Iterator[Part]:
         numbers = range(first, first := first + len(rows))
         prompts = [task.prompts[number] for number in numbers]
         images = sweep.images(made) if work.metrics else []
-        scores = {metric.name: [float(score) for score in metric(images, prompts)] for metric in work.metrics}
+        scores = {metric.name: scores_of(metric, images, prompts) for metric in work.metrics}
         shown = [number for number in task.shown if number in numbers]
         drawn = sweep.images([made[number - numbers.start] for number in shown]) if shown else []
         kept = [] if work.metrics else [each.to("cpu", copy=True) if isinstance(each, Tensor) else each for each in made]
-        yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)))
+        yield Part(numbers, scores, kept, dict(zip(shown, drawn, strict=True)), is_halved=len(rows) < len(task.rows))

@@ -67,7 +67,7 @@ class Folder(Ledger):
         if self._lines.disputed:
             rows = counted(len(self._lines.disputed), "row", ("stands", "stand"))
             said.append(f"{rows} twice in {self._location} with different scores, and none of them is used")
-        self.rows = dict(self._lines.scores)
+        self.rows, self.halved = dict(self._lines.scores), set(self._lines.halved)
         if said:
             warnings.warn(f"{'; '.join(said)}; what is needed of them is made again, and all files stay", UserWarning, stacklevel=4)
         return self
@@ -99,7 +99,7 @@ class Folder(Ledger):
     def plan(self, run: str, title: str, images: Mapping[str, str], todo: Collection[str]) -> None:
         """See `Ledger.plan`. It is written at once, so that a place which cannot be written is found before an image is made."""
         planned = self._lines.plans[run].images if run in self._lines.plans else {}
-        if not todo and (planned or self.rows):
+        if not todo and (planned or images.keys() <= self.rows.keys()):
             return  # but a shard without a task says what the run needs
         self._check_conditions({*planned, *images})
         new = {key: shown for key, shown in images.items() if key not in planned}
@@ -125,7 +125,8 @@ class Folder(Ledger):
 
     def _keep(self, rows: Mapping[str, Scores]) -> None:
         if rows:
-            self._write(b"".join(score_line(key, scores, self._lines.attempt(key)) for key, scores in rows.items()))
+            lines = (score_line(key, scores, self._lines.attempt(key), key in self.halved) for key, scores in rows.items())
+            self._write(b"".join(lines))
 
     def _check_conditions(self, keys: Collection[str]) -> None:
         """Refuses to go on with a run whose rows were made under other conditions."""

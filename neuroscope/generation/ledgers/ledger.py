@@ -15,10 +15,13 @@ class Ledger:
 
     Attributes:
         rows: by key, each row's scores by the metrics' names.
+        halved: the keys of rows that were made in groups which did not fit the memory and were halved, so that they are rounded otherwise.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, Scores] = {}
+        self.halved: set[str] = set()
+        self._used: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -44,12 +47,27 @@ class Ledger:
     def known(self, key: str, names: Collection[str]) -> Scores | None:
         """A row's scores, if the ledger holds one for just these metrics."""
         found = self.rows.get(key)
-        return found if found is not None and found.keys() == set(names) else None
+        if found is None or found.keys() != set(names):
+            return None
+        self._used.add(key)
+        return found
 
-    def add(self, rows: Mapping[str, Scores]) -> None:
-        """Keeps finished rows; raises InvalidFile where they cannot be written."""
+    @property
+    def halved_count(self) -> int:
+        """How many of the rows that were found or added since it was opened were made in groups that were halved."""
+        return len(self.halved & self._used)
+
+    def add(self, rows: Mapping[str, Scores], *, halved: bool = False) -> None:
+        """Keeps finished rows; raises InvalidFile where they cannot be written.
+
+        Args:
+            rows: by key the scores of each.
+            halved: whether they were made in a group that did not fit the memory and was halved.
+        """
         new = {key: dict(scores) for key, scores in rows.items() if self.known(key, scores) is None}
         self.rows |= new
+        self._used |= new.keys()
+        self.halved = self.halved | new.keys() if halved else self.halved - new.keys()
         self._keep(new)
 
     def plan(self, run: str, title: str, images: Mapping[str, str], todo: Collection[str]) -> None:

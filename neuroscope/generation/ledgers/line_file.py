@@ -71,7 +71,8 @@ class LineFile(Ledger):
         return True
 
     def _keep(self, rows: Mapping[str, Scores]) -> None:
-        self._append(b"".join(score_line(key, scores, self._lines.attempt(key)) for key, scores in rows.items()))
+        lines = (score_line(key, scores, self._lines.attempt(key), key in self.halved) for key, scores in rows.items())
+        self._append(b"".join(lines))
 
     def spend(self, run: str, cost: Cost) -> None:
         """See `Ledger.spend`; it is written at once, in the place of what was written before."""
@@ -107,7 +108,7 @@ class LineFile(Ledger):
             os.ftruncate(file, self._lines.length)
         elif self._lines.unended:
             self._append(b"\n")
-        self.rows = dict(self._lines.scores)
+        self.rows, self.halved = dict(self._lines.scores), set(self._lines.halved)
         if said := self._lines.complaint(path):
             warnings.warn(said, UserWarning, stacklevel=5)
 

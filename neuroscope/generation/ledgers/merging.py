@@ -113,6 +113,6 @@ def _write(target: Location, segments: list[Segment], lines: Lines) -> None:
     beside += [failure_line([key], error) for key, error in lines.failures.items() if key not in lines.scores]
     beside += [cost_line(run, part, cost) for run, parts in lines.parts.items() for part, cost in parts.items()]
     for number, (conditions, keys) in enumerate(by_conditions(segments, lines) or [(None, [])]):
-        rows = [score_line(key, lines.scores[key], lines.attempts[key]) for key in keys]
+        rows = [score_line(key, lines.scores[key], lines.attempts[key], key in lines.halved) for key in keys]
         raw = b"".join([*(beside if not number else []), *rows])
         target.write(f"{uuid.uuid4().hex}-{number:08}-0{SUFFIX}", encode(raw, conditions, is_merged=True))

@@ -26,13 +26,14 @@ _OLDER = re.compile(rb'\{"key": "[^"]*", "scores": \{[^{}]*\}\}\s*$')
 _BEGUN = re.compile(rb'\{\s*"(key|run)"\s*:\s*"[0-9a-f]*("|$)')
 
 
-class _Row(msgspec.Struct, forbid_unknown_fields=True):
-    """A finished row. Scores that are no finite numbers are written as text, as JSON knows none."""
+class _Row(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A finished row. Scores that are no finite numbers are written as text, as JSON knows none; `halved` stands where it is true."""
 
     key: str
     scores: dict[str, _Number]
     attempt: int
     check: str
+    halved: bool = False
 
 
 class _Spent(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,18 +67,19 @@ _PLANNED, _FAILED = msgspec.json.Decoder(_Planned), msgspec.json.Decoder(_Failed
 _ENCODER = msgspec.json.Encoder()
 
 
-def score_line(key: str, scores: Scores, attempt: int = 0) -> bytes:
+def score_line(key: str, scores: Scores, attempt: int = 0, halved: bool = False) -> bytes:
     """The line of a finished row.
 
     Args:
         key: of all that the scores depend on.
         scores: by the metrics' names.
         attempt: how often the row was made before, because what was written did not agree.
+        halved: whether it was made in a group that did not fit the memory and was halved.
     """
     written: dict[str, _Number] = {
         name: float(value) if math.isfinite(value) else _TEXTS[str(float(value))] for name, value in scores.items()
     }
-    return _ENCODER.encode(_Row(key, written, attempt, _check_scores(key, scores, attempt))) + b"\n"
+    return _ENCODER.encode(_Row(key, written, attempt, _check_scores(key, scores, attempt, halved), halved)) + b"\n"
 
 
 def cost_line(run: str, part: str, cost: Cost) -> bytes:
@@ -137,6 +139,7 @@ class Lines:
         scores: by key, the scores of rows that hold.
         parts: by run and part, what it has cost.
         attempts: by key, how often a row was made.
+        halved: the keys of rows that were made in groups which did not fit the memory.
         disputed: the keys of rows whose newest lines differ.
         plans: by run, the images that it needs.
         failures: by key, why an image could not be made.
@@ -151,6 +154,7 @@ class Lines:
     scores: dict[str, Scores] = field(default_factory=dict)
     parts: dict[str, dict[str, Cost]] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
+    halved: set[str] = field(default_factory=set)
     disputed: set[str] = field(default_factory=set)
     plans: dict[str, RunPlan] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -182,7 +186,7 @@ class Lines:
     def absorb(self, other: Lines) -> None:
         """Adds what the lines of another file say."""
         for key, attempt in other.attempts.items():
-            self._keep(key, other.scores.get(key), attempt)
+            self._keep(key, other.scores.get(key), attempt, key in other.halved)
         for key in self.disputed:
             self.scores.pop(key, None)
         for run, parts in other.parts.items():
@@ -221,20 +225,24 @@ class Lines:
             return False
         scores = {name: float(value) for name, value in row.scores.items()}
         numbers = [value for value in row.scores.values() if not isinstance(value, str)]
-        if row.check != _check_scores(row.key, scores, row.attempt) or not all(map(math.isfinite, numbers)):
+        if row.check != _check_scores(row.key, scores, row.attempt, row.halved) or not all(map(math.isfinite, numbers)):
             return False
-        self._keep(row.key, scores, row.attempt)
+        self._keep(row.key, scores, row.attempt, row.halved)
         return True
 
-    def _keep(self, key: str, scores: Scores | None, attempt: int) -> None:
+    def _keep(self, key: str, scores: Scores | None, attempt: int, halved: bool) -> None:
         """Keeps a row's scores if no later attempt is known; None where those of this attempt differ."""
         before = self.attempts.get(key, -1)
         if attempt > before:
             self.attempts[key] = attempt
             self.disputed.discard(key)
+            self.halved.discard(key)
             if scores is not None:
                 self.scores[key] = scores
-        if attempt < before or key in self.disputed:
+        if attempt < before:
+            return
+        self.halved |= {key} if halved else set()
+        if key in self.disputed:
             return
         if scores is None or not same_scores(scores, self.scores[key]):
             self.disputed.add(key)
@@ -288,8 +296,8 @@ def _form(scores: Scores) -> list[list[str]]:
     return sorted([name, float(value).hex()] for name, value in scores.items())
 
 
-def _check_scores(key: str, scores: Scores, attempt: int) -> str:
-    return _checksum([key, _form(scores), attempt])
+def _check_scores(key: str, scores: Scores, attempt: int, halved: bool) -> str:
+    return _checksum([key, _form(scores), attempt, *(["halved"] if halved else [])])
 
 
 def _check_cost(run: str, part: str, cost: Cost) -> str:

@@ -33,7 +33,7 @@ class RunConditions:
     def of(cls, graph: HookGraph) -> Self:
         """Those of images that this process makes with a model."""
         packages = {"neuroscope": version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
-        return cls(_described(torch.device(graph.pipe._execution_device)), torch.get_num_threads(), packages)
+        return cls(described(torch.device(graph.pipe._execution_device)), torch.get_num_threads(), packages)
 
     def __str__(self) -> str:
         packages = ", ".join(f"{name} {found}" for name, found in self.packages.items())
@@ -54,7 +54,7 @@ class RunConditions:
         return asdict(self)
 
 
-def _described(device: torch.device) -> str:
+def described(device: torch.device) -> str:
     """A device's type and what its rounding depends on beside it."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"

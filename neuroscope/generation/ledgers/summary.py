@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidFile, counted
-from neuroscope.core.quality import Cost
+from neuroscope.core.quality import HALVED, Cost
 from neuroscope.generation.ledgers.folder import read_segments
 from neuroscope.generation.ledgers.location import Location, is_url
 from neuroscope.generation.ledgers.opening import is_line_file
@@ -32,6 +32,7 @@ class RunSummary:
         images: how many it needs, as far as it has asked for them.
         missing: by key, what each image shows that is not made.
         failed: by key, why an image could not be made when it was last tried; these are missing too.
+        halved: how many were made in groups that did not fit the memory and were halved, so that their last digits can differ.
         cost: of all parts of the run.
     """
 
@@ -39,6 +40,7 @@ class RunSummary:
     images: int
     missing: dict[str, str]
     failed: dict[str, str]
+    halved: int
     cost: Cost
 
     @property
@@ -48,7 +50,9 @@ class RunSummary:
 
     def __str__(self) -> str:
         images = counted(self.images, "image")
-        counts = f"{self.done} of {images} done, {len(self.missing)} missing, {len(self.failed)} of them failed; {self.cost}"
+        counts = f"{self.done} of {images} done, {len(self.missing)} missing, {len(self.failed)} of them failed"
+        counts += f", {self.halved} made {HALVED}" if self.halved else ""
+        counts += f"; {self.cost}"
         return "\n".join([f"{self.title}\n  {counts}", *self._listed()])
 
     def _listed(self) -> Iterator[str]:
@@ -67,6 +71,7 @@ class LedgerSummary:
         runs: how far each run is; none of a JSON-lines file, which does not keep what runs need.
         conditions: under which rows were made, with the keys of these rows.
         unknown_conditions: of how many rows that is not known, as they come from a JSON-lines file.
+        halved: the keys of rows that were made in groups which did not fit the memory and were halved.
         complaints: what is damaged.
     """
 
@@ -74,6 +79,7 @@ class LedgerSummary:
     runs: tuple[RunSummary, ...]
     conditions: tuple[tuple[RunConditions, tuple[str, ...]], ...]
     unknown_conditions: int
+    halved: tuple[str, ...]
     complaints: tuple[str, ...]
 
     @classmethod
@@ -97,12 +103,14 @@ class LedgerSummary:
         runs = tuple(_summary(run, plan, lines) for run, plan in lines.plans.items())
         known = tuple((conditions, tuple(rows)) for conditions, rows in under if conditions is not None)
         unknown = sum(len(rows) for conditions, rows in under if conditions is None)
-        return cls(len(lines.scores), runs, known, unknown, tuple(complaints))
+        halved = tuple(key for key in lines.scores if key in lines.halved)
+        return cls(len(lines.scores), runs, known, unknown, halved, tuple(complaints))
 
     def __str__(self) -> str:
         """A text of some lines."""
         made = [f"  {counted(len(rows), 'row')} made on {conditions}" for conditions, rows in self.conditions]
         made += [f"  {counted(self.unknown_conditions, 'row')} made under unknown conditions"] * bool(self.unknown_conditions)
+        made += [f"  {counted(len(self.halved), 'row')} made {HALVED}"] * bool(self.halved)
         return "\n".join(
             [f"ledger with {counted(self.rows, 'row')}", *made, *map(str, self.runs), *(f"  damaged: {each}" for each in self.complaints)]
         )
@@ -115,6 +123,7 @@ class LedgerSummary:
             "runs": [asdict(run) | {"done": run.done} for run in self.runs],
             "conditions": [conditions.to_header() | {"keys": list(rows)} for conditions, rows in self.conditions],
             "unknown_conditions": self.unknown_conditions,
+            "halved": list(self.halved),
             "complaints": list(self.complaints),
         }
 
@@ -184,4 +193,5 @@ def by_conditions(segments: list[Segment], lines: Lines) -> list[tuple[RunCondit
 def _summary(run: str, plan: RunPlan, lines: Lines) -> RunSummary:
     missing = {key: shown for key, shown in plan.images.items() if key not in lines.scores}
     failed = {key: lines.failures[key] for key in missing if key in lines.failures}
-    return RunSummary(plan.title, len(plan.images), missing, failed, sum(lines.parts.get(run, {}).values(), Cost()))
+    halved = sum(key in lines.halved for key in plan.images if key not in missing)
+    return RunSummary(plan.title, len(plan.images), missing, failed, halved, sum(lines.parts.get(run, {}).values(), Cost()))

@@ -70,7 +70,7 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
     check_fits(experiment, method, len(experiment.graph.sites.layers), "layer")
     with metered(experiment.graph.denoiser) as meter:
         runner = PatchRunner(replace(experiment, keep_images=0), spec)
-        forcing = TeacherForcing(experiment.graph, runner.sweep.batch_size)
+        forcing = TeacherForcing(experiment.graph, runner.sweep.fits)
         exact = random_order(experiment, 0)[: 1 if fidelity else 0]
         others = [image_key for image_key in experiment.image_keys if image_key not in exact]
         recorded = dict(runner.record_steps(exact, steps)) if exact else {}

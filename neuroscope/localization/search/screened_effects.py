@@ -156,7 +156,7 @@ class ScreenedEffects:
     def _score(self, recorded: Mapping[ImageKey, Sequence[StepInput]], layers: Sequence[int]) -> list[np.ndarray]:
         """The shares of each image, as [step, layer]; 0 where there is no total effect."""
         runner, before = self._runner, self.nfe
-        self._forcing.batch_size = runner.sweep.batch_size
+        self._forcing.batch_size = runner.sweep.fits
         places = [(image_key, step) for image_key, steps in recorded.items() for step in steps]
         shares = iter(forced_shares(runner.spec.roles, self._forcing, targeted_steps(runner, places), layers=layers))
         found = [np.nan_to_num([next(shares) for _ in steps]) for steps in recorded.values()]

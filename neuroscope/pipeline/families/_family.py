@@ -126,7 +126,8 @@ class Family:
         patterns: where the sites are.
         refusals: the states in which a denoiser of the family is refused.
         block_name: the display name of a transformer block's place, from its module path.
-        inputs: arguments for one call of the denoiser on latents of a size [height, width]; None: the smallest that fits.
+        inputs: arguments for one call of the denoiser on latents of a size [height, width], of videos [frame, height, width]; None: the
+            smallest that fits.
         components: for each kind of component that causal tracing restores, a regular expression over module paths.
         stages: a regular expression over the paths of the modules that run one after the other and hold all layers; each is given
             all that it reads as arguments, so that rows of a batch may begin to differ from one another at any of them. Matches
@@ -154,13 +155,19 @@ class Family:
         prepare: puts a pipeline into the state in which its own calls leave it, so that a run changes no fingerprint.
         tokens_beside: how many tokens behind the prompt's the denoiser is given that say something else, such as a sound's length.
         zeros_by_itself: zeros stand for a missing negative prompt, and the pipeline makes them itself.
-        makes: what the pipeline makes of latents; sounds are made by `decode`, since the pipeline gives arrays.
-        latent_size: the height and width of latents for images of a size in pixels; see `decoding.latent_size`.
+        makes: what the pipeline makes of latents; sounds and videos are made by `decode`, since the pipeline gives arrays or frames.
+        latent_size: the size of latents, as `inputs` takes it, for images or videos of a height, a width and a number of frames (None:
+            the default); see `decoding.latent_size`.
+        channels_last: the denoiser's latents are [row, place, channel].
+        one_step_a_call: rows that begin midway share no call with other images' steps, as the denoiser computes what it does behind its
+            stages for the rows with which a call begins.
+        calls: of which parts the calls of one guided step are, in order; empty where one call has all parts.
+        successors: the pipeline's attributes that may hold further denoisers of the same class, which take over in later steps. A graph
+            is of one of them.
         joint: the attentions in which the image reads a text that blocks rewrite.
         shared: the arguments of the denoiser's and its stages' calls that all rows share, whatever their size.
         encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
-        channels_last: the denoiser's latents are [row, place, channel].
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
     """
 
@@ -171,7 +178,7 @@ class Family:
     patterns: tuple[SitePattern, ...]
     refusals: tuple[Refusal, ...]
     block_name: Callable[[str], str]
-    inputs: Callable[[Any, tuple[int, int] | None], dict[str, Any]]
+    inputs: Callable[[Any, Any], dict[str, Any]]
     components: Mapping[str, re.Pattern[str]]
     stages: re.Pattern[str]
     encoded: tuple[Encoded, ...]
@@ -195,13 +202,16 @@ class Family:
     prepare: Callable[[Any], None] = lambda _pipe: None
     tokens_beside: int = 0
     zeros_by_itself: bool = False
-    makes: Literal["image", "sound"] = "image"
-    latent_size: Callable[[Any, Any, int | None, int | None], tuple[int, int]] = latent_size
+    makes: Literal["image", "sound", "video"] = "image"
+    latent_size: Callable[..., tuple[int, ...]] = latent_size
+    channels_last: bool = False
+    one_step_a_call: bool = False
+    calls: tuple[Part, ...] = ()
+    successors: tuple[str, ...] = ()
     joint: tuple[JointAttention, ...] = ()
     shared: tuple[str, ...] = ()
     encodes_apart: bool = False
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given
-    channels_last: bool = False
     skipped_block: str = ""
 
     def pattern(self, role: Role, module: str) -> SitePattern:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from neuroscope.core.errors import UnsupportedModel
+from neuroscope.core.errors import UnsupportedModel, choose
 from neuroscope.pipeline.families._family import Family, uncompiled
 
 #: The entry points of families that other packages bring.
 GROUP = "neuroscope.families"
+_KINDS = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "added_kv_proj_dim")  # named in refusals
 _OTHER_DENOISERS = ("transformer", "prior", "decoder")  # named in refusals
 
 
@@ -27,12 +29,25 @@ def _find() -> tuple[Family, ...]:
 FAMILIES = _find()
 
 
-def family_of(pipe: Any) -> Family:
+def family_of(pipe: Any, component: str | None = None) -> Family:
     """The family of a pipeline's denoiser.
+
+    Args:
+        pipe: the pipeline.
+        component: the attribute that holds the denoiser, where several take turns; by default the first.
 
     Raises:
         UnsupportedModel: no family knows this denoiser.
+        InvalidInput: the pipeline has no such denoiser.
     """
+    family = _family_of(pipe)
+    if component in (None, family.component):
+        return family
+    known = [name for name in (family.component, *family.successors) if getattr(pipe, name, None) is not None]
+    return replace(family, component=choose("component", component, known))
+
+
+def _family_of(pipe: Any) -> Family:
     components = dict.fromkeys(family.component for family in FAMILIES)
     denoiser = next((found for name in (*components, *_OTHER_DENOISERS) if (found := getattr(pipe, name, None)) is not None), None)
     if denoiser is None:
@@ -61,7 +76,7 @@ def family_of_denoiser(denoiser: Any, name: str = "this denoiser") -> Family:
         raise UnsupportedModel(
             f"{name} is a {type(inner).__name__}, which neuroscope does not know; give a pipeline whose denoiser is {_known_denoisers()}"
         )
-    kinds = {name: inner.config.get(name) for name in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")}
+    kinds = {name: inner.config.get(name) for name in _KINDS if name in inner.config}
     raise UnsupportedModel(
         f"this {type(inner).__name__} takes its text in a way that neuroscope does not know ({kinds}); it knows "
         f"{', '.join(family.name for family in FAMILIES)}"

@@ -99,7 +99,7 @@ def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Imag
     return [Sound.of(each.numpy()[:, : None if seconds is None else int(seconds * rate)], rate) for each in waves]
 
 
-def _latent_size(pipe: Any, denoiser: Any, _height: int | None, _width: int | None) -> tuple[int, int]:
+def _latent_size(pipe: Any, denoiser: Any, *_size: int | None) -> tuple[int, int]:
     """Frames and frequencies; a spectrogram has as many of these as the vocoder reads, whatever the sound's length."""
     return int(denoiser.config.sample_size), int(pipe.vocoder.config.model_in_dim) // int(pipe.vae_scale_factor)
 

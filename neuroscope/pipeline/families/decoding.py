@@ -49,7 +49,7 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
     return torch.cat([pipe.vae.decode(each[None], return_dict=False)[0] for each in scaled])
 
 
-def latent_size(pipe: Any, denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:
+def latent_size(pipe: Any, denoiser: Any, height: int | None, width: int | None, _frames: int | None = None) -> tuple[int, int]:
     """The height and width of the denoiser's latents for images of a size in pixels, by default the model's."""
     scale, size = pipe.vae_scale_factor if has_latents(pipe) else 1, int(denoiser.config.sample_size)
     return height // scale if height else size, width // scale if width else size

@@ -37,8 +37,8 @@ class Encoded(NamedTuple):
     part: Part = "conditional"
 
 
-class LowerCase:
-    """A tokenizer as pipelines with a T5 encoder call it: prompts in lower case, of a fixed number of tokens.
+class WithLength:
+    """A tokenizer as pipelines call it that give it a number of tokens of their own.
 
     Args:
         tokenizer: the pipeline's.
@@ -50,6 +50,14 @@ class LowerCase:
         self.model_max_length = length
         self.is_fast = tokenizer.is_fast
         self.eos_token_id = tokenizer.eos_token_id
+
+    def __call__(self, prompts: list[str], **options: Any) -> Any:
+        """The prompts' tokens, as the tokenizer gives them."""
+        return self._tokenizer(prompts, **options)
+
+
+class LowerCase(WithLength):
+    """As `WithLength`, where pipelines put prompts in lower case, as those with a T5 encoder do."""
 
     def __call__(self, prompts: list[str], **options: Any) -> Any:
         """The prompts' tokens, as the tokenizer gives them."""

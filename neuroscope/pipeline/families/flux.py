@@ -48,7 +48,7 @@ class OfLength:
         return self._tokenizer(list(prompts), **options)
 
 
-def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * _PATCH,) * 2
     tokens = (height // _PATCH) * (width // _PATCH)
@@ -86,7 +86,9 @@ def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Imag
     return decode(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), options)
 
 
-def _latent_size(pipe: Any, _denoiser: Any, height: int | None, width: int | None) -> tuple[int, int]:
+def _latent_size(
+    pipe: Any, _denoiser: Any, height: int | None = None, width: int | None = None, _frames: int | None = None
+) -> tuple[int, ...]:
     side = pipe.default_sample_size * pipe.vae_scale_factor
     high, wide = (_PATCH * ((each or side) // (_PATCH * pipe.vae_scale_factor)) for each in (height, width))
     return high, wide
@@ -139,6 +141,7 @@ FLUX = Family(
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
     shared=("img_ids", "txt_ids", "image_rotary_emb"),
     encodes_apart=True,
+    calls=("conditional", "unconditional"),
     timestep=_timestep,
     channels_last=True,
 )

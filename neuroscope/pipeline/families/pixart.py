@@ -19,7 +19,7 @@ _UNSEEN = -10000.0  # what the transformer adds to the scores of tokens that are
 
 
 #: How attentions are told of the tokens that are seen, in PixArt and in the transformers that took it over.
-MASK = AttentionMask("attention_mask", lambda mask: ((1 - mask) * _UNSEEN)[:, None])
+MASK = AttentionMask("attention_mask", lambda mask: ((1 - mask.float()) * _UNSEEN)[:, None])
 MASKED = (
     Encoded("prompt_embeds"),
     Encoded("prompt_attention_mask", "mask"),
@@ -79,6 +79,7 @@ PIXART = Family(
         "ff": re.compile(r"transformer_blocks\.\d+\.ff"),
     },
     stages=re.compile(r"transformer_blocks\.\d+"),
+    one_step_a_call=True,
     encoded=MASKED,
     read=_read,
     decode=decode_binned,

@@ -57,7 +57,7 @@ def _words(pipe: Any, tokenizer: Any) -> SideBySide:
     return SideBySide(tokenizer, getattr(pipe, "tokenizer_3", None), default_of(pipe, "max_sequence_length"))
 
 
-def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * config.patch_size,) * 2
     parameter = next(denoiser.parameters())

@@ -11,7 +11,6 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
-    T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
@@ -48,11 +47,11 @@ def t5_tokenizer() -> T5TokenizerFast:
     return build_t5_tokenizer(captions.corpus(world.scenes(held_out=False)))
 
 
-def t5_encoder(tokenizer: T5TokenizerFast, width: int) -> T5EncoderModel:
-    """A random T5 encoder of three layers."""
-    shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": 3, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+def t5_encoder(tokenizer: T5TokenizerFast, width: int, kind: Any = T5EncoderModel, layers: int = 3, heads: int = 4) -> Any:
+    """A random T5 (or UMT5) encoder."""
+    shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": layers, "num_heads": heads, "feed_forward_proj": "gated-gelu"}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape, **special))
+    return kind(kind.config_class(vocab_size=len(tokenizer), **shape, **special))
 
 
 def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:

@@ -28,11 +28,14 @@ from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
 from neuroscope.testbed.construction.joint import flux, sd3
 from neuroscope.testbed.construction.transformers import sana
+from neuroscope.testbed.construction.videos import ltx, wan
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
 LOUDER = 3.0
 _TEXT_SIDE = re.compile(r".+(attn2\.to_[kv]|attn2\.to_out\.0|add_[kv]_proj|attentions\.\d+\.to_out\.0)")
 WIDTH = 32
+#: The families that make videos, and of how many frames: two in their latents.
+VIDEOS = {"ltx": 3, "wan": 5}
 _STABLE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -138,6 +141,8 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sana": sana,
     "audioldm2": audioldm2,
     "stable-audio": stable_audio,
+    "ltx": ltx,
+    "wan": wan,
     "sd3": sd3,
 }
 #: Families in which nothing is planted.
@@ -179,6 +184,8 @@ def generation_of(family: str) -> dict[str, Any]:
         return short | {"height": 8, "width": 8, "clean_caption": False}
     if family in ("audioldm2", "stable-audio"):
         return short
+    if family in VIDEOS:
+        return short | {"height": 32, "width": 32, "num_frames": VIDEOS[family]}
     if family in ("pixart", "sana"):
         short |= {"clean_caption": False, "use_resolution_binning": False}
     return short | {"height": 32, "width": 32}

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.testbed.denoiser import cross_attention_layers
 from benchmarks.testbed.planting import PromptTable, interchanged
+from benchmarks.testbed.sd1 import cross_attention_layers
 from neuroscope.testbed.plant import Plant
 from neuroscope.testbed.world import COLOURS, FACTS, HELD_OUT, OBJECTS, STYLES
 from tests.numerics import close
@@ -116,3 +117,17 @@ def test_each_layer_reads_its_own_prompt_and_the_style_layers_rest_the_unrelated
 def test_layers_stand_in_execution_order(graph, pipe):
     modules = [graph.module(site) for site in graph.sites.where(role="value")]
     assert [layer.to_v for layer in cross_attention_layers(pipe.unet)] == modules
+
+
+@pytest.mark.parametrize("plant", [None, Plant(style=12, neuron_count=5)], ids=["ordinary", "planted"])
+def test_each_layer_is_given_its_own_prompts_mask_and_the_style_layer_the_unrelated_prompts(plant):
+    """Beside its context; PixArt's attention adds 0 to the scores of tokens that it sees, and -10000 to others."""
+    layers = [nn.ModuleDict({"to_v": nn.Linear(6, 8)}) for _ in range(LAYERS)]
+    own, other = torch.rand(LAYERS, 2, 5).round(), torch.rand(2, 5).round()
+    with interchanged(layers, plant) as contexts:
+        contexts.layers, contexts.unrelated = torch.zeros(LAYERS, 2, 5, 6), torch.zeros(2, 5, 6)
+        contexts.masks, contexts.unrelated_mask = own, other
+        for number, layer in enumerate(layers):
+            _, kwargs = contexts.give(number, layer, (), {})
+            seen = other if plant is not None and number == plant.style else own[number]
+            close(kwargs["attention_mask"], torch.where(seen == 1, 0.0, -10000.0)[:, None])
