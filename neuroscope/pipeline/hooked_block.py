@@ -242,11 +242,8 @@ class HookedBlock:
             act: given what the image reads there, [row, token, neuron], and the call, what it becomes.
         """
         streams, clock, bind, joints = self._clock.streams, self._clock, self._model.bind, self._model.joints(sites)
-
-        def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            streams.let_read(joints, len(bind(args, kwargs)["latents"]), clock.now.layout)
-
-        self._add(self._model.denoiser.register_forward_pre_hook(Hook(begin), with_kwargs=True))
+        begin = Hook(lambda _module, args, kwargs: streams.let_read(joints, len(bind(args, kwargs)["latents"]), clock.now.layout))
+        self._add(self._model.denoiser.register_forward_pre_hook(begin, with_kwargs=True))
         for path, joint in joints.items():
             self._hook_attention(path, joint)
         for site in sites:
