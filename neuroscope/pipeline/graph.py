@@ -163,7 +163,8 @@ class HookGraph(Shown):
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
-        takers = takers_of(bound, lambda paths: self._live.joints(self.sites.at(paths)), donors)
+        joints, denoiser = (lambda paths: self._live.joints(self.sites.at(paths))), uncompiled(self.denoiser)
+        takers = takers_of(bound, joints, donors, self.family, denoiser)
         with HookedBlock(self._live, self.sites.paths) as hooks:
             if takers:
                 hooks.take_text(takers)
