@@ -31,7 +31,6 @@ from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput, joined
 from neuroscope.metrics.shares import LatentShare
 from neuroscope.pipeline.families import uncompiled
-from neuroscope.pipeline.graph import HookGraph
 from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
 from neuroscope.pipeline.recomputing import can_recompute
 
@@ -63,6 +62,10 @@ class NeuronGradient(CausalAttribution):
     The cost does not depend on the number of steps, and hardly on the number of prompts: one guided call for each prompt and seed, and four
     NFE a sample (the prediction for the other prompt, the prediction, and its backward pass, which counts as two).
 
+    Where blocks rewrite the text (Stable Diffusion 3, FLUX), the sites read the other prompt as the image does (see `ContextSwap`, "edge"):
+    a neuron's change is from what it gives in the row itself to what it gives in the prediction for the other prompt, from the same
+    noisy latents. The pooled text stays, so that scores of all neurons add up to 1 less its share.
+
     Attributes:
         roles: score the neurons of "key" and "value" sites, or of one of them.
         samples: how many gradients to take. They go round all prompts and seeds; with fewer samples than these, some are left out.
@@ -78,6 +81,7 @@ class NeuronGradient(CausalAttribution):
     """
 
     default_pairs: ClassVar[int | None] = None
+    of_rewritten_text: ClassVar[bool] = True
 
     roles: str | tuple[str, ...] = ROLES
     samples: int = 32
@@ -114,8 +118,10 @@ class NeuronGradient(CausalAttribution):
                 "the other prompt changes no prediction, so no neuron can be found; give other prompts", UserWarning, stacklevel=3
             )
         # half of the way is the mean share, and so half of the distance is left on average
-        whole = 2 * distances.mean().clamp(min=_ROUNDING)
-        return replace(self.mean_scores(experiment, sites, by_sample / whole, self.least), cost=cost)
+        whole = 2 * distances.mean()
+        if experiment.graph.spec.rewritten:  # the pooled text reaches every block, stays as it is, and may hold much of the distance
+            whole = _whole(by_sample, distances, [draw.share for draw in draws])
+        return replace(self.mean_scores(experiment, sites, by_sample / whole.clamp(min=_ROUNDING), self.least), cost=cost)
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `ExperimentMethod.plan`."""
@@ -179,19 +185,15 @@ class NeuronGradient(CausalAttribution):
                 source, target = (Conditions.of([sweep.conditions(pair[arm]) for pair in pairs]) for arm in (0, 1))
                 inputs = joined([runs[draw.image].at(draw.place, draw.seed) for draw in batch], range(len(batch)))
                 distance = TargetDistance(experiment.graph, inputs, target, recompute)
-                slopes, distances = distance.gradients(sites, [draw.share for draw in batch])
-                changes = _changes(experiment.graph, sites, source, target)
-                parts = [(slopes[path] * changes[path]).sum(dim=1) for path in sites.paths]
-                yield torch.cat(parts, dim=1).cpu(), distances.cpu()
+                drops, distances = distance.drops(sites, [draw.share for draw in batch], source)
+                yield drops.cpu(), distances.cpu()
                 bar.update(len(batch))
 
 
-@torch.no_grad()
-def _changes(graph: HookGraph, sites: Sites, source: Conditions, target: Conditions) -> dict[str, Float[Tensor, "row token neuron"]]:
-    """What sites give of the target's prompts minus what they give of the source's."""
+def _whole(drops: Float[Tensor, "sample neuron"], distances: Float[Tensor, "sample"], shares: Sequence[float]) -> Float[Tensor, ""]:
+    """The mean distance at the source: what is left at the samples' shares, and what went on the way to these, which is not sampled.
 
-    def given(conditions: Conditions) -> dict[str, Tensor]:
-        return {site.path: graph.module(site)(read).double() for site, read in graph.text.read_each(sites, conditions)}
-
-    before, after = given(source), given(target)
-    return {path: after[path] - before[path] for path in sites.paths}
+    Over even shares s of a way from 0 to 1, the mean of what went before s is the mean of (1 - s) · the drop at s.
+    """
+    left = 1 - torch.tensor(shares, dtype=torch.float64)
+    return (distances + left * drops.sum(dim=1)).mean()

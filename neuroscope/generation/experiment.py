@@ -213,7 +213,7 @@ def _check_known(experiment: Experiment, method: ExperimentMethod[Any]) -> None:
     if family.joint and not method.of_rewritten_text:
         raise InvalidInput(
             f"{type(method).__name__} is not known to be right for {family.name}, whose blocks rewrite the text; give ns.LocoGen() for "
-            "layers, or ns.NeuronAblation() for neurons"
+            "layers, or ns.NeuronGradient() for neurons"
         )
 
 

@@ -78,7 +78,7 @@ class ContextSwap(Intervention):
 
     Where blocks rewrite the text, a layer's text of the other prompt comes from a row that reads that prompt at the same step: by default
     one that is added to each call of the denoiser, with the image's own latents, which costs as much as an image; see
-    `HookGraph.apply_each` for taking it from another image of the batch.
+    `HookGraph.apply_each` for taking it from another image of the batch. A swap of the first block alone costs nothing more than a run.
 
     Raises:
         InvalidInput: no site, a context of another shape, a number that is not finite, neurons of other sites, or `steps` out of order.

@@ -163,7 +163,8 @@ class HookGraph(Shown):
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
-        takers = takers_of(bound, lambda paths: self._live.joints(self.sites.at(paths)), donors)
+        joints, denoiser = (lambda paths: self._live.joints(self.sites.at(paths))), uncompiled(self.denoiser)
+        takers = takers_of(bound, joints, donors, self.family, denoiser)
         with HookedBlock(self._live, self.sites.paths) as hooks:
             if takers:
                 hooks.take_text(takers)
@@ -206,6 +207,21 @@ class HookGraph(Shown):
         with HookedBlock(self._live, self.sites.paths) as hooks:
             for site in self._chosen(sites):
                 hooks.hook(site, watch, watching=True)
+            yield self
+
+    @block
+    def change_reads(self, sites: Sites, change: Callable[[Tensor, Call], Tensor]) -> Iterator[Self]:
+        """Replaces what the image reads at keys and values of a text that blocks rewrite, while the blocks' own text goes on.
+
+        Args:
+            sites: keys and values; all of them read such a text (`spec.rewritten`).
+            change: given what the image reads there, [row, token, neuron], and the call, what it becomes.
+
+        Raises:
+            SiteNeverRan: on leaving, a site had not run.
+        """
+        with HookedBlock(self._live, self.sites.paths) as hooks:
+            hooks.hook_reads(self._chosen(sites), change)
             yield self
 
     @block

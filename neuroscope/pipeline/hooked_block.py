@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
-from neuroscope.core.sites import Site
+from neuroscope.core.sites import Site, Sites
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
@@ -233,6 +233,21 @@ class HookedBlock:
 
         self._add(module.register_forward_pre_hook(Hook(enter), with_kwargs=True))
         self._add(module.register_forward_hook(Hook(leave), with_kwargs=True))
+
+    def hook_reads(self, sites: Sites, act: Callable[[Tensor, Call], Tensor]) -> None:
+        """Puts hooks on what the image reads at keys and values of a text that blocks rewrite, whose attentions run twice for that.
+
+        Args:
+            sites: the keys and values.
+            act: given what the image reads there, [row, token, neuron], and the call, what it becomes.
+        """
+        streams, clock, bind, joints = self._clock.streams, self._clock, self._model.bind, self._model.joints(sites)
+        begin = Hook(lambda _module, args, kwargs: streams.let_read(joints, len(bind(args, kwargs)["latents"]), clock.now.layout))
+        self._add(self._model.denoiser.register_forward_pre_hook(begin, with_kwargs=True))
+        for path, joint in joints.items():
+            self._hook_attention(path, joint)
+        for site in sites:
+            self.hook(site, lambda text, call: act(text, call) if call.reading else None)
 
     def hook_text(self, site: Site, act: Callable[[Tensor, Call], Tensor]) -> None:
         """Puts a hook on the text that a whole attention reads, queries among it.

@@ -17,7 +17,7 @@ from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import JointAttention
+from neuroscope.pipeline.families import Family, JointAttention
 from neuroscope.pipeline.steps import Clock
 from neuroscope.pipeline.text_streams import Donors, Taker
 
@@ -142,7 +142,11 @@ def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool
 
 
 def takers_of(
-    bound: Sequence[BoundIntervention], attentions_at: Callable[[Collection[str]], Mapping[str, JointAttention]], donors: Donors | None
+    bound: Sequence[BoundIntervention],
+    attentions_at: Callable[[Collection[str]], Mapping[str, JointAttention]],
+    donors: Donors | None,
+    family: Family,
+    denoiser: nn.Module,
 ) -> list[Taker]:
     """The changes that take another prompt's text.
 
@@ -150,12 +154,15 @@ def takers_of(
         bound: all changes.
         attentions_at: by path, the attentions of those sites that read a text which blocks rewrite.
         donors: see `Donors`.
+        family: of the denoiser.
+        denoiser: gives the text that the first attention reads.
     """
-    found = []
+    found, first = [], family.first_text
     for each in bound:
         taking, here = each.intervention.taking, attentions_at(each.intervention.paths)
         if taking is not None and here:
-            found.append(Taker(taking, each.images, here, donors))
+            alone = first is not None and {path.partition(".")[2] for path in here} == {first.attention}
+            found.append(Taker(taking, each.images, here, donors, functools.partial(first.of, denoiser) if first and alone else None))
     return found
 
 

@@ -22,6 +22,8 @@ from neuroscope.core.errors import InvalidInput
 INSTEAD = "rank with ns.IntegratedGradients(), which follows whole runs"
 #: An estimate from a single prediction may be far too large; latents of trained models have about this standard deviation.
 _LARGEST = 1.0
+#: In the names of arguments that are another network's results.
+_FOREIGN = ("residual", "controlnet")
 #: Of timesteps, as a share of the length of training.
 _ROUNDING = 4e-3
 
@@ -162,7 +164,7 @@ class NoisedRun:
     def __init__(
         self, noise: NoiseLevels, inputs: Mapping[str, Any], predicted: Float[Tensor, "1 channel ..."], names: Mapping[str, str]
     ) -> None:
-        if foreign := [name for name, value in inputs.items() if "residual" in name and value is not None]:
+        if foreign := [name for name, value in inputs.items() if any(each in name for each in _FOREIGN) and value is not None]:
             raise InvalidInput(f"the denoiser is given {foreign[0]} by another network, which holds for one noise level; {INSTEAD}")
         self._noise, self._inputs, self._names = noise, inputs, names
         self._latents, self._time = inputs[names["latents"]], torch.as_tensor(inputs[names["timestep"]]).flatten()[:1]

@@ -2,7 +2,7 @@
 
 What a layer reads of another prompt depends there on the step and on an image. It is therefore taken, at each call of the denoiser, from a
 row that is given the other prompt: a row of the batch that the caller names, or one that is added for this call, with the image's own
-latents, and taken off again.
+latents, and taken off again. What the first block reads depends on prompt and step alone, and is computed without a row.
 
 What the image reads differs from what the text reads then, so that an attention in which it does runs twice: first as it is, which gives
 the text to the next block, then with the changes, which gives the image.
@@ -10,8 +10,9 @@ the text to the next block, then with the changes, which gives the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,12 +39,15 @@ class Taker:
         images: of the batch, those that take it; None for all.
         attentions: by path, the attentions in which they do.
         donors: see `Donors`; None where rows are added for all.
+        known: from a call's arguments by name, with one row each, and as many prompts, what the attention reads of these, where that
+            depends on no image; None where rows have to give it.
     """
 
     taking: Taking
     images: tuple[int, ...] | None
     attentions: Mapping[str, JointAttention]
     donors: Donors | None
+    known: Callable[[Mapping[str, Any], Conditions], Tensor] | None = None
 
 
 class _Given(NamedTuple):
@@ -86,6 +90,7 @@ class TextStreams:
         self._added = 0
         self._running = False
         self._donors: dict[int, Tensor] = {}
+        self._known: dict[int, Callable[[], Tensor]] = {}
         self._twice: dict[str, tuple[int, ...]] = {}
         self._text: Tensor = torch.empty(0)
 
@@ -93,7 +98,7 @@ class TextStreams:
         """Notes the tokens of the text, at the first hook of a call of the denoiser."""
         if not self._running:
             self._running, self.tokens, self.others, self._added = True, tokens, 0, 0
-            self._donors, self._twice = {}, {}
+            self._donors, self._twice, self._known = {}, {}, {}
 
     def end(self) -> None:
         """Notes the end of a call of the denoiser, on every way out of it; other hooks may still ask what was added."""
@@ -114,11 +119,9 @@ class TextStreams:
             InvalidInput: a row that is to give its text began from other noise or reads another prompt, or prompts that cannot be shared
                 among the images.
         """
-        latents = self._family.latents(given)
-        own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
-        images = len(latents) // (1 if layout is None else len(layout.parts))
-        self.layout = None if own is None or own.parts == (None,) else own
-        call = _Given(dict(given), self.layout, len(latents), images, place[0] == 0)
+        rows = len(self._family.latents(given))
+        images = self._note_layout(rows, layout)
+        call = _Given(dict(given), self.layout, rows, images, place[0] == 0)
         added: list[dict[int, Conditions]] = []
         for taker in takers:
             if lies_within(taker.taking.steps, *place) and (taker.taking.rows == "all" or self._carrying(call)):
@@ -127,10 +130,37 @@ class TextStreams:
         self._added += len(added) * images
         return self._with_rows(call, added)
 
+    def _note_layout(self, rows: int, layout: BatchLayout | None) -> int:
+        """Notes the layout of the rows that were not added, of one that may have others; how many images there are."""
+        own = None if layout is None else BatchLayout(tuple(part for part in layout.parts if part != "other"))
+        self.layout = None if own is None or own.parts == (None,) else own
+        return rows // (1 if layout is None else len(layout.parts))
+
+    def let_read(self, attentions: Iterable[str], rows: int, layout: BatchLayout | None) -> None:
+        """Lets these attentions run twice at this call of the denoiser, for all of its images.
+
+        Args:
+            attentions: their paths.
+            rows: how many the call has, those added by others among them.
+            layout: of these rows.
+        """
+        self._run_twice(attentions, range(self._note_layout(rows, layout)))
+
+    def _run_twice(self, attentions: Iterable[str], images: Iterable[int]) -> None:
+        for path in attentions:
+            self._twice[path] = tuple(sorted({*self._twice.get(path, ()), *images}))
+
     def _take(self, taker: Taker, call: _Given, added: list[dict[int, Conditions]]) -> None:
         """Notes where the images of a change take their text from, with another row for each where that is to be added."""
         images = range(call.images) if taker.images is None else taker.images
         prompts = _one_each(taker.taking.conditions, len(images))
+        if taker.taking.definition == "edge":
+            self._run_twice(taker.attentions, images)
+        if taker.known is not None and taker.donors is None:
+            carrying = list(self._carrying(call)) or list(range(call.images))
+            given = self._of_rows(call, [carrying[image] for image in images])
+            self._known[id(taker.taking.conditions)] = cache(partial(taker.known, given, Conditions.of(prompts)))
+            return
         rows = []
         for image, prompt in zip(images, prompts, strict=True):
             donor = None if taker.donors is None else taker.donors[image]
@@ -143,9 +173,15 @@ class TextStreams:
             added[part][image] = prompt
             rows.append(call.rows + part * call.images + image)
         self._donors[id(taker.taking.conditions)] = torch.tensor(rows, device=self._family.latents(call.arguments).device)
-        if taker.taking.definition == "edge":
-            for path in taker.attentions:
-                self._twice[path] = tuple(sorted({*self._twice.get(path, ()), *images}))
+
+    def _of_rows(self, call: _Given, rows: Sequence[int]) -> dict[str, Any]:
+        """The arguments of a call, those with one entry a row reduced to these rows."""
+
+        def choose(name: str, value: Any) -> Any:
+            whole = name in self._family.shared or not isinstance(value, Tensor) or not value.ndim or len(value) != call.rows
+            return value if whole else value[list(rows)]
+
+        return {name: choose(name, value) for name, value in call.arguments.items()}
 
     def _carrying(self, call: _Given) -> Sequence[int]:
         """For each image the row that carries its prompt; none in a call that carries negative prompts alone."""
@@ -187,7 +223,8 @@ class TextStreams:
 
     def read(self, conditions: Conditions) -> Tensor:
         """What the attention that goes on reads of other prompts, [image, token, channel], one for each image that takes them."""
-        return self._text[self._donors[id(conditions)]]
+        known = self._known.get(id(conditions))
+        return self._text[self._donors[id(conditions)]] if known is None else known()
 
     @property
     def runs_again(self) -> bool:

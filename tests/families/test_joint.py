@@ -292,3 +292,33 @@ def test_what_is_not_known_to_be_right_is_refused() -> None:
         tiny.draw(plain.pipe)
     with pytest.raises(InvalidInput, match="trajectory='shared' would be ignored"):
         localize(plain, concept, LocoGen(trajectory="shared"), LatentShare(), quiet=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("definition", ["edge", "stream"])
+def test_the_first_block_s_text_is_known_without_a_row(family: str, guided: bool, definition: str) -> None:
+    graph, options = built(family), (GUIDED if guided else UNGUIDED)[family]
+    change = swap(graph, 0, definition=definition)
+    other = swap(graph, 0, prompt=f"{OTHER}, large", definition=definition)
+    with graph.apply_each([[], [], [change], [other]], donors=[None, None, 0, 1]):
+        expected = drawn(graph, OTHER, f"{OTHER}, large", PROMPT, PROMPT, **options)[2:]
+    with metered(graph.denoiser) as meter, graph.apply_each([[change], [other]]):
+        found = drawn(graph, PROMPT, PROMPT, **options)
+    assert meter.cost.nfe == 2 * STEPS * (2 if guided else 1)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    both = ContextSwap.of(graph, graph.sites.where(layer=0, role=("key", "value")), [OTHER, f"{OTHER}, large"], definition=definition)
+    with graph.apply(both):
+        torch.testing.assert_close(drawn(graph, PROMPT, PROMPT, **options), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_block_s_text_is_known_beside_hooks_on_the_pooled_text(family: str) -> None:
+    graph, options = built(family), UNGUIDED[family]
+    change, pooled = swap(graph, 0), swap(graph, None, "pooled", prompt="a green ring")
+    with graph.apply_each([[], [change, pooled]], donors=[None, 0]):
+        expected = drawn(graph, OTHER, PROMPT, **options)[1:]
+    with graph.apply(change, pooled), graph.capture(graph.sites.where(role="pooled")) as kept:
+        torch.testing.assert_close(drawn(graph, PROMPT, **options), expected, atol=1e-10, rtol=0)
+    (site,) = graph.sites.where(role="pooled")
+    assert len(kept[site.path]) == STEPS

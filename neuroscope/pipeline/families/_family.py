@@ -88,6 +88,20 @@ class JointAttention:
 
 
 @dataclass(frozen=True)
+class FirstText:
+    """The first attention that reads a text which blocks rewrite: what it reads depends on prompt and step alone.
+
+    Attributes:
+        attention: its path in the denoiser.
+        of: from the denoiser, the arguments of its call by name, and conditions of prompts, what the attention reads of these,
+            [prompt, token, channel].
+    """
+
+    attention: str
+    of: Callable[[Any, Mapping[str, Any], Conditions], Tensor]
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A state of a denoiser in which hooks would be silent or wrong: its name, why, what to do, and a test for it.
 
@@ -165,6 +179,7 @@ class Family:
         successors: the pipeline's attributes that may hold further denoisers of the same class, which take over in later steps. A graph
             is of one of them.
         joint: the attentions in which the image reads a text that blocks rewrite.
+        first_text: how the first of them reads prompts.
         shared: the arguments of the denoiser's and its stages' calls that all rows share, whatever their size.
         encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
@@ -210,6 +225,7 @@ class Family:
     calls: tuple[Part, ...] = ()
     successors: tuple[str, ...] = ()
     joint: tuple[JointAttention, ...] = ()
+    first_text: FirstText | None = None
     shared: tuple[str, ...] = ()
     encodes_apart: bool = False
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given

@@ -16,10 +16,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, read_pooled
+from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, first_text, read_pooled
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
 _TOKENS = 7  # images have four
@@ -80,6 +80,14 @@ def _timestep(pipe: Any, given: float) -> float:
     return float(known[(known - _TIMESTEPS * given).abs().argmin()]) if len(known) else _TIMESTEPS * given
 
 
+def _first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions) -> Tensor:
+    """As `first_text`; the model takes numbers in units of the whole schedule, which it multiplies in its own format."""
+    times = {
+        name: given[name].to(given["hidden_states"].dtype) * _TIMESTEPS for name in ("timestep", "guidance") if given.get(name) is not None
+    }
+    return first_text(denoiser, {**given, **times}, conditions)
+
+
 FLUX = Family(
     name="flux",
     component="transformer",
@@ -119,6 +127,7 @@ FLUX = Family(
     prepares_text=re.compile(TEXT_MODULES),
     latent_size=_latent_size,
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
+    first_text=FirstText("transformer_blocks.0.attn", _first_text),
     shared=("img_ids", "txt_ids", "image_rotary_emb"),
     encodes_apart=True,
     calls=("conditional", "unconditional"),

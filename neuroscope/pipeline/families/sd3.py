@@ -7,6 +7,7 @@ through its norms. The attention `attn2` of some blocks of version 3.5 reads the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, JointAttention, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, Refusal, SitePattern
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.pixart import block_name
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
@@ -61,6 +62,21 @@ def read_pooled(_denoiser: Any, module: str, conditions: Conditions) -> Tensor:
     if conditions.pooled is None:
         raise InvalidInput("this change holds no pooled text, which the pooled path reads; make it with graph.text.conditions")
     return conditions.pooled
+
+
+def first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions) -> Tensor:
+    """What the first block's attention reads of prompts at the step of a call, or at its rows' own steps."""
+    embed, first, dtype = denoiser.time_text_embed, denoiser.transformer_blocks[0], given["hidden_states"].dtype
+    place = given["hidden_states"].device, dtype
+    # the first of these modules is a site, and its hooks are not for this prompt
+    known = embed.text_embedder.linear_1.forward(read_pooled(denoiser, POOLED, conditions).to(*place))
+    known = embed.text_embedder.linear_2(embed.text_embedder.act_1(known))
+    for name, embedder in (("timestep", embed.timestep_embedder), ("guidance", getattr(embed, "guidance_embedder", None))):
+        if embedder is not None:
+            known = known + embedder(embed.time_proj(given[name]).to(dtype))
+    found = first.norm1_context(denoiser.context_embedder(conditions.context.to(*place)), emb=known)
+    text: Tensor = found[0]
+    return text
 
 
 #: What other keys and values read beside the text of a prompt.
@@ -117,5 +133,6 @@ SD3 = Family(
     },
     prepares_text=re.compile(TEXT_MODULES),
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")),),
+    first_text=FirstText("transformer_blocks.0.attn", first_text),
     skipped_block="transformer_blocks.{}",
 )
