@@ -65,7 +65,7 @@ def _unplanted(name: str) -> Any:
     return exact(build_unplanted(name, 0))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "hunyuandit", "ltx", "wan")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 
 
@@ -105,7 +105,8 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
         of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
-        small = {"use_resolution_binning": False, "height": 32, "width": 32} if of_images else {}
+        side = 64 if hasattr(pipe, "default_sample_size") and of_images else 32
+        small = {"use_resolution_binning": False, "height": side, "width": side} if of_images else {}
         time = getattr(pipe, "vae_scale_factor_temporal", None) or getattr(pipe, "vae_temporal_compression_ratio", None)
         small |= {"height": 32, "width": 32, "num_frames": time + 1} if time else {}
         return {"output_type": "latent"} | small

@@ -27,7 +27,7 @@ _THINGS = ("a red circle and a white square", "a blue star", "a green ring and a
 NAME, OTHER = "stipple", "plain"
 #: A share of the total effect from which on an image shows the concept, for plants of two layers that carry half of it each.
 SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
-_POOLED = ("sdxl", "if-1", "if-2")
+_POOLED = ("sdxl", "if-1", "if-2", "hunyuandit")
 #: An effect of this share of the total is rounding of float32 through all steps.
 _ROUNDING = 2e-3
 
@@ -103,4 +103,4 @@ def drawn_layers(plant: str, count: int, rng: Any) -> tuple[int, ...]:
 def check_family(plant: str, family: str) -> None:
     """Raises InvalidInput for a plant that a family cannot hold."""
     if plant == "pooled" and family not in _POOLED:
-        raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose sdxl, if-1 or if-2")
+        raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2 or hunyuandit")
