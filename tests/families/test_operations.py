@@ -155,6 +155,8 @@ def test_locoedit_of_the_subjects_token_alone(case, untouched, goal):
 def skip_moved_durations(case: RunKey) -> None:
     if case.plant.family == "stable-audio":
         pytest.skip("an edit moves the tokens of durations as well, which no prompt tells")
+    if case.plant.family == "hunyuandit":
+        pytest.skip("an edit moves the learned vectors at padding as well, which no prompt tells and attention sees")
 
 
 @pytest.mark.parametrize("kind", ["mask", "edit"])
