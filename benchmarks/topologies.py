@@ -105,6 +105,18 @@ AUDIOLDM2: dict[str, Any] = {
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
 #: LTX-Video of 2 thousand million weights: diffusers' scripts/convert_ltx_to_diffusers.py makes it with the class's defaults.
 LTX: dict[str, Any] = {"_class_name": "LTXVideoTransformer3DModel"}
+#: HunyuanDiT 1.1, by the number of blocks in diffusers' scripts/convert_hunyuandit_to_diffusers.py (40) and otherwise the class's defaults,
+#: with the patches and latents of the original code (patches of 2, latents of 4 channels). Version 1.2 is not told the image's size.
+HUNYUANDIT: dict[str, Any] = {
+    "_class_name": "HunyuanDiT2DModel",
+    "num_layers": 40,
+    "hidden_size": 1408,
+    "mlp_ratio": 4.3637,
+    "in_channels": 4,
+    "patch_size": 2,
+    "sample_size": 128,
+}
+HUNYUANDIT_1_2 = HUNYUANDIT | {"use_style_cond_and_image_meta_size": False}
 #: Wan 2.1 of 1.3 and 14 thousand million weights, as diffusers' scripts/convert_wan_to_diffusers.py makes them; either transformer of Wan
 #: 2.2 A14B has the latter's.
 WAN: dict[str, Any] = {
@@ -165,6 +177,8 @@ PUBLISHED = {
     "Stable Audio": STABLE_AUDIO,
     "Sana 1.6B": SANA,
     "Sana 0.6B": SANA_600M,
+    "HunyuanDiT 1.1": HUNYUANDIT,
+    "HunyuanDiT 1.2": HUNYUANDIT_1_2,
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,

@@ -42,6 +42,7 @@ NAMES = {
     "audioldm2": "AudioLDM 2",
     "stable-audio": "Stable Audio",
     "sana": "Sana",
+    "hunyuandit": "HunyuanDiT",
     "ltx": "LTX-Video",
     "wan": "Wan",
 }

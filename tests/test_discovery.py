@@ -8,6 +8,8 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.sana_transformer import GLUMBConv
+from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.models.transformers.transformer_wan import WanAttention
 
 from neuroscope import HookGraph
 from neuroscope.generation.batches import bytes_an_image
@@ -59,6 +61,8 @@ def kind_of(path: str, module) -> str | None:
     """By class, not by name: what causal tracing restores; of an attention that adds its residual stream itself, what it adds."""
     if isinstance(module, Attention) and module.added_kv_proj_dim is None:
         return "cross" if module.is_cross_attention else "self"
+    if isinstance(module, WanAttention | LTXAttention):  # of the latter, text alone is given without positions
+        return "cross" if getattr(module, "is_cross_attention", path.endswith("attn2")) else "self"
     if re.search(r"\.attentions\.\d+\.to_out\.0$", path):
         return "cross"
     return {FeedForward: "ff", GLUMBConv: "ff", ResnetBlock2D: "resnet"}.get(type(module))
@@ -73,8 +77,8 @@ class TestPlaces:
             if kind := kind_of(path, module):
                 hook = lambda *_, path=path, kind=kind: called.append((f"{graph.family.component}.{path}", kind))  # noqa: E731
                 handles.append(module.register_forward_pre_hook(hook))
-        sizes = {} if name in ("sana", "audioldm2", "stable-audio") else {"height": 16, "width": 16}
-        tiny.draw(pipe, num_inference_steps=1, **sizes)
+        sizes = {} if name in ("sana", "audioldm2", "stable-audio", "ltx", "wan") else {"height": 16, "width": 16}
+        tiny.draw(pipe, num_inference_steps=1, **sizes, **({"guidance_scale": 1.0} if name == "wan" else {}))  # else two calls a step
         for handle in handles:
             handle.remove()
         assert [(place.path, place.kind) for place in graph.components] == called

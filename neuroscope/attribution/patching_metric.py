@@ -110,4 +110,4 @@ class PatchingMetric:
 
 def _repeated(rows: int, value: Any) -> Any:
     """An input of the step's one row, repeated for several rows; what all rows share, such as positions, is left as it is."""
-    return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) and value.ndim and len(value) == 1 else value
+    return value.repeat(rows, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) and value.ndim and len(value) == 1 else value

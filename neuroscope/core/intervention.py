@@ -111,7 +111,7 @@ class ModelSpec:
         context_channels: the channels of a prompt's context.
         token_count: the tokens of a prompt; None where the pipeline's tokenizers do not agree.
         has_summary: whether prompts have a pooled summary beside their context.
-        has_mask: whether attention is told by a mask which of a prompt's tokens it sees.
+        has_mask: whether the denoiser is told by a mask which of a prompt's tokens are none of its words.
         tokens_beside: how many tokens behind the prompt's text-side sites read that say something else.
         wordless: the paths of text-side sites whose positions are no tokens of the prompt.
         rewritten: the paths of the keys and values that read a text which blocks rewrite, so that it depends on the image as well.

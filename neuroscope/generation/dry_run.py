@@ -32,7 +32,7 @@ def predicting_zeros(graph: HookGraph) -> Iterator[list[int]]:
     denoiser: nn.Module = uncompiled(graph.denoiser)
     signature, latents = inspect.signature(denoiser.forward), graph.family.arguments["latents"]
     config: Any = denoiser.config
-    channels = getattr(config, "out_channels", None) or config.in_channels
+    channels = getattr(config, "out_channels", None) or getattr(denoiser, "out_channels", None) or config.in_channels
     rows: list[int] = []
 
     @functools.wraps(denoiser.forward)

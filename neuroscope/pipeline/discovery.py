@@ -108,10 +108,10 @@ def spec_of(family: Family, denoiser: Any, sites: Sites, token_count: int | None
         family=family.name,
         sites=sites,
         input_widths={path: module.in_features for path, module in modules.items() if hasattr(module, "in_features")},
-        context_channels=family.inputs(denoiser, None)[family.arguments["context"]].shape[-1],
+        context_channels=family.shape_of_context(denoiser)[1],
         token_count=token_count,
         has_summary=family.has_summary,
-        has_mask=family.mask is not None,
+        has_mask=any(each.kind == "mask" for each in family.encoded),
         tokens_beside=family.tokens_beside,
         wordless=frozenset(path for path, module in modules.items() if family.is_wordless(denoiser, path.partition(".")[2])),
         rewritten=frozenset(rewritten),
@@ -124,7 +124,7 @@ def _watch_readers(family: Family, twin: nn.Module) -> list[str]:
 
     Known by their size: the family's inputs have a number of tokens that no image has.
     """
-    tokens = family.inputs(twin, None)[family.arguments["context"]].shape[1]
+    tokens, _ = family.shape_of_context(twin)
     readers: list[str] = []
 
     def watch(path: str, _module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from neuroscope.core.conditions import BatchLayout, Conditions, Part
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families import END, Family, begin_of
+from neuroscope.pipeline.families import END, Family, begin_of, uncompiled
 from neuroscope.pipeline.hook import take_off_hooks
 from neuroscope.pipeline.schedule import Schedule
 from neuroscope.pipeline.text_streams import TextStreams
@@ -62,7 +62,9 @@ class Run:
         in_turn = parts == 1 and self._family.calls[call : call + 1]
         expected = in_turn or self._family.expected_parts(self._pipe, parts, negative is not None)
         shown = context[:, : context.shape[1] - self._family.tokens_beside]
-        return observe_layout(shown, self.conditional.context, negative, expected)
+        denoiser = uncompiled(getattr(self._pipe, self._family.component))
+        own = self._family.as_called(denoiser, self.conditional.context)
+        return observe_layout(shown, own, None if negative is None else self._family.as_called(denoiser, negative), expected)
 
     @property
     def has_begun(self) -> bool:
@@ -92,6 +94,7 @@ class GuidanceListener:
         self.run: Run | None = None
         self.blocks = 0
         self._pipe, self._family = pipe, family
+        self._encoded: list[Any] = []
         self._replaced = _Replaced()
         self._scheduler = _Replaced()
         self.streams = TextStreams(family)
@@ -112,15 +115,30 @@ class GuidanceListener:
         return not self.blocks
 
     def _begins(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        encoded = self._family.settle(self._pipe, method(*args, **options))
+        own = method(*args, **options)
+        calls = self._family.encodings
+        if len(calls) > 1:
+            return self._begins_in_parts(own, args, options)
+        encoded = self._family.settle(self._pipe, own)
+        self._run_of(encoded, args, options)
+        return encoded
+
+    def _begins_in_parts(self, own: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Keeps what each of several encoders gave; a run begins with the last."""
+        first = all(options.get(name) == value for name, value in self._family.encodings[0].items())
+        self._encoded = [own] if first else [*self._encoded, own]
+        if len(self._encoded) == len(self._family.encodings):
+            self._run_of(self._encoded, args, options)
+        return own
+
+    def _run_of(self, encoded: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         found = self._family.split(self._family.encoded, self._pipe, encoded, args, options)
         if self._family.encodes_apart and self.run is not None and not self.run.has_begun:
             self.run.unconditional = found[0]  # the second call of a run that has not begun
-            return encoded
+            return
         self.run = Run(self._pipe, self._family, *found)
         self._scheduler.take_back()
         self._scheduler.put(self._pipe.scheduler, {"step": self._steps})
-        return encoded
 
     def _ends(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         self.run = None

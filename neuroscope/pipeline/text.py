@@ -59,15 +59,25 @@ class PromptEncoder:
         if not every:
             raise UnsupportedModel(f"{type(self._pipe).__name__} has no tokenizer; give it the one of its text encoder")
         first = every[0]
+        if self._family.tokenizers_apart:
+            return self._family.words(self._pipe, first)
         if any(each.model_max_length != first.model_max_length or each.get_vocab() != first.get_vocab() for each in every[1:]):
             raise UnsupportedModel(f"the tokenizers of {type(self._pipe).__name__} split text differently, so positions mean two things")
         return self._family.words(self._pipe, first)
 
     @cached_property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers whose tokens of a prompt lie one behind the other; most pipelines have one, or several that agree."""
+        if not self._family.tokenizers_apart:
+            return [self.tokenizer]
+        every = [part for name in self._family.tokenizers if (part := getattr(self._pipe, name, None)) is not None]
+        return [self._family.words(self._pipe, each) for each in every]
+
+    @cached_property
     def token_count(self) -> int | None:
         """The tokens of a prompt; None where the pipeline has no tokenizer, or several that do not agree."""
         try:
-            return int(self.tokenizer.model_max_length)
+            return sum(int(each.model_max_length) for each in self.tokenizers)
         except UnsupportedModel:
             return None
 
@@ -82,16 +92,24 @@ class PromptEncoder:
 
     def select_tokens(self, prompts: Sequence[str], token: tokens.Token, subject: str | None = None) -> np.ndarray:
         """Which positions of each prompt are chosen, as booleans [prompt, token]; see `tokens.select_tokens`."""
-        return tokens.select_tokens(self.tokenizer, self.as_read(prompts), token, self.as_read([subject])[0] if subject else None)
+        read, sought = self.as_read(prompts), self.as_read([subject])[0] if subject else None
+        return np.concatenate([tokens.select_tokens(each, read, token, sought) for each in self.tokenizers], axis=1)
 
     def kinds_of_tokens(self, prompts: Sequence[str], subject: str) -> np.ndarray:
         """What each position of each prompt is, as words [prompt, token]; see `tokens.kinds_of_tokens`."""
-        return tokens.kinds_of_tokens(self.tokenizer, self.as_read(prompts), self.as_read([subject])[0])
+        read, sought = self.as_read(prompts), self.as_read([subject])[0]
+        return np.concatenate([tokens.kinds_of_tokens(each, read, sought) for each in self.tokenizers], axis=1)
 
     def align(self, pairs: Sequence[tuple[str, str]], subject: str, kinds: Collection[str]) -> list[list[tuple[int, int]]]:
         """Which positions of each pair's prompts correspond to each other; see `tokens.align`."""
         read = [(first, second) for first, second in map(self.as_read, pairs)]
-        return tokens.align(self.tokenizer, read, self.as_read([subject])[0], kinds)
+        found: list[list[tuple[int, int]]] = [[] for _ in pairs]
+        before = 0
+        for tokenizer in self.tokenizers:
+            aligned = tokens.align(tokenizer, read, self.as_read([subject])[0], kinds)
+            found = [[*each, *((one + before, other + before) for one, other in more)] for each, more in zip(found, aligned, strict=True)]
+            before += int(tokenizer.model_max_length)
+        return found
 
     def conditions(self, prompts: Sequence[str], batch_size: int = 64, **options: Any) -> Conditions:
         """What the pipeline's own text encoders make of the prompts.
@@ -114,7 +132,8 @@ class PromptEncoder:
         given = {name: value for name, value in options.items() if value is not None} | text_options(self._pipe, options)
         if "clip_skip" in given:
             checks.whole("clip_skip", given["clip_skip"], least=0)
-        tokens.warn_of_lost_words(self.tokenizer, self.as_read(prompts))
+        for tokenizer in self.tokenizers:
+            tokens.warn_of_lost_words(tokenizer, self.as_read(prompts))
         batch_size = 1 if self._family.encodes_alone else batch_size
         batches = (prompts[first : first + batch_size] for first in range(0, len(prompts), batch_size))
         return Conditions.of([self._encode(batch, given) for batch in batches])
@@ -148,7 +167,7 @@ class PromptEncoder:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them; few-step models have the former alone."""
         known = inspect.signature(type(self._pipe).__call__).parameters
         takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
-        given = self._family.call_arguments(conditions, negative)
+        given = self._family.call_arguments(uncompiled(self._denoiser), conditions, negative)
         return without_texts(self._pipe) | {name: value for name, value in given.items() if takes_all or name in known}
 
     def positions(self, site: Site, chosen: Bool[Tensor, "*prompt token"], count: int) -> Bool[Tensor, "*prompt position"]:

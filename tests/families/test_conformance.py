@@ -28,9 +28,10 @@ BLOCKS = {
     "wan": {f"block.{number}": 1 for number in range(12)},
     "sd3": {f"block.{number}": 1 for number in range(12)},
     "flux": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
+    "hunyuandit": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "sd3", "flux")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
@@ -106,7 +107,7 @@ def test_every_layer_has_every_role_once(model, name):
 
 
 def test_the_pooled_text_is_a_site_where_there_is_one(model, name):
-    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", *tiny.JOINT))
+    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", *tiny.JOINT))
 
 
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):
@@ -139,7 +140,7 @@ def test_only_text_sites_are_the_same_for_every_noise(model, captured):
 
 
 def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, captured):
-    length = model.text.token_count
+    length = model.spec.token_count
     for site in model.sites:
         shape = captured[site.path].shape
         if site.role == "pooled":

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks.topologies import IF_I_XL, IF_II_L, PIXART, PUBLISHED, SD_V1, SD_V2, SDXL
+from benchmarks.topologies import HUNYUANDIT, HUNYUANDIT_1_2, IF_I_XL, IF_II_L, PIXART, PUBLISHED, SD_V1, SD_V2, SDXL
 from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
 from neuroscope.cli import main
 
@@ -26,6 +26,8 @@ COUNTS = {
     "Sana 1.6B": (20, 2240, 20 * 2240, 0),  # behind the projection of Gemma's 2304 channels; feed-forwards are convolutions
     "Sana 0.6B": (28, 1152, 28 * 1152, 0),
     "LTX-Video": (28, 2048, 28 * 2048, 28 * 4 * 2048),  # behind the projection of T5's 4096 channels
+    "HunyuanDiT 1.1": (40, 1024, 40 * 1408, 40 * 6144),  # channels of BERT's states, and of T5's behind their projection
+    "HunyuanDiT 1.2": (40, 1024, 40 * 1408, 40 * 6144),
     "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
     "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
 }
@@ -44,6 +46,7 @@ PLACES = {
     "Sana 1.6B": {number: f"block.{number}" for number in range(20)},
     "Sana 0.6B": _BLOCKS,
     "LTX-Video": _BLOCKS,
+    "HunyuanDiT 1.1": {number: f"block.{number}" for number in range(40)},
     "Wan 14B": {number: f"block.{number}" for number in range(40)},
     "Wan 1.3B": {number: f"block.{number}" for number in range(30)},
 }
@@ -109,6 +112,8 @@ def test_layers_have_the_names_that_the_literature_gives_them(sites, name, layer
         (IF_I_XL, ("unet.add_embedding.proj",)),
         (IF_II_L, ("unet.add_embedding.proj",)),
         (PIXART, ()),
+        (HUNYUANDIT, ("transformer.time_extra_emb.extra_embedder.linear_1",)),
+        (HUNYUANDIT_1_2, ("transformer.time_extra_emb.extra_embedder.linear_1",)),
     ],
 )
 def test_the_pooled_text_is_a_site_of_no_layer(config, pooled):

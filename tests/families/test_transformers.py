@@ -13,7 +13,7 @@ from neuroscope.testbed import build, planted
 from tests.families import tiny
 from tests.families.test_pixart import LAYER_METHODS
 
-FAMILIES = ("ltx", "wan")
+FAMILIES = ("ltx", "wan", "hunyuandit")
 SHORT, LONG = "a star", "a red circle and a white square in the style of plain"
 LAYER = 5
 

@@ -87,7 +87,7 @@ def joint(name: str) -> Any:
     return exact(with_length(build_unplanted(name, 0), 24))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "hunyuandit", "ltx", "wan")
 JOINT = ("sd3", "flux")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT} | {name: partial(joint, name) for name in JOINT}
 
@@ -142,7 +142,8 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
     """What a pipeline calls final latents, and what it needs besides to make small images."""
     if getattr(pipe, "vae", None) is not None:
         of_images = hasattr(pipe, "image_processor") and hasattr(pipe, "transformer")
-        small = {"height": 32, "width": 32} if of_images else {}
+        side = 64 if "HunyuanDiT" in type(pipe).__name__ else 32
+        small = {"height": side, "width": side} if of_images else {}
         binned = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
         small |= {"use_resolution_binning": False} if binned else {}
         time = getattr(pipe, "vae_scale_factor_temporal", None) or getattr(pipe, "vae_temporal_compression_ratio", None)

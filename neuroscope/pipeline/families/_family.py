@@ -176,6 +176,10 @@ class Family:
         one_step_a_call: rows that begin midway share no call with other images' steps, as the denoiser computes what it does behind its
             stages for the rows with which a call begins.
         calls: of which parts the calls of one guided step are, in order; empty where one call has all parts.
+        encodings: the options of each of the calls of the pipeline's `encode_prompt` with which a run begins; `split` is given what all of
+            them returned where there are several.
+        tokenizers_apart: a prompt's tokens are those of one tokenizer and, behind them, those of the next.
+        context_shape: the tokens and channels of a prompt's context, where they are not those of one argument.
         successors: the pipeline's attributes that may hold further denoisers of the same class, which take over in later steps. A graph
             is of one of them.
         joint: the attentions in which the image reads a text that blocks rewrite.
@@ -223,6 +227,9 @@ class Family:
     channels_last: bool = False
     one_step_a_call: bool = False
     calls: tuple[Part, ...] = ()
+    encodings: tuple[Mapping[str, Any], ...] = ({},)
+    tokenizers_apart: bool = False
+    context_shape: Callable[[Any], tuple[int, int]] | None = None
     successors: tuple[str, ...] = ()
     joint: tuple[JointAttention, ...] = ()
     first_text: FirstText | None = None
@@ -240,13 +247,27 @@ class Family:
         """How the attention of this path holds a text that its block rewrites; None where it reads none."""
         return next((each for each in self.joint if each.path.fullmatch(attention)), None)
 
-    def call_arguments(self, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
+    def call_arguments(self, denoiser: Any, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
         of_part = {"conditional": conditions, "unconditional": negative}
         if self.zeros_by_itself and not negative.context.any():
             del of_part["unconditional"]
-        values = {each.name: getattr(of_part[each.part], each.kind) for each in self.encoded if each.part in of_part}
-        return {name: value for name, value in values.items() if value is not None}
+        given = {
+            each: value for each in self.encoded if each.part in of_part and (value := getattr(of_part[each.part], each.kind)) is not None
+        }
+        return {each.name: each.take(denoiser, value) for each, value in given.items()}
+
+    def as_called(self, denoiser: Any, context: Tensor) -> Tensor:
+        """The part of a prompt's context that is the denoiser's argument of that name."""
+        part: Tensor = self.encoded[0].take(denoiser, context)
+        return part
+
+    def shape_of_context(self, denoiser: Any) -> tuple[int, int]:
+        """The tokens of a prompt (or as many as `inputs` has) and the channels of its context."""
+        if self.context_shape is not None:
+            return self.context_shape(denoiser)
+        tokens, channels = self.inputs(denoiser, None)[self.arguments["context"]].shape[1:]
+        return int(tokens), int(channels)
 
     @property
     def conditional_arguments(self) -> tuple[str, ...]:
@@ -264,8 +285,9 @@ class Family:
         """The pipeline's own conditions of prompts, or (unconditional) of negative prompts; see `encoding.encode`."""
         if (self.encodes_alone or self.encodes_apart) and unconditional:  # what it says then does not depend on the prompts beside it
             prompts, negative, unconditional = negative or prompts, None, False
-        found, given = encode(pipe, prompts, negative, unconditional, options)
-        conditional, other = self.split(self.encoded, pipe, self.settle(pipe, found), (), given)
+        calls = [encode(pipe, prompts, negative, unconditional, {**options, **each}) for each in self.encodings]
+        (found, given), several = calls[0], [found for found, _ in calls]
+        conditional, other = self.split(self.encoded, pipe, self.settle(pipe, several if len(calls) > 1 else found), (), given)
         return other if unconditional and other is not None else conditional
 
     def is_wordless(self, denoiser: Any, module: str) -> bool:

@@ -30,11 +30,13 @@ class Encoded(NamedTuple):
         name: what the call calls it.
         kind: which field of `Conditions` it is.
         part: whether it is of the prompts ("conditional") or of the negative prompts.
+        take: what of that field it is, from the denoiser and the field, where several lie one behind the other.
     """
 
     name: str
     kind: Literal["context", "pooled", "mask", "generated"] = "context"
     part: Part = "conditional"
+    take: Callable[[Any, Any], Any] = lambda _denoiser, value: value
 
 
 class WithLength:
@@ -49,7 +51,7 @@ class WithLength:
         self._tokenizer = tokenizer
         self.model_max_length = length
         self.is_fast = tokenizer.is_fast
-        self.eos_token_id = tokenizer.eos_token_id
+        self.eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
     def __call__(self, prompts: list[str], **options: Any) -> Any:
         """The prompts' tokens, as the tokenizer gives them."""

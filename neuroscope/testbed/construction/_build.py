@@ -25,7 +25,8 @@ def build(family: str, plant: str = "layer", seed: int = 0) -> Any:
     tells the concept's prompts apart, in what each module reads of them through the pipeline's own text encoders.
 
     Args:
-        family: "sd1", "sd2", "openjourney", "sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "ltx", "wan" or "sd3".
+        family: "sd1", "sd2", "openjourney", "sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio",
+            "hunyuandit", "ltx", "wan" or "sd3".
         plant: see `PLANTS`.
         seed: of the weights and of the plant's place.
 

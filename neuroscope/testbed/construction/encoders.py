@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -16,7 +19,7 @@ from transformers import (
 )
 
 from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_gemma_tokenizer, build_t5_tokenizer
+from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 
@@ -52,6 +55,13 @@ def t5_encoder(tokenizer: T5TokenizerFast, width: int, kind: Any = T5EncoderMode
     shape = {"d_model": width, "d_kv": 16, "d_ff": 2 * width, "num_layers": layers, "num_heads": heads, "feed_forward_proj": "gated-gelu"}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     return kind(kind.config_class(vocab_size=len(tokenizer), **shape, **special))
+
+
+def bert(width: int) -> tuple[BertTokenizer, BertModel]:
+    """A BERT tokenizer of the world's captions and a random encoder of two layers."""
+    tokenizer = build_bert_tokenizer(captions.corpus(world.scenes(held_out=False)))
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return tokenizer, BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **shape))
 
 
 def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:

@@ -19,7 +19,12 @@ from neuroscope.testbed.construction.pipelines import component_of, denoiser_of
 
 _KEY = re.compile(r"(.+)\.(attn2\.to_k|add_k_proj)")
 _MASKS = ("encoder_attention_mask", "encoder_attention_mask_1")
-_POOLED = ("add_embedding.linear_1", "add_embedding.proj", "time_text_embed.text_embedder.linear_1")
+_POOLED = (
+    "add_embedding.linear_1",
+    "add_embedding.proj",
+    "time_extra_emb.extra_embedder.linear_1",
+    "time_text_embed.text_embedder.linear_1",
+)
 
 
 @dataclass(frozen=True)

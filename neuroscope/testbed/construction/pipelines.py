@@ -27,7 +27,7 @@ from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
 from neuroscope.testbed.construction.joint import flux, sd3
-from neuroscope.testbed.construction.transformers import sana
+from neuroscope.testbed.construction.transformers import hunyuandit, sana
 from neuroscope.testbed.construction.videos import ltx, wan
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
@@ -141,6 +141,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sana": sana,
     "audioldm2": audioldm2,
     "stable-audio": stable_audio,
+    "hunyuandit": hunyuandit,
     "ltx": ltx,
     "wan": wan,
     "sd3": sd3,
@@ -186,6 +187,8 @@ def generation_of(family: str) -> dict[str, Any]:
         return short
     if family in VIDEOS:
         return short | {"height": 32, "width": 32, "num_frames": VIDEOS[family]}
+    if family == "hunyuandit":
+        return short | {"height": 64, "width": 64, "use_resolution_binning": False}
     if family in ("pixart", "sana"):
         short |= {"clean_caption": False, "use_resolution_binning": False}
     return short | {"height": 32, "width": 32}

@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterable
 
 from tokenizers.processors import TemplateProcessing
-from transformers import GemmaTokenizer, T5TokenizerFast
+from transformers import BertTokenizer, GemmaTokenizer, T5TokenizerFast
 
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 
@@ -21,6 +21,17 @@ def build_t5_tokenizer(texts: Iterable[str]) -> T5TokenizerFast:
     whole = [(f"▁{word}", -5.0) for word in words]
     spelled = [("▁", -8.0), *((letter, -10.0) for letter in _LETTERS)]
     return T5TokenizerFast(vocab=[*special, *whole, *spelled], extra_ids=0, model_max_length=512)
+
+
+def build_bert_tokenizer(texts: Iterable[str]) -> BertTokenizer:
+    """A word-piece tokenizer, as BERT's is: `[CLS]` before the text and `[SEP]` behind it, `[PAD]` with number 0.
+
+    Words that the texts hold are one token, others are spelled.
+    """
+    words = sorted({word for text in texts for word in text.lower().replace(",", " ").split()})
+    letters = [f"{begin}{letter}" for letter in _LETTERS for begin in ("", "##")]
+    vocabulary = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters])
+    return BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}, model_max_length=77)
 
 
 def build_gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
