@@ -25,8 +25,9 @@ from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.quality import Cost, Fidelity
 from neuroscope.core.scores import NeuronScores
 from neuroscope.core.sites import Sites
+from neuroscope.generation.arguments import check_fits
 from neuroscope.generation.batches import Row, Sweep
-from neuroscope.generation.experiment import Experiment, check_fits
+from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput
@@ -94,7 +95,7 @@ class IntegratedGradients(CausalAttribution):
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)
-        check_fits(experiment, self, sites.neuron_count, "neuron")
+        check_fits(experiment.graph.pipe, experiment.generation, self, sites.neuron_count, "neuron")
         with metered(experiment.graph.denoiser) as meter:
             images = list(self._by_image(experiment, sites))
             known = [image.scores for image in images if not image.scores.isnan().any()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 
 from neuroscope.core import checks
@@ -42,6 +43,13 @@ def edit(
     if not concepts:
         raise InvalidInput("there is no concept to edit; give at least one")
     inside = _sites_of_layers(graph, method, layers)
+    if inside and graph.family.edit_reaches:
+        warnings.warn(
+            f"an edit of {graph.family.name} also moves {graph.family.edit_reaches}, so that images may change far more than asked; "
+            "evaluate it, or give a mask or a swap instead",
+            UserWarning,
+            stacklevel=2,
+        )
     beside = graph.sites.where(role="pooled").paths if "pooled" in method.roles else ()
     if "pooled" in method.roles and not beside:
         raise InvalidInput(f"{graph.family.name} has no pooled text path; edit keys and values alone")

@@ -87,6 +87,28 @@ def steps_of(pipe: Any, options: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def check_fits(pipe: Any, generation: Mapping[str, Any], method: Any, count: int, noun: str) -> None:
+    """Refuses more steps than each run has, or more exact effects than there are layers or neurons.
+
+    A method's own defaults are never refused.
+
+    Args:
+        pipe: the pipeline that makes the runs.
+        generation: options of its call.
+        method: a method with the options `steps` and `fidelity`.
+        count: how many layers or neurons it scores.
+        noun: "layer" or "neuron", for the message.
+
+    Raises:
+        InvalidInput: `steps` or `fidelity` is too large.
+    """
+    run = steps_of(pipe, generation)
+    if run is not None and method.steps > max(run, type(method).steps):
+        raise InvalidInput(f"steps={method.steps} are more than the {counted(run, 'step')} of the run; give at most these")
+    if method.fidelity > max(count, type(method).fidelity):
+        raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {counted(count, noun)}; give at most these")
+
+
 def refuse_set_here(options: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Raises InvalidInput for an option of the pipeline that is set for each image."""
     if taken := sorted(set(options) & set(names)):

@@ -15,11 +15,11 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
 from neuroscope.core.concepts import Concept
 from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.errors import InvalidInput, counted
+from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import check_generation, choose_layers, steps_of
+from neuroscope.generation.arguments import check_generation, choose_layers
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
@@ -349,24 +349,3 @@ def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair,
         raise InvalidInput(f"pairs={pairs} leaves nothing to {verb} with; give 1 or more, or None for all {len(every)}")
     count = len(every) if pairs is None else min(pairs, len(every))
     return tuple(every[number * len(every) // count] for number in range(count))
-
-
-def check_fits(experiment: Experiment, method: Any, count: int, noun: str) -> None:
-    """Refuses more steps than each run has, or more exact effects than there are layers or neurons.
-
-    A method's own defaults are never refused.
-
-    Args:
-        experiment: the runs.
-        method: a method with the options `steps` and `fidelity`.
-        count: how many layers or neurons it scores.
-        noun: "layer" or "neuron", for the message.
-
-    Raises:
-        InvalidInput: `steps` or `fidelity` is too large.
-    """
-    run = steps_of(experiment.graph.pipe, experiment.generation)
-    if run is not None and method.steps > max(run, type(method).steps):
-        raise InvalidInput(f"steps={method.steps} are more than the {counted(run, 'step')} of the run; give at most these")
-    if method.fidelity > max(count, type(method).fidelity):
-        raise InvalidInput(f"fidelity={method.fidelity} are more than the model's {counted(count, noun)}; give at most these")

@@ -147,3 +147,9 @@ def test_the_pooled_text_and_the_layers_each_carry_a_share():
     scores = ns.localize(graph, record.concept, ns.LocoGen(window=12), ns.LatentShare(), [0], **options)
     assert scores.pooled_share[0] == pytest.approx(1.0, abs=1e-2)
     assert abs(scores.scores[0]) < 1e-2
+
+
+def test_an_edit_says_that_it_reaches_the_vectors_at_padding():
+    concept = ns.Concept("stipple", [tiny.PROMPT], [tiny.OTHER])
+    with pytest.warns(UserWarning, match="an edit of hunyuan-dit also moves the learned vectors at padding, which attention sees"):
+        ns.edit(model(), concept, ns.LocoEdit(), layers=[0])

@@ -16,6 +16,9 @@ from neuroscope.cli import main
 from neuroscope.pipeline.families import has_latents
 from neuroscope.testbed import FAMILIES, build, planted
 
+#: HunyuanDiT's edits say what else they move, see test_hunyuandit.py.
+pytestmark = pytest.mark.filterwarnings("ignore:an edit of hunyuan-dit also moves:UserWarning")
+
 #: DeepFloyd's pipelines keep their guidance to themselves, so that every operation is run guided there as well.
 GUIDED = ("if-1", "if-2")
 SCALE = 4.0

@@ -129,7 +129,7 @@ class TestErrors:
         [
             (("sd3", "layer"), "family 'sd3' is unknown; choose one of sd1, "),
             (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
-            (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2 or hunyuandit"),
+            (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3"),
         ],
     )
     def test_what_cannot_be_built_is_said(self, arguments, message):

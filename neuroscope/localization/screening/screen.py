@@ -17,8 +17,9 @@ from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Fidelity, Plan
+from neuroscope.generation.arguments import check_fits
 from neuroscope.generation.dry_run import plan_runs, recorded_steps
-from neuroscope.generation.experiment import Experiment, ImageKey, Localization, check_fits
+from neuroscope.generation.experiment import Experiment, ImageKey, Localization
 from neuroscope.generation.metering import metered
 from neuroscope.generation.patch_runner import PatchRunner, PatchSpec, random_order
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
@@ -67,7 +68,7 @@ def run_screen(experiment: Experiment, method: Localization, spec: PatchSpec, sc
     Raises:
         InvalidInput: more steps than runs have, or more layers than the model has.
     """
-    check_fits(experiment, method, len(experiment.graph.sites.layers), "layer")
+    check_fits(experiment.graph.pipe, experiment.generation, method, len(experiment.graph.sites.layers), "layer")
     with metered(experiment.graph.denoiser) as meter:
         runner = PatchRunner(replace(experiment, keep_images=0), spec)
         forcing = TeacherForcing(experiment.graph, runner.sweep.fits)
@@ -92,7 +93,7 @@ def plan_screen(experiment: Experiment, method: Localization, nfe_of_step: Calla
     """
     options: Any = method
     layers, images = len(experiment.graph.sites.layers), len(experiment.image_keys)
-    check_fits(experiment, method, layers, "layer")
+    check_fits(experiment.graph.pipe, experiment.generation, method, layers, "layer")
     truncated, recorded = recorded_steps(experiment, options.steps)
     exact = 1 if options.fidelity else 0
     whole = plan_runs(experiment, exact * (2 + min(options.fidelity, layers)))  # its source is recorded, and is measured once

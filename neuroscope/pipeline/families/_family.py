@@ -187,6 +187,7 @@ class Family:
         shared: the arguments of the denoiser's and its stages' calls that all rows share, whatever their size.
         encodes_apart: the pipeline encodes negative prompts by a second call of `encode_prompt`.
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
+        edit_reaches: what beside prompts an edit of keys and values moves, as the end of a sentence; "" where it moves nothing else.
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
     """
@@ -236,6 +237,7 @@ class Family:
     shared: tuple[str, ...] = ()
     encodes_apart: bool = False
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given
+    edit_reaches: str = ""
     skipped_block: str = ""
     recomputes: bool = True
 

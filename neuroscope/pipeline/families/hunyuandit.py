@@ -100,6 +100,7 @@ _ENCODED = (
 HUNYUANDIT = replace(
     PIXART,
     name="hunyuan-dit",
+    edit_reaches="the learned vectors at padding, which attention sees",
     denoisers=("HunyuanDiT2DModel",),
     matches=lambda _config: True,
     # the pooled text's module reads the image's sizes as well, which a run alone knows
