@@ -8,13 +8,11 @@ from neuroscope import HookGraph, InvalidInput
 from neuroscope.core.tokens import kinds_of_tokens, select_tokens, warn_of_lost_words
 from tests.families import tiny
 
-#: Sana puts an instruction before each prompt, see tests/families/test_sana.py; two tokenizers read SD3's, see test_joint.py; the first
-#: tokenizers of AudioLDM 2 and FLUX are of what is pooled.
-OTHERS = ("sana", "audioldm2", "flux", "sd3")
+#: Sana puts an instruction before each prompt, see tests/families/test_sana.py; AudioLDM 2's first tokenizer is CLAP's.
+OTHERS = ("sana", "audioldm2")
 TOKENIZERS = [
     *[pytest.param((name, "tokenizer"), id=name) for name in tiny.PIPELINES if name not in OTHERS],
     pytest.param(("audioldm2", "tokenizer_2"), id="audioldm2's second"),
-    pytest.param(("flux", "tokenizer_2"), id="flux's second"),
     pytest.param(("sdxl", "tokenizer_2"), id="sdxl's second"),
 ]
 

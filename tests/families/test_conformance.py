@@ -38,14 +38,17 @@ WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
 
 
-@pytest.fixture(scope="module", params=tiny.PIPELINES)
+EVERY = tiny.PIPELINES | tiny.JOINT
+
+
+@pytest.fixture(scope="module", params=EVERY)
 def name(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def model(name) -> HookGraph:
-    return HookGraph(tiny.PIPELINES[name]())
+    return HookGraph(EVERY[name]())
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def order(model) -> list[str]:
 
 
 def test_every_family_has_a_tiny_pipeline():
-    assert {family_of(build()).name for build in tiny.PIPELINES.values()} == {family.name for family in FAMILIES}
+    assert {family_of(build()).name for build in EVERY.values()} == {family.name for family in FAMILIES}
 
 
 def test_layers_are_counted_in_execution_order(model, name):

@@ -16,7 +16,7 @@ from neuroscope.localization.screening.attribution_patching import AttributionPa
 from tests.families import tiny
 from tests.families.tiny import OTHER, PROMPT
 
-FAMILIES = tiny.JOINT
+FAMILIES = tuple(tiny.JOINT)
 STEPS = 2
 GUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 3.0}, "flux": {"true_cfg_scale": 3.0, "negative_prompt": "a green ring"}}
 UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {}}
@@ -24,7 +24,7 @@ UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {
 
 @cache
 def built(family: str) -> HookGraph:
-    pipe = tiny.PIPELINES[family]()
+    pipe = tiny.JOINT[family]()
     for name, kept in {"num_layers": pipe.transformer.transformer_blocks, "num_single_layers": singles(pipe)}.items():
         del kept[1 : len(kept) - 2]
         if len(kept):
