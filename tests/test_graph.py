@@ -226,7 +226,7 @@ class TestApply:
         assert tiny.hooks(pipe) == []
 
     def test_a_block_without_a_run_is_an_error(self, graph):
-        message = "the pipeline did not run inside the block, so 1 hooked sites did nothing; call it inside"
+        message = "the pipeline did not run inside the block, so 1 hooked site did nothing; call it inside"
         with pytest.raises(SiteNeverRan, match=message), graph.apply(mask_of(graph)):
             pass
 

@@ -237,7 +237,7 @@ def atlas(
     artifacts.save(found, output)
     table = _strongest(found, scored.top)
     rows = json.loads(table.to_json(orient="records"))
-    printed.report({"output": str(output), "scores": rows}, f"{found}\n{table.round(3).to_string(index=False)}\nwrote {output}")
+    printed.report({"output": str(output), "scores": rows}, f"{found}\n{terminal.table(table)}\nwrote {output}")
 
 
 def _strongest(found: Atlas, count: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuroscope import Concept, ContextSwap, HookGraph, LatentShare, LocoGen, NeuronMask, Neurons, fold, localize, record
+from neuroscope import Concept, ContextSwap, HookGraph, LatentShare, LocoGen, NeuronMask, Neurons, fold, localize, record, testbed
 from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.metering import metered
 from neuroscope.localization.screening.attribution_patching import AttributionPatching
@@ -322,3 +322,15 @@ def test_the_first_block_s_text_is_known_beside_hooks_on_the_pooled_text(family:
         torch.testing.assert_close(drawn(graph, PROMPT, **options), expected, atol=1e-10, rtol=0)
     (site,) = graph.sites.where(role="pooled")
     assert len(kept[site.path]) == STEPS
+
+
+def test_the_planted_block_is_found_by_all_windows_and_by_the_search() -> None:
+    pipe = testbed.build("sd3", "layer", 0)
+    plant, graph = testbed.planted(pipe), HookGraph(pipe)
+    assert testbed.verify(pipe).holds
+    run = partial(localize, graph, plant.concept, metric=LatentShare(), seeds=(0,), pairs=2, quiet=True, **plant.generation)
+    every = run(LocoGen())
+    assert every.top(1) == list(plant.layers)
+    others = [float(score) for layer, score in zip(every.layers, every.scores, strict=True) if layer not in plant.layers]
+    assert max(map(abs, others)) < 1e-3
+    assert run(LocoGen(search="auto")).top(1) == list(plant.layers)

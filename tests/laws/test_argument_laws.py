@@ -169,6 +169,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "prompts": PROMPTS,
                 "seeds": SEEDS,
                 "batch_size": NUMBER,
+                "quiet": FLAG,
             },
             options=True,
         ),
@@ -260,6 +261,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "concept": (*CONCEPT, [concept, 3]),
                 "method": (None, "LocoEdit", ns.LocoEdit, ns.LocoGen()),
                 "layers": ("8", [], None, layers, scores, 1.5, True, ["8"], [99], ns.LayerScores),
+                "quiet": FLAG,
             },
         ),
         "fold": Verb(

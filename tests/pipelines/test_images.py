@@ -6,6 +6,7 @@ import torch
 from diffusers import MultiAdapter, StableDiffusionAdapterPipeline, StableDiffusionImg2ImgPipeline
 
 from neuroscope import Concept, InvalidInput, record
+from neuroscope.core.errors import counted
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.image_inputs import image_arguments, spread_images
 from tests.pipelines import parts
@@ -102,7 +103,7 @@ class TestSpread:
     @pytest.mark.parametrize("given", [parts.image(), [parts.image()] * 3], ids=["one", "three"])
     def test_another_number_of_images_than_nets_is_refused(self, given):
         count = len(given) if isinstance(given, list) else 1
-        message = f"image holds {count} images, and the pipeline has 2 nets; give a list with one image for each net"
+        message = f"image holds {counted(count, 'image')}, and the pipeline has 2 nets; give a list with one image for each net"
         with pytest.raises(InvalidInput, match=message):
             spread_images(built("StableDiffusionControlNetPipeline (two nets)"), {"image": given}, 2)
 

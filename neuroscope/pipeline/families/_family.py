@@ -241,9 +241,9 @@ class Family:
     skipped_block: str = ""
     recomputes: bool = True
 
-    def pattern(self, role: Role, module: str) -> SitePattern:
-        """The pattern of a role that a module carries."""
-        return next(each for each in self.patterns if each.role == role and each.block_of(module) is not None)
+    def pattern(self, role: Role, module: str | None = None) -> SitePattern:
+        """The pattern of a role that a module carries; by default the first of that role."""
+        return next(each for each in self.patterns if each.role == role and (module is None or each.block_of(module) is not None))
 
     def joint_of(self, attention: str) -> JointAttention | None:
         """How the attention of this path holds a text that its block rewrites; None where it reads none."""
