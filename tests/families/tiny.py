@@ -39,8 +39,8 @@ def copied(make: Callable[..., Any]) -> Callable[..., Any]:
     made = functools.cache(make)
 
     @functools.wraps(make)
-    def copy(*settings: Any) -> Any:
-        return deepcopy(made(*settings))
+    def copy(*settings: Any, **named: Any) -> Any:
+        return deepcopy(made(*settings, **named))
 
     return copy
 
