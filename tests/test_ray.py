@@ -196,12 +196,12 @@ class TestFailures:
 
     def test_an_error_that_no_other_process_can_rebuild_is_said(self, workers, graph):
         options = SMALL | {"seeds": [0], "controls": False, "quiet": True}
-        with pytest.raises(TasksFailed, match=r"1 of 1 tasks .*: RuntimeError: Particular: a cup is not mauve. Finished"):
+        with pytest.raises(TasksFailed, match=r"1 of 1 task .*: RuntimeError: Particular: a cup is not mauve. Finished"):
             evaluate(graph, {"none": None}, ["a cup"], metrics=ray_parts.Failing(particular=True), executor=workers, **options)
 
     def test_a_result_that_finds_no_room_is_said_by_name(self, workers, graph):
         options = SMALL | {"seeds": [0], "controls": False, "quiet": True}
-        with pytest.raises(TasksFailed, match=r"1 of 1 tasks .*: OutOfDiskError: no room here. Finished images are kept"):
+        with pytest.raises(TasksFailed, match=r"1 of 1 task .*: OutOfDiskError: no room here. Finished images are kept"):
             evaluate(graph, {"none": None}, ["a cup"], metrics=ray_parts.Crowding(), executor=workers, **options)
 
     def test_a_place_that_is_read_only_is_refused_before_any_worker_makes_an_image(self, workers, graph, tmp_path, monkeypatch):
@@ -345,7 +345,7 @@ class TestPlacement:
         need = {"CPU": 1.0, "GPU": gpus}
         if room:
             assert check_room(SimpleNamespace(nodes=lambda: nodes), need, None) == room
-        with pytest.raises(InvalidInput, match=f"room for {room} workers"):
+        with pytest.raises(InvalidInput, match=f"room for {room} worker{'s' * (room != 1)} "):
             check_room(SimpleNamespace(nodes=lambda: nodes), need, room + 1)
 
 
