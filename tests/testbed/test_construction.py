@@ -127,7 +127,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("sd3", "layer"), "family 'sd3' is unknown; choose one of sd1, "),
+            (("sd9", "layer"), "family 'sd9' is unknown; choose one of sd1, "),
             (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
             (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3"),
         ],
