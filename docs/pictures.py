@@ -65,7 +65,7 @@ def losses() -> plt.Axes:
 
 def swaps() -> plt.Axes:
     """What a block with joint attention takes of another prompt by either definition, and what the blocks behind it read."""
-    _figure, axes = plt.subplots(1, 2, figsize=(8, 3.1), layout="constrained", dpi=150)
+    _, axes = plt.subplots(1, 2, figsize=(8, 3.1), layout="constrained", dpi=150)
     for ax, definition in zip(axes, ("edge", "stream"), strict=True):
         _swap(ax, definition)
     return axes[0]

@@ -129,7 +129,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("sd4", "layer"), "family 'sd4' is unknown; choose one of sd1, "),
+            (("sd9", "layer"), "family 'sd9' is unknown; choose one of sd1, "),
             (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
             (
                 ("sd1", "pooled"),
