@@ -145,16 +145,15 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "ltx": ltx,
     "wan": wan,
     "sd3": sd3,
+    "flux": flux,
 }
-#: Families in which nothing is planted.
-_UNPLANTED: dict[str, Callable[[], Any]] = {"flux": flux}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
     """A random pipeline of a family, in which every layer and the pooled text listen to the prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = (BUILDERS | _UNPLANTED)[family]()
+        pipe = BUILDERS[family]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
