@@ -78,7 +78,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         Site(
             path=f"{family.component}.{path}{':input' if pattern.before_module else ''}",
             layer=blocks.index(block) if pattern.in_layer else None,
-            block=_place(family, twin, block) if pattern.in_layer else "time",
+            block=_place(family, twin, block) if pattern.in_layer else "time" if pattern.role == "pooled" else "text",
             role=pattern.role,
             width=width,
             text_only=pattern.text_only,
