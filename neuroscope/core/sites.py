@@ -80,7 +80,8 @@ class Component:
 
     Attributes:
         path: the pipeline component and the torch module path.
-        kind: "cross" or "self" (an attention), "ff" (a feed-forward) or "resnet".
+        kind: "cross" or "self" (an attention; of text and image together is "cross"), "ff" (a feed-forward), "resnet", or where blocks
+            rewrite the text "ff_context" (its feed-forward) or "pooled" (the pooled text and the time, embedded for all blocks).
         number: counted from 0 among its kind, in execution order.
         block: where it stands, such as "down.1".
     """

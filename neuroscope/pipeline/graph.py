@@ -241,7 +241,8 @@ class HookGraph(Shown):
         """Replaces the outputs of whole components (see `components`) while the block runs.
 
         Args:
-            changes: by path, a function of the component's output and of the batch's layout.
+            changes: by path, a function of the component's output and of the batch's layout; where an attention gives image and text, it
+                is called for each.
 
         Raises:
             UnknownSite: the model has no such component.

@@ -19,7 +19,17 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.sd3 import BLOCK, CONTEXT, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, first_text, read_text
+from neuroscope.pipeline.families.sd3 import (
+    BLOCK,
+    CONTEXT,
+    IMAGE_TOKENS,
+    OF_BLOCKS,
+    OF_TEXT,
+    POOLED_TEXT,
+    TEXT_MODULES,
+    first_text,
+    read_text,
+)
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
 _TOKENS = 7  # images have four
@@ -105,7 +115,8 @@ FLUX = Family(
     inputs=_inputs,
     components={
         "cross": re.compile(rf"({BLOCK}|{_SINGLE})\.attn"),
-        "ff": re.compile(rf"{BLOCK}\.ff"),
+        "ff": re.compile(rf"{BLOCK}\.ff|{_SINGLE}\.proj_mlp"),
+        **OF_TEXT,
     },
     stages=re.compile(rf"{BLOCK}|{_SINGLE}|norm_out"),
     encoded=(

@@ -103,6 +103,8 @@ OF_BLOCKS = (
 )
 #: The modules that make the text for the blocks that follow.
 TEXT_MODULES = rf"context_embedder|{BLOCK}\.(attn\.(add_q_proj|to_add_out|norm_added_[qk])|ff_context(\..+)?|norm1_context(\..+)?)"
+#: The components of the text, beside attentions.
+OF_TEXT = {"ff_context": re.compile(rf"{BLOCK}\.ff_context"), "pooled": re.compile("time_text_embed")}
 
 SD3 = Family(
     name="stable-diffusion-3",
@@ -117,6 +119,7 @@ SD3 = Family(
         "cross": re.compile(rf"{BLOCK}\.attn"),
         "self": re.compile(rf"{BLOCK}\.attn2"),
         "ff": re.compile(rf"{BLOCK}\.ff"),
+        **OF_TEXT,
     },
     stages=re.compile(rf"{BLOCK}|norm_out"),
     encoded=(
