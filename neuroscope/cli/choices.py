@@ -15,7 +15,7 @@ import typer
 DEVICES = ("auto", "cuda", "cuda:N", "mps", "cpu")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OFFLOADS = ("none", "model", "sequential")
-ROLES = ("key", "value", "query", "heads", "output", "feedforward", "pooled")
+ROLES = ("key", "value", "query", "heads", "output", "feedforward", "pooled", "context")
 TOKENS = ("last", "subject", "eos", "all")
 EDITED_TOKENS = ("subject", "eos", "padding", "all")
 ROWS = ("conditional", "all")

@@ -192,6 +192,11 @@ class ExperimentMethod(abc.ABC, Generic[Found]):
     of_rewritten_text: ClassVar[bool] = False
 
     @property
+    def not_of_rewritten_text(self) -> str:
+        """Why it would be wrong for models whose blocks rewrite the text, as a sentence without its point; nothing where it is right."""
+        return "" if self.of_rewritten_text else "It takes what layers read for the same at every step and for every image"
+
+    @property
     def not_sharded(self) -> str:
         """Why its images cannot be made in shards, as the end of a sentence; nothing where all are known before the first is made."""
         return "which images it makes depends on what it found before, or it takes single predictions, which are made in one process"
@@ -210,10 +215,10 @@ def planned(experiment: Experiment, method: ExperimentMethod[Any]) -> Plan | Non
 def _check_known(experiment: Experiment, method: ExperimentMethod[Any]) -> None:
     """Raises InvalidInput for a method that would be wrong on a model whose blocks rewrite the text."""
     family = experiment.graph.family
-    if family.joint and not method.of_rewritten_text:
+    if family.joint and (reason := method.not_of_rewritten_text):
         raise InvalidInput(
             f"{type(method).__name__} is not known to be right for {family.name}, whose blocks rewrite the text; give ns.LocoGen() for "
-            "layers, or ns.NeuronGradient() for neurons"
+            f"layers, or ns.NeuronGradient() for neurons. {reason}"
         )
 
 

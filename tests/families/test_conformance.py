@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from neuroscope import HookGraph
-from neuroscope.core.sites import ROLES
+from neuroscope.core.sites import BESIDE_LAYERS, ROLES
 from neuroscope.pipeline.families import FAMILIES, family_of
 from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
@@ -35,7 +35,7 @@ TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "s
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
-IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
+IN_LAYERS = tuple(role for role in ROLES if role not in BESIDE_LAYERS)
 
 
 EVERY = tiny.PIPELINES | tiny.JOINT
@@ -111,6 +111,10 @@ def test_every_layer_has_every_role_once(model, name):
 
 def test_the_pooled_text_is_a_site_where_there_is_one(model, name):
     assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", *tiny.JOINT))
+
+
+def test_the_text_before_all_blocks_is_a_site_where_these_rewrite_it(model, name):
+    assert len(model.sites.where(role="context")) == (name in tiny.JOINT)
 
 
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):

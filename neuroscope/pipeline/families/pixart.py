@@ -47,8 +47,8 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
 
 
 def block_name(path: str) -> str:
-    """'transformer_blocks.10' is 'block.10'."""
-    return f"block.{path.rpartition('.')[2]}"
+    """'transformer_blocks.10' is 'block.10', and so is what stands in it."""
+    return f"block.{path.split('.')[1]}"
 
 
 def _read(denoiser: Any, _module: str, conditions: Conditions) -> Tensor:
