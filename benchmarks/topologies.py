@@ -163,6 +163,9 @@ SANA_600M = SANA | {
     "cross_attention_dim": 1152,
 }
 
+#: Qwen-Image of 20 thousand million weights, as huggingface.co/Qwen/Qwen-Image has it: the class's defaults.
+QWEN_IMAGE: dict[str, Any] = {"_class_name": "QwenImageTransformer2DModel"}
+
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
     "SD v1": SD_V1,
@@ -182,4 +185,5 @@ PUBLISHED = {
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,
+    "Qwen-Image": QWEN_IMAGE,
 }

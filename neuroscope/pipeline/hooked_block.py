@@ -24,7 +24,7 @@ from neuroscope.core.sites import Site, Sites
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import change_argument, change_input, change_output, replace_output
+from neuroscope.pipeline.hooks import change_input, change_mask, change_output, replace_output
 from neuroscope.pipeline.recomputing import is_recomputed
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
@@ -277,12 +277,20 @@ class HookedBlock:
         mask = self._model.family.mask
         if mask is None:
             return
-        attention, bias_of = self._model.module(key.path.rpartition(".")[0]), mask.bias
+        attention, streams, first = self._model.module(_attention_of(key)), self._clock.streams, [torch.empty(0)]
+        rewritten = bool(self._model.joints([key]))
 
         def run(bias: Tensor) -> Tensor:
-            return act(bias, self._clock.call(key, attention.forward, lambda conditions, _: bias_of(conditions.of_tokens)))
+            call = self._clock.call(key, attention.forward, lambda conditions, _: mask.bias(conditions.of_tokens))
+            if not rewritten:
+                return act(bias, call)
+            call = replace(streams.seen(call), layout=streams.layout)
+            if call.reading:
+                return streams.chosen(act(streams.whole(bias, first[0]), call))
+            first[0] = bias
+            return streams.of_own(bias, lambda own: act(own, call))
 
-        self._add(attention.register_forward_pre_hook(Hook(partial(change_argument, mask.argument, run)), with_kwargs=True))
+        self._add(attention.register_forward_pre_hook(Hook(partial(change_mask, mask, run)), with_kwargs=True))
 
     def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
         """Replaces a whole component's output by a function of it and of the batch's layout."""

@@ -17,7 +17,7 @@ from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import Family, JointAttention
+from neuroscope.pipeline.families import AttentionMask, Family, JointAttention
 from neuroscope.pipeline.steps import Clock
 from neuroscope.pipeline.text_streams import Donors, Taker
 
@@ -44,6 +44,11 @@ class BoundIntervention(NamedTuple):
         """Whether it acts in the run of an attention that goes on; where blocks rewrite the text, some changes act in one run alone."""
         taking = self.intervention.taking
         return call.reading is None or taking is None or (taking.definition == "edge" and call.reading)
+
+    def tells_at(self, call: Call) -> bool:
+        """Whether it tells the run of an attention that goes on which tokens that sees: the run in which the text is the other prompt's."""
+        taking = self.intervention.taking
+        return call.reading is None or taking is None or (taking.definition == "edge") is call.reading
 
     def on_mask(self, bias: Tensor, call: Call) -> Tensor:
         """What the bias of the attention's scores becomes."""
@@ -190,7 +195,8 @@ def apply_to_text(changes: Sequence[BoundIntervention], text: Tensor, call: Call
 def change_masks(changes: Sequence[BoundIntervention], bias: Tensor, call: Call) -> Tensor:
     """What the bias of a layer's attention becomes after all changes, in order."""
     for change in changes:
-        bias = change.on_mask(bias, call)
+        if change.tells_at(call):
+            bias = change.on_mask(bias, call)
     return bias
 
 
@@ -221,8 +227,12 @@ def change_output(run: Callable[[Tensor], Tensor | None], _module: nn.Module, _a
     return run(output)
 
 
-def change_argument(
-    name: str, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def change_mask(
+    mask: AttentionMask, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A forward pre-hook that replaces an argument given by name, where it is given."""
-    return None if kwargs.get(name) is None else (args, kwargs | {name: run(kwargs[name])})
+    """A forward pre-hook that replaces what an attention is told of the tokens that it sees, where it is told."""
+    if (given := kwargs.get(mask.argument)) is None:
+        return None
+    bias = mask.as_bias(given, (args[0] if args else kwargs["hidden_states"]).dtype)
+    changed = run(bias)
+    return None if changed is bias else (args, kwargs | {mask.argument: mask.as_given(changed)})

@@ -203,7 +203,7 @@ class TextStreams:
         if not added:
             return call.arguments
         copied = list(self._carrying(call)) or list(range(call.images))
-        names = {self._family.arguments[kind]: kind for kind in ("context", "pooled") if kind in self._family.arguments}
+        names = {self._family.arguments[kind]: kind for kind in ("context", "pooled", "mask") if kind in self._family.arguments}
 
         def extend(name: str, value: Any) -> Any:
             if name in self._family.shared or not isinstance(value, Tensor) or not value.ndim or len(value) != call.rows:
@@ -211,7 +211,7 @@ class TextStreams:
             parts = [value[copied].clone() for _ in added]
             for part, prompts in zip(parts, added, strict=True) if name in names else ():
                 for image, prompt in prompts.items():
-                    part[image] = getattr(prompt, names[name])[0].to(part)
+                    part[image] = (prompt.of_tokens if names[name] == "mask" else getattr(prompt, names[name]))[0].to(part)
             return torch.cat([value, *parts])
 
         return {name: extend(name, value) for name, value in call.arguments.items()}
@@ -250,9 +250,13 @@ class TextStreams:
     def changed(self, joint: JointAttention, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The arguments of an attention with another text; rows that were added keep theirs."""
         given = kwargs[joint.argument]
-        text = self.text_of(joint, given)
-        own = len(text) - self._added
-        return kwargs | {joint.argument: self.with_text(joint, given, torch.cat([change(text[:own]), text[own:]]))}
+        return kwargs | {joint.argument: self.with_text(joint, given, self.of_own(self.text_of(joint, given), change))}
+
+    def of_own(self, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """A tensor with one entry a row after a change of the rows that were not added."""
+        own = len(tensor) - self._added
+        changed = change(tensor[:own])
+        return torch.cat([changed, tensor[own:]]) if self._added else changed
 
     def run_again(self, attention: str, joint: JointAttention, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         """An attention's output after its second run, in which images read the texts that they take."""
@@ -260,7 +264,8 @@ class TextStreams:
         own = len(kwargs["hidden_states"]) - self._added
         self.again = torch.tensor(layout.of_images(self._twice[attention], own), device=kwargs["hidden_states"].device)
         try:
-            chosen = {name: kwargs[name][self.again] for name in _PER_ROW if isinstance(kwargs.get(name), Tensor)}
+            per_row = _PER_ROW if self._family.mask is None else (*_PER_ROW, self._family.mask.argument)
+            chosen = {name: kwargs[name][self.again] for name in per_row if isinstance(kwargs.get(name), Tensor)}
             given = module(**(kwargs | chosen))
             if not joint.leads:
                 return (output[0].index_copy(0, self.again, given[0]), *output[1:])

@@ -1,5 +1,7 @@
 """What every family must satisfy on every tiny pipeline. A new family needs one line in `tiny.PIPELINES`."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -28,10 +30,11 @@ BLOCKS = {
     "wan": {f"block.{number}": 1 for number in range(12)},
     "sd3": {f"block.{number}": 1 for number in range(12)},
     "flux": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
+    "qwen": {f"block.{number}": 1 for number in range(12)},
     "hunyuandit": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux", "qwen")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
@@ -110,7 +113,7 @@ def test_every_layer_has_every_role_once(model, name):
 
 
 def test_the_pooled_text_is_a_site_where_there_is_one(model, name):
-    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", *tiny.JOINT))
+    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux"))
 
 
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):
@@ -171,7 +174,11 @@ def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
 def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
     for site in model.sites.where(layer=[0, 6, 8, len(model.sites.layers) - 1]):
         inside = ".attn." if name in tiny.JOINT else ".attn2"
-        block = model.denoiser.get_submodule(site.module.split(inside)[0].split(".ff")[0]) if not name.startswith("if") else None
+        block = (
+            model.denoiser.get_submodule(re.split(rf"{re.escape(inside)}|\.ff|\.img_mlp", site.module)[0])
+            if not name.startswith("if")
+            else None
+        )
         attention = (
             getattr(block, inside.strip(".")) if block else model.denoiser.get_submodule(site.module.split(".to_")[0].split(".add_")[0])
         )
@@ -197,7 +204,7 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
                 wide = torch.eye(attention.to_out[0].in_features, dtype=torch.float64)
                 moved = grouped(slope(attention.to_out[0], wide))
             elif site.role == "feedforward":
-                moved = slope((block.ffn if name == "wan" else block.ff).net[2], units)
+                moved = slope(getattr(block, {"wan": "ffn", "qwen": "img_mlp"}.get(name, "ff")).net[2], units)
             elif site.role == "key":  # a key neuron meets one query neuron, whatever the image's channel it comes from
                 moved = grouped(slope(attention.to_q, torch.eye(attention.to_q.in_features, dtype=torch.float64)).T)
             elif site.role == "query":

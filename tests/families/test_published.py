@@ -30,6 +30,7 @@ COUNTS = {
     "HunyuanDiT 1.2": (40, 1024, 40 * 1408, 40 * 6144),
     "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
     "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
+    "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -49,6 +50,7 @@ PLACES = {
     "HunyuanDiT 1.1": {number: f"block.{number}" for number in range(40)},
     "Wan 14B": {number: f"block.{number}" for number in range(40)},
     "Wan 1.3B": {number: f"block.{number}" for number in range(30)},
+    "Qwen-Image": {number: f"block.{number}" for number in range(60)},
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -63,12 +64,15 @@ class AttentionMask:
     """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
 
     Attributes:
-        argument: the name under which it takes a bias of its scores.
+        argument: the name under which it takes a bias of its scores, or what it makes one of.
         bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
+        as_bias, as_given: the bias [row, query, token] in what it is given, in a number format; and the other way round.
     """
 
     argument: str
     bias: Callable[[Tensor], Tensor]
+    as_bias: Callable[[Tensor, torch.dtype], Tensor] = lambda given, _dtype: given
+    as_given: Callable[[Tensor], Tensor] = lambda bias: bias
 
 
 @dataclass(frozen=True)

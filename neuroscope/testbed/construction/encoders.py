@@ -14,12 +14,15 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_t5_tokenizer
+from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_qwen_tokenizer, build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 
@@ -71,3 +74,17 @@ def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     return tokenizer, Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **shape, **heads, **special))
+
+
+def qwen(width: int, template: str) -> tuple[Qwen2Tokenizer, Qwen2_5_VLForConditionalGeneration]:
+    """A Qwen tokenizer of the world's captions and a template's words, and a random Qwen2.5-VL of two layers."""
+    tokenizer = build_qwen_tokenizer([*captions.corpus(world.scenes(held_out=False)), template])
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    turned = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [width // 32, 3 * width // 64, 3 * width // 64]}
+    }
+    images = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width}
+    text = {"vocab_size": len(tokenizer), **shape, **heads, **special, **turned}
+    return tokenizer, Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=images))
