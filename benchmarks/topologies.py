@@ -165,6 +165,8 @@ SANA_600M = SANA | {
 
 #: Qwen-Image of 20 thousand million weights, as huggingface.co/Qwen/Qwen-Image has it: the class's defaults.
 QWEN_IMAGE: dict[str, Any] = {"_class_name": "QwenImageTransformer2DModel"}
+#: Qwen-Image 2.1: the class's defaults.
+QWEN_IMAGE_21: dict[str, Any] = {"_class_name": "QwenImage21Transformer2DModel"}
 
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
@@ -186,4 +188,5 @@ PUBLISHED = {
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,
     "Qwen-Image": QWEN_IMAGE,
+    "Qwen-Image 2.1": QWEN_IMAGE_21,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
-from neuroscope.core.sites import Site
+from neuroscope.core.sites import Site, Sites
 from neuroscope.pipeline.families import AttentionMask, Family, JointAttention
 from neuroscope.pipeline.steps import Clock
 from neuroscope.pipeline.text_streams import Donors, Taker
@@ -148,7 +148,8 @@ def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool
 
 def takers_of(
     bound: Sequence[BoundIntervention],
-    attentions_at: Callable[[Collection[str]], Mapping[str, JointAttention]],
+    sites: Sites,
+    attentions_at: Callable[[Sites], Mapping[str, JointAttention]],
     donors: Donors | None,
     family: Family,
     denoiser: nn.Module,
@@ -157,6 +158,7 @@ def takers_of(
 
     Args:
         bound: all changes.
+        sites: all of the model.
         attentions_at: by path, the attentions of those sites that read a text which blocks rewrite.
         donors: see `Donors`.
         family: of the denoiser.
@@ -164,10 +166,12 @@ def takers_of(
     """
     found, first = [], family.first_text
     for each in bound:
-        taking, here = each.intervention.taking, attentions_at(each.intervention.paths)
+        taking, changed = each.intervention.taking, sites.at(each.intervention.paths).where(role=("key", "value"))
+        here = attentions_at(changed)
         if taking is not None and here:
-            alone = first is not None and {path.partition(".")[2] for path in here} == {first.attention}
-            found.append(Taker(taking, each.images, here, donors, functools.partial(first.of, denoiser) if first and alone else None))
+            begins = first is not None and {path.partition(".")[2] for path in here} == {first.attention}
+            known = functools.partial(first.of, denoiser) if first and begins else None
+            found.append(Taker(taking, each.images, here, donors, known, alone=all(site.text_only for site in changed)))
     return found
 
 

@@ -31,6 +31,7 @@ COUNTS = {
     "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
     "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
     "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
+    "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
@@ -50,6 +51,7 @@ PLACES = {
     "HunyuanDiT 1.1": {number: f"block.{number}" for number in range(40)},
     "Wan 14B": {number: f"block.{number}" for number in range(40)},
     "Wan 1.3B": {number: f"block.{number}" for number in range(30)},
+    "Qwen-Image 2.1": {number: f"block.{number}" for number in range(32)},
     "Qwen-Image": {number: f"block.{number}" for number in range(60)},
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).

@@ -93,6 +93,17 @@ PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name
 JOINT = {name: partial(joint, name) for name in ("sd3", "flux", "qwen")}
 
 
+def prefix(name: str) -> Any:
+    """A pipeline whose text is a prefix that depends on the prompt alone, whose prompts have few tokens."""
+    pipe = exact(build_unplanted(name, 0))
+    pipe.processor.tokenizer.model_max_length = 24 + pipe._drop_idx
+    return pipe
+
+
+#: Those in which text and image are one sequence, and the text depends on the prompt alone, have laws in test_qwen21.py.
+PREFIX = {"qwen21": partial(prefix, "qwen21")}
+
+
 def build_unet(**config: Any) -> UNet2DConditionModel:
     """A UNet of the SD-v1 topology, 32 channels wide, in float64; further keywords change its config."""
     published = {

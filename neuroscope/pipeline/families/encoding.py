@@ -96,9 +96,9 @@ class Templated(WithLength):
         }
 
     def _places(self, offsets: list[tuple[int, int]], prompt: str) -> list[tuple[int, int]]:
-        """Places in a prompt, of places in the template; what stands behind it is nowhere, and words begin behind spaces."""
+        """Places in a prompt, of places in the template; what stands around it is nowhere, and words begin behind spaces."""
         moved = [(start - self._start, end - self._start) for start, end in offsets]
-        inside = [(start, end) if end <= len(prompt) else (0, 0) for start, end in moved]
+        inside = [(max(0, start), end) if 0 < end <= len(prompt) else (0, 0) for start, end in moved]
         return [(end - len(prompt[start:end].lstrip()), end) for start, end in inside]
 
 

@@ -53,10 +53,15 @@ def build_gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
 def build_qwen_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     """A byte-level tokenizer, as Qwen's is: nothing around the text, spaces that begin words, `<|im_end|>` as its last token.
 
-    Words that the texts hold are one token, others begin with what they share with one and are spelled on.
+    Words that the texts hold behind a space or at the beginning of a line are one token there, others are spelled.
     """
-    words = sorted({word for text in texts for word in re.findall(r"[^\W\d_]+", text)})
-    whole = [*(f"Ġ{word}" for word in words), *words]  # merges of words behind a space come first, so that none breaks up another
+    lines = [line for text in texts for line in re.sub(r"<\|\w+\|>", "\n", text).splitlines()]
+    inside, first = (
+        dict.fromkeys(word for line in reversed(lines) for word in re.findall(pattern, line))
+        for pattern in (r"(?<= )[^\W\d_]+", r"^[^\W\d_]+")
+    )
+    # merges of words behind a space come before others, and those of the last texts before those of the first, which they may break up
+    whole = [*(f"Ġ{word}" for word in inside), *first]
     merges = dict.fromkeys((word[:end], word[end]) for word in whole for end in range(1, len(word)))
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = dict.fromkeys([*special, *sorted(ByteLevel.alphabet()), *(first + last for first, last in merges)])
