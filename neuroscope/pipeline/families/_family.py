@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
@@ -63,12 +65,15 @@ class AttentionMask:
     """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
 
     Attributes:
-        argument: the name under which it takes a bias of its scores.
+        argument: the name under which it takes a bias of its scores, or what it makes one of.
         bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
+        as_bias, as_given: the bias [row, query, token] in what it is given, in a number format; and the other way round.
     """
 
     argument: str
     bias: Callable[[Tensor], Tensor]
+    as_bias: Callable[[Tensor, torch.dtype], Tensor] = lambda given, _dtype: given
+    as_given: Callable[[Tensor], Tensor] = lambda bias: bias
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,13 @@ class JointAttention:
         argument: the name under which they are given the text.
         leads: the text's tokens stand in front of the image's in that argument and in the output; otherwise the output is a pair, the
             image's and the text's.
+        per_row: the names of arguments that have one entry a row.
     """
 
     path: re.Pattern[str]
     argument: str = "encoder_hidden_states"
     leads: bool = False
+    per_row: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "attention_mask", "encoder_hidden_states_mask")
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,9 @@ class Family:
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
         edit_reaches: what beside prompts an edit of keys and values moves, as the end of a sentence; "" where it moves nothing else.
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
+        called: conditions as the pipeline's call takes them, where encoding returns more, such as padding.
+        inside: what holds of a denoiser while blocks are open on it, as a context manager.
+        walk: calls a denoiser without weights by the arguments of `inputs`; its own call where that computes no places from numbers.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
     """
 
@@ -239,6 +249,9 @@ class Family:
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given
     edit_reaches: str = ""
     skipped_block: str = ""
+    called: Callable[[Conditions], Conditions] = lambda conditions: conditions
+    inside: Callable[[Any], AbstractContextManager[None]] = lambda _denoiser: nullcontext()
+    walk: Callable[[Any, Mapping[str, Any]], Any] = lambda denoiser, given: denoiser(**given)
     recomputes: bool = True
 
     def pattern(self, role: Role, module: str | None = None) -> SitePattern:
@@ -251,7 +264,7 @@ class Family:
 
     def call_arguments(self, denoiser: Any, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        of_part = {"conditional": conditions, "unconditional": negative}
+        of_part = {"conditional": self.called(conditions), "unconditional": self.called(negative)}
         if self.zeros_by_itself and not negative.context.any():
             del of_part["unconditional"]
         given = {

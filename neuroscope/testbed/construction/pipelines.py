@@ -26,7 +26,8 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
-from neuroscope.testbed.construction.joint import flux, sd3
+from neuroscope.testbed.construction.joint import flux, qwen_image, sd3
+from neuroscope.testbed.construction.prefix import qwen_image_21
 from neuroscope.testbed.construction.transformers import hunyuandit, sana
 from neuroscope.testbed.construction.videos import ltx, wan
 
@@ -147,13 +148,15 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sd3": sd3,
     "flux": flux,
 }
+#: Families in which nothing is planted.
+_UNPLANTED: dict[str, Callable[[], Any]] = {"qwen": qwen_image, "qwen21": qwen_image_21}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
     """A random pipeline of a family, in which every layer and the pooled text listen to the prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = BUILDERS[family]()
+        pipe = (BUILDERS | _UNPLANTED)[family]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
