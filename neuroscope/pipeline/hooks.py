@@ -205,7 +205,10 @@ def replace_output(
 ) -> Tensor:
     """A forward hook that replaces a component's output."""
     ran[path] += 1
-    return change(output, clock.now.layout or PLAIN)
+    layout = clock.now.layout or PLAIN
+    if clock.frames == 1:
+        return change(output, layout)
+    return change(output.unflatten(0, (-1, clock.frames)), layout).flatten(0, 1)
 
 
 def change_input(

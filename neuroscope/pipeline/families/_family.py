@@ -190,6 +190,8 @@ class Family:
         edit_reaches: what beside prompts an edit of keys and values moves, as the end of a sentence; "" where it moves nothing else.
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
+        frames: how many rows, side by side, the context and all sites have for each row of the latents that a call is given, [row, ...]:
+            the frames of a video that attend to the text one by one.
     """
 
     name: str
@@ -240,6 +242,7 @@ class Family:
     edit_reaches: str = ""
     skipped_block: str = ""
     recomputes: bool = True
+    frames: Callable[[Tensor], int] = lambda _latents: 1
 
     def pattern(self, role: Role, module: str | None = None) -> SitePattern:
         """The pattern of a role that a module carries; by default the first of that role."""
@@ -305,6 +308,16 @@ class Family:
         """The noisy latents among a call's arguments, by their names."""
         latents: Tensor = inputs[self.arguments["latents"]]
         return latents
+
+    def gathered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with one row of the context for each row of the latents; see `frames`."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name][::frames]} if frames > 1 else {})}
+
+    def spread(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `gathered` gathers, as the denoiser's call takes it."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name].repeat_interleave(frames, dim=0)} if frames > 1 else {})}
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -93,11 +93,16 @@ def module_of(site: str) -> str:
 
 @contextmanager
 def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention."""
+    """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention.
+
+    Of a video whose frames are rows of their own, one row is seen.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     masks: list[Tensor] = []
+    frames = [1]
 
-    def begin(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frames[0] = len(kwargs["encoder_hidden_states"]) // len(args[0]) if args else 1
         masks[:] = [mask[..., None] for name in _MASKS if (mask := kwargs.get(name)) is not None]
 
     def shown(tensor: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tup
 
     def keep(path: str, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if path not in seen:
-            seen[path] = (shown(args[0]), shown(output))
+            seen[path] = (shown(args[0])[:: frames[0]], shown(output)[:: frames[0]])
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -129,7 +134,7 @@ def replaced(denoiser: nn.Module, outputs: dict[str, Tensor], steps: Callable[[i
         calls[0] += 1
 
     def give(output: Tensor, _module: nn.Module, _args: tuple[Any, ...], own: Tensor) -> Tensor:
-        return output if steps(calls[0]) else own
+        return output.repeat_interleave(len(own) // len(output), dim=0) if steps(calls[0]) else own
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(tick).remove)
