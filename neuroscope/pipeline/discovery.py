@@ -270,7 +270,8 @@ def _shares_of_sizes(family: Family, denoiser: Any, _sizes: tuple[Any, ...], *, 
         if family.stages.fullmatch(path):
             module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        family.walk(twin, tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, dict(inputs)))
+        given = tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, family.spread(inputs))
+        family.walk(twin, given)
     counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops()
     before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)

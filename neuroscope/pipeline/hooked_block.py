@@ -22,6 +22,7 @@ from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
+from neuroscope.pipeline.frames import in_videos
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_input, change_mask, change_output, replace_output
@@ -93,7 +94,7 @@ class LiveModel:
 
         def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
             given = signature.bind(*args, **kwargs).arguments
-            return {name: given.get(argument) for name, argument in names.items()}
+            return {name: given.get(argument) for name, argument in names.items()} | {"frames": self.family.frames(given[names["latents"]])}
 
         return bind
 
@@ -185,7 +186,8 @@ class HookedBlock:
     def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
         """What a hook does at every call of its module."""
         ran[site.path] += not is_recomputed()
-        return act(tensor, self._clock.call(site, module.forward, read))
+        call = self._clock.call(site, module.forward, read)
+        return in_videos(act, tensor, call, self._clock.frames)
 
     def _in_joint(
         self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool

@@ -217,7 +217,13 @@ def replace_output(
     """A forward hook that replaces a component's output, of which an attention of image and text has two."""
     ran[path] += 1
     layout = clock.now.layout or PLAIN
-    return tree_map(lambda each: change(each, layout) if isinstance(each, Tensor) else each, output)
+
+    def changed(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        return change(tensor, layout) if clock.frames == 1 else change(tensor.unflatten(0, (-1, clock.frames)), layout).flatten(0, 1)
+
+    return tree_map(changed, output)
 
 
 def change_input(

@@ -21,6 +21,7 @@ _STABLE = {"down.0": 2, "down.1": 2, "down.2": 2, "mid": 1, "up.1": 3, "up.2": 3
 BLOCKS = {
     "sd1": _STABLE,
     "sd2": _STABLE,
+    "animatediff": _STABLE,
     "sdxl": {"down.1": 4, "down.2": 20, "mid": 10, "up.0": 30, "up.1": 6},
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
@@ -158,7 +159,7 @@ def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, ca
         if site.role == "pooled":
             assert len(shape) == 3
         else:
-            places = (256, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
+            places = (256, 128, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
             tokens = 8 if site.path in model.spec.wordless else length + model.spec.tokens_beside
             assert (shape[2] == tokens) if site.text_only or site.path in model.spec.rewritten else (shape[2] in places)
 

@@ -200,6 +200,8 @@ class Family:
         inside: what holds of a denoiser while blocks are open on it, as a context manager.
         walk: calls a denoiser without weights by the arguments of `inputs`; its own call where that computes no places from numbers.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
+        frames: how many rows, side by side, the context and all sites have for each row of the latents that a call is given, [row, ...]:
+            the frames of a video that attend to the text one by one.
     """
 
     name: str
@@ -253,6 +255,7 @@ class Family:
     inside: Callable[[Any], AbstractContextManager[None]] = lambda _denoiser: nullcontext()
     walk: Callable[[Any, Mapping[str, Any]], Any] = lambda denoiser, given: denoiser(**given)
     recomputes: bool = True
+    frames: Callable[[Tensor], int] = lambda _latents: 1
 
     def pattern(self, role: Role, module: str | None = None) -> SitePattern:
         """The pattern of a role that a module carries; by default the first of that role."""
@@ -318,6 +321,16 @@ class Family:
         """The noisy latents among a call's arguments, by their names."""
         latents: Tensor = inputs[self.arguments["latents"]]
         return latents
+
+    def gathered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with one row of the context for each row of the latents; see `frames`."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name][::frames]} if frames > 1 else {})}
+
+    def spread(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `gathered` gathers, as the denoiser's call takes it."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name].repeat_interleave(frames, dim=0)} if frames > 1 else {})}
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -22,7 +22,7 @@ from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.flux import packed_size, timestep_of
 from neuroscope.pipeline.families.ltx import FUSED
 from neuroscope.pipeline.families.pixart import block_name
-from neuroscope.pipeline.families.sd3 import BLOCK, OF_BLOCKS, read_pooled
+from neuroscope.pipeline.families.sd3 import BLOCK, OF_BLOCKS, read_text
 from neuroscope.pipeline.families.unet import CHUNKED
 
 _TOKENS = 7  # images have four
@@ -102,7 +102,7 @@ QWEN = Family(
         Encoded("negative_prompt_embeds", part="unconditional"),
         Encoded("negative_prompt_embeds_mask", "mask", "unconditional"),
     ),
-    read=read_pooled,
+    read=read_text,
     decode=_decode,
     words=_words,
     arguments={
