@@ -26,6 +26,7 @@ from benchmarks.layers import CONCEPTS
 from neuroscope.core.artifacts import write_beside
 from neuroscope.core.effects import Patch
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
+from neuroscope.testbed.construction.plants import REWRITING
 
 #: Trained models, and how their images are measured.
 TRAINED = (("sd1-natural", "share"), ("sd1-natural", "reader"), ("sd1", "reader"))
@@ -81,7 +82,8 @@ def names(seeds: int | None = None) -> list[str]:
         return [f"{family}/{plant}/{1000 + seed}" for seed in range(seeds) for family, plant in FRESH]
     trained = [f"{model} {attribute} {metric}" for (model, metric), attribute in itertools.product(TRAINED, CONCEPTS)]
     pooled = [name for name in FAMILIES if name.startswith(("sdxl", "if"))]
-    built = [f"{family}/{plant}/0" for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in pooled]
+    families = [name for name in FAMILIES if name not in REWRITING]  # most methods here need contexts that no block rewrites
+    built = [f"{family}/{plant}/0" for family in families for plant in PLANTS if plant != "pooled" or family in pooled]
     return sorted([*built, *trained], key=lambda name: name.startswith("sdxl"))
 
 

@@ -29,6 +29,7 @@ def main() -> None:
     plots.write(world(), PICTURES / "world.png")
     plots.write(plots.graph(ns.HookGraph(ns.testbed.load("sd1"))), PICTURES / "graph.png")
     plots.write(losses(), PICTURES / "losses.png")
+    plots.write(swaps(), PICTURES / "joint-swaps.png")
 
 
 def world() -> plt.Axes:
@@ -60,6 +61,46 @@ def losses() -> plt.Axes:
         sns.despine(ax=ax)
         ax.set_ylabel("loss", fontsize=7)
     return figure.axes[0]
+
+
+def swaps() -> plt.Axes:
+    """What a block with joint attention takes of another prompt by either definition, and what the blocks behind it read."""
+    _, axes = plt.subplots(1, 2, figsize=(8, 3.1), layout="constrained", dpi=150)
+    for ax, definition in zip(axes, ("edge", "stream"), strict=True):
+        _swap(ax, definition)
+    return axes[0]
+
+
+IMAGE, SOURCE, TARGET, MIXED = "0.55", "tab:blue", "tab:orange", "tab:purple"
+HEIGHT = {"other": 2, "image": 1, "text": 0}
+
+
+def _swap(ax: plt.Axes, definition: str) -> None:
+    """Three blocks from left to right, of which the middle one has another prompt."""
+    behind = SOURCE if definition == "edge" else MIXED
+    for row, colours in {"other": (TARGET,) * 3, "image": (IMAGE,) * 3, "text": (SOURCE, SOURCE, behind)}.items():
+        for place, colour in enumerate(colours):
+            ax.scatter(place, HEIGHT[row], s=420, color=colour, zorder=2)
+            if place < 2:
+                _arrow(ax, (place, row), (place + 1, row), colour)
+    for place in range(3):
+        swapped = place == 1
+        _arrow(ax, (place, "other" if swapped else "text"), (place, "image"), TARGET if swapped else (SOURCE, SOURCE, behind)[place], 2.5)
+    if definition == "stream":
+        _arrow(ax, (1, "other"), (2, "text"), TARGET, 2.5)
+    ax.set_title(f'definition="{definition}"', fontsize=10)
+    ax.set_yticks(list(HEIGHT.values()), ["other prompt's text", "image", "prompt's text"])
+    ax.set_xticks(range(3), ["block l − 1", "block l", "block l + 1"])
+    ax.set(xlim=(-0.4, 2.4), ylim=(-0.4, 2.4))
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+
+
+def _arrow(ax: plt.Axes, start: tuple[int, str], end: tuple[int, str], colour: str, width: float = 1.0) -> None:
+    """From one part of a block to another."""
+    (left, above), (right, below) = start, end
+    style = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 11, "shrinkB": 11, "mutation_scale": 12}
+    ax.annotate("", (right, HEIGHT[below]), (left, HEIGHT[above]), arrowprops=style, zorder=1)
 
 
 if __name__ == "__main__":

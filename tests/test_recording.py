@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_named(fresh, concept, role):
     module = graph.module(site) if role == "key" else graph.module(site).proj
     with torch.no_grad():
         module.weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteActivation, match=rf"^{site.path}: \d.* of .* recorded activations are NaN or infinite"):
+    with pytest.raises(NonFiniteActivation, match=rf"^{site.path}: of \d.* recorded activations, \d.* are NaN or infinite"):
         record(graph, concept, [site], quiet=True, **({} if role == "key" else {"num_inference_steps": 1}))
     assert tiny.hooks(fresh) == []
 

@@ -56,7 +56,7 @@ def test_the_summary_is_mean_deviation_and_count():
 def test_activations_that_are_not_finite_are_counted_and_refused(bad):
     values = torch.zeros(40, 30)
     values[3, 4] = values[5, 6] = bad
-    with pytest.raises(NonFiniteActivation, match="2 of 1,200 recorded activations are NaN or infinite; try float32 or bfloat16"):
+    with pytest.raises(NonFiniteActivation, match="of 1,200 recorded activations, 2 are NaN or infinite; try float32 or bfloat16"):
         Moments.of(values)
 
 

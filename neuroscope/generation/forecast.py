@@ -78,7 +78,7 @@ class Forecast:
         tasks = f" in {counted(self.tasks, 'task')} of at most {counted(self.batch_size, 'image')}" if self.plan.images else ""
         if self.seconds is None:
             return f"{self.plan}{tasks}{'; the time is known after the first batch' if self.plan.nfe else ''}"
-        workers = f" on {self.workers} workers" if self.workers > 1 and self.plan.images else ""
+        workers = f" on {counted(self.workers, 'worker')}" if self.workers > 1 and self.plan.images else ""
         measured = ", as measured here" if self.is_measured else ""
         return f"{self.plan}{tasks}, about {said_time(self.seconds)}{workers} at {self.rate:.3g} NFE a second each{measured}"
 

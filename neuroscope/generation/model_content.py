@@ -180,11 +180,23 @@ def _levels(scheduler: Any) -> dict[str, Any]:
 
 
 def _assigned(kind: type) -> Iterator[str]:
-    """The attributes that a class's methods set once its object is made."""
+    """The attributes that a class's methods set, whole or an item of them, once its object is made."""
     functions = [(name, value) for each in kind.__mro__ for name, value in vars(each).items() if isinstance(value, types.FunctionType)]
     for name, function in functions:
         if name != "__init__":
-            yield from (each.argval for each in dis.get_instructions(function) if each.opname == "STORE_ATTR")
+            yield from _stores(function)
+
+
+def _stores(function: types.FunctionType) -> Iterator[str]:
+    """The attributes that a function sets; an item is stored in the attribute that was loaded last."""
+    loaded = None
+    for each in dis.get_instructions(function):
+        if each.opname == "LOAD_ATTR":
+            loaded = each.argval
+        elif each.opname == "STORE_ATTR":
+            yield each.argval
+        elif each.opname == "STORE_SUBSCR" and loaded is not None:
+            yield loaded
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from neuroscope.core.conditions import BatchLayout, Conditions
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Taking, lies_within
 from neuroscope.pipeline.families import Family, JointAttention
 
@@ -286,7 +286,7 @@ def _one_each(conditions: Conditions, images: int) -> list[Conditions]:
     """For each image the prompt that it takes; several images of one prompt lie side by side."""
     if images % len(conditions):
         raise InvalidInput(
-            f"the swap holds contexts of {len(conditions)} prompts, which {images} images cannot be shared among; give one or as many as "
-            "prompts"
+            f"the swap holds contexts of {counted(len(conditions), 'prompt')}, which {counted(images, 'image')} cannot be shared among; "
+            "give one or as many as prompts"
         )
     return [conditions[image * len(conditions) // images] for image in range(images)]

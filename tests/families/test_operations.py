@@ -212,7 +212,7 @@ def test_save_and_load(case, tmp_path):
             assert torch.equal(case.draw(), expected)
 
 
-@pytest.mark.parametrize("case", FAMILIES, indirect=True)
+@pytest.mark.parametrize("case", [name for name in FAMILIES if name not in REWRITING], indirect=True)
 def test_locoedit_guided(case):
     """Unconditional rows read the changed weights too, as in the published edit: their prompt is kept, or they are left alone."""
     skip_moved_durations(case)

@@ -40,6 +40,7 @@ RIGHT = {
     "dose": ["s.safetensors", "--prompt", "x", "--read", "object=star", "--seeds", "1", *SHORT, "-o", "new.safetensors"],
     "report": [".", "-o", "new.html"],
     "merge": ["l.jsonl", "-o", "new"],
+    "atlas": ["--style", "stipple", "--pairs", "1", *SHORT, "-o", "new.safetensors"],
     "demo": ["-o", "new", "-q"],
 }
 LONG = {"demo"}  # right lines that take minutes

@@ -10,7 +10,7 @@ from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
 LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "sana": 12}
-LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "hunyuandit": 12}
+LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "hunyuandit": 12, "sd3": 12}
 POOLED = ("sdxl", "if-1", "if-2", "hunyuandit")
 EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
 FAST = [
@@ -127,7 +127,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("sd3", "layer"), "family 'sd3' is unknown; choose one of sd1, "),
+            (("sd9", "layer"), "family 'sd9' is unknown; choose one of sd1, "),
             (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
             (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3"),
         ],
