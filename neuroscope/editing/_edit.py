@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.sites import BESIDE_LAYERS
+from neuroscope.core.quality import Plan
+from neuroscope.core.sites import BESIDE_LAYERS, Sites
 from neuroscope.editing.loco_edit import LocoEdit
 from neuroscope.editing.recorded_keys import KeyRuns
 from neuroscope.generation.arguments import check_generation, refuse_set_here
+from neuroscope.generation.dry_run import rows_of_run
 from neuroscope.interventions import ContextMap
 from neuroscope.pipeline.graph import HookGraph
 
@@ -54,22 +56,51 @@ def edit(
         InvalidInput: no concept, no layer or one that the model lacks, layers, seeds or options that would be ignored, keys that the
             method cannot solve for, or recorded keys that the image moves too much for one map.
     """
-    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
-    concepts = checks.several("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
-    checks.instance("method", method, LocoEdit, "ns.LocoEdit()")
-    if not concepts:
-        raise InvalidInput("there is no concept to edit; give at least one")
-    inside = _sites_of_layers(graph, method, layers)
-    if inside and graph.family.edit_reaches:
+    asked = _asked(graph, concept, method, layers, seeds, generation)
+    if asked.sites.layers and graph.family.edit_reaches:
         warnings.warn(
             f"an edit of {graph.family.name} also moves {graph.family.edit_reaches}, so that images may change far more than asked; "
             "evaluate it, or give a mask or a swap instead",
             UserWarning,
             stacklevel=2,
         )
-    sites = graph.sites.at([*inside, *_sites_beside(graph, method)])
-    runs = _runs(graph, bool(graph.spec.rewritten & set(sites.paths)), seeds, generation)
-    return method(graph, concepts, sites, runs, checks.flag("quiet", quiet))
+    return method(graph, asked.concepts, asked.sites, asked.runs, checks.flag("quiet", quiet))
+
+
+def plan_edit(
+    graph: HookGraph,
+    concept: Concept | Collection[Concept],
+    method: LocoEdit,
+    layers: int | Collection[int] | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+    **generation: Any,
+) -> Plan:
+    """What `edit` will cost: nothing, unless keys have to be recorded in runs. The arguments and errors are those of `edit`."""
+    asked = _asked(graph, concept, method, layers, seeds, generation)
+    if not graph.spec.rewritten & set(asked.sites.paths):
+        return Plan(0, 0)
+    images = asked.runs.count(asked.concepts, method.preserve)
+    return Plan(images, images * rows_of_run(graph, asked.runs.generation, asked.concepts[0].present[0]))
+
+
+class _Asked(NamedTuple):
+    """What is edited where, and the runs in which keys are recorded."""
+
+    concepts: list[Concept]
+    sites: Sites
+    runs: KeyRuns
+
+
+def _asked(graph: Any, concept: Any, method: Any, layers: Any, seeds: Iterable[int] | None, generation: dict[str, Any]) -> _Asked:
+    """Checks what a verb was given."""
+    checks.instance("graph", graph, HookGraph, "ns.HookGraph(pipe)")
+    concepts = checks.several("concept", concept, Concept, 'ns.Concept.style("Van Gogh")')
+    checks.instance("method", method, LocoEdit, "ns.LocoEdit()")
+    if not concepts:
+        raise InvalidInput("there is no concept to edit; give at least one")
+    sites = graph.sites.at([*_sites_of_layers(graph, method, layers), *_sites_beside(graph, method)])
+    return _Asked(list(concepts), sites, _runs(graph, bool(graph.spec.rewritten & set(sites.paths)), seeds, generation))
 
 
 def _runs(graph: HookGraph, recorded: bool, seeds: Iterable[int] | None, generation: dict[str, Any]) -> KeyRuns:

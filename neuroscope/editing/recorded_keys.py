@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
@@ -51,6 +52,10 @@ class KeyRuns:
         """The seeds on which maps are checked: the last quarter, and at least one."""
         return self.seeds[-max(1, len(self.seeds) // _SHARE_HELD_OUT) :]
 
+    def count(self, concepts: Sequence[Concept], preserved: Sequence[str]) -> int:
+        """How many images are run for these concepts and for prompts that should stay."""
+        return 2 * sum(len(each.present) for each in concepts) * len(self.seeds) + len(preserved) * len(self.fitted)
+
     @property
     def fitted(self) -> tuple[int, ...]:
         """The seeds to which maps are fitted."""
@@ -77,8 +82,9 @@ class RecordedKeys:
     ) -> None:
         self._graph, self._texts, self._runs = graph, texts, runs
         self._layers = Sites({site.layer: site for site in sites}.values())
-        prompts = sum(2 * len(each.concept.present) for each in texts) * len(runs.seeds) + len(preserved) * len(runs.fitted)
-        with tqdm(total=prompts, desc="recording keys", unit="image", disable=quiet, delay=1) as bar:
+        with tqdm(
+            total=runs.count([each.concept for each in texts], preserved), desc="recording keys", unit="image", disable=quiet, delay=1
+        ) as bar:
             self._present = [self._recorded(each.concept.present, [[a for a, _ in row] for row in each.aligned], bar) for each in texts]
             self._absent = [self._recorded(each.concept.absent, [[b for _, b in row] for row in each.aligned], bar) for each in texts]
             self._kept = self._recorded_whole(preserved, bar)

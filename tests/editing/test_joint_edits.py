@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neuroscope import Concept, ContextMap, ContextSwap, HookGraph, LocoEdit, edit, export_lora, fold, load, save, testbed
 from neuroscope.core.errors import InvalidInput
+from neuroscope.editing import plan_edit
 from neuroscope.editing.loco_edit import LEAST_R_SQUARED
 from neuroscope.editing.recorded_keys import KeyRuns
 from neuroscope.generation.metering import metered
@@ -142,6 +143,9 @@ def test_runs_that_record_keys_are_counted_and_leave_no_hook(family):
         edit(graph, CONCEPT, LocoEdit(preserve=("",)), [0, 1], seeds=SEEDS, quiet=True, **SMALL, **UNGUIDED[family])
     prompts = 2 * len(THINGS) * len(SEEDS) + len(FITTED)  # both arms, and what is preserved
     assert meter.cost.nfe == prompts * SMALL["num_inference_steps"]
+    plan = plan_edit(graph, CONCEPT, LocoEdit(preserve=("",)), [0, 1], seeds=SEEDS, **SMALL, **UNGUIDED[family])
+    assert (plan.images, plan.nfe) == (prompts, meter.cost.nfe)
+    assert plan_edit(graph, CONCEPT, LocoEdit(roles="context")).nfe == 0
     assert not [path for path in hooks(graph.pipe) if path.startswith("transformer.")]
 
 

@@ -93,7 +93,7 @@ def test_the_contribution_of_tokens_is_attention_written_out_and_adds_up(recorde
 def test_scores_are_shares_of_all_layers_norms(family):
     graph = built(family)
     scores = localize(
-        graph, CONCEPT, AttentionContribution(fidelity=2, steps=1), LatentShare(), [0], quiet=True, **SMALL, **UNGUIDED[family]
+        graph, CONCEPT, AttentionContribution(fidelity=3, steps=1), LatentShare(), [0], quiet=True, **SMALL, **UNGUIDED[family]
     )
     assert sum(scores.scores) == pytest.approx(1, abs=1e-9)
     assert min(scores.scores) > 0
