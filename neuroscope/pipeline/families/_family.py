@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode, latent_size
 from neuroscope.pipeline.families.encoding import Encoded, encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
@@ -58,54 +58,6 @@ class SitePattern:
         """The path of a module that belongs to the same block as a module of this role."""
         block = self.block_of(module_path)
         return f"{block}.{module}" if block else module
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
-
-    Attributes:
-        argument: the name under which it takes a bias of its scores, or what it makes one of.
-        bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
-        as_bias, as_given: the bias [row, query, token] in what it is given, in a number format; and the other way round.
-    """
-
-    argument: str
-    bias: Callable[[Tensor], Tensor]
-    as_bias: Callable[[Tensor, torch.dtype], Tensor] = lambda given, _dtype: given
-    as_given: Callable[[Tensor], Tensor] = lambda bias: bias
-
-
-@dataclass(frozen=True)
-class JointAttention:
-    """Attentions in which an image reads a text that their blocks rewrite.
-
-    Attributes:
-        path: a regular expression over their paths.
-        argument: the name under which they are given the text.
-        leads: the text's tokens stand in front of the image's in that argument and in the output; otherwise the output is a pair, the
-            image's and the text's.
-        per_row: the names of arguments that have one entry a row.
-    """
-
-    path: re.Pattern[str]
-    argument: str = "encoder_hidden_states"
-    leads: bool = False
-    per_row: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "attention_mask", "encoder_hidden_states_mask")
-
-
-@dataclass(frozen=True)
-class FirstText:
-    """The first attention that reads a text which blocks rewrite: what it reads depends on prompt and step alone.
-
-    Attributes:
-        attention: its path in the denoiser.
-        of: from the denoiser, the arguments of its call by name, and conditions of prompts, what the attention reads of these,
-            [prompt, token, channel].
-    """
-
-    attention: str
-    of: Callable[[Any, Mapping[str, Any], Conditions], Tensor]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.sd3 import (

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import AttentionMask, Family, FirstText, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.flux import packed_size, timestep_of
 from neuroscope.pipeline.families.ltx import FUSED
