@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import check_generation, choose_layers
+from neuroscope.generation.arguments import check_generation, check_options, choose_layers
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
@@ -312,7 +311,8 @@ def open_experiment(
     name = verb.__name__
     seeds = checks.seeds(seeds, f" to {name} with")
     chosen = choose_layers(graph, layers)
-    _check_options(pairs, keep_images, batch_size, output, quiet)
+    check_options(pairs, keep_images, batch_size, quiet)
+    check_output(output)
     check_generation(graph.pipe, generation, verb)
     if len(set(seeds)) < len(seeds):
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
@@ -337,15 +337,6 @@ def open_experiment(
             workers=workers,
             progress=f"{name.removesuffix('e')}ing",
         )
-
-
-def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
-    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
-        if value is not None:
-            checks.whole(name, value, least=-math.inf)
-    checks.whole("keep_images", keep_images, least=0)
-    checks.flag("quiet", quiet)
-    check_output(output)
 
 
 def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair, ...]:

@@ -163,8 +163,7 @@ class HookGraph(Shown):
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
-        joints, denoiser = (lambda paths: self._live.joints(self.sites.at(paths))), uncompiled(self.denoiser)
-        takers = takers_of(bound, joints, donors, self.family, denoiser)
+        takers = takers_of(bound, self.sites, self._live.joints, donors, self.family, uncompiled(self.denoiser))
         with HookedBlock(self._live, self.sites.paths) as hooks:
             if takers:
                 hooks.take_text(takers)

@@ -125,6 +125,6 @@ def for_each_attention(forcing: TeacherForcing, step: StepInput, measure: Callab
         for site in graph.sites.where(role="key"):
             attention = denoiser.get_submodule(site.module.rpartition(".")[0])
             stack.callback(attention.register_forward_hook(Hook(partial(call, site.layer)), with_kwargs=True).remove)
-        graph.denoiser(**step.inputs)
+        graph.denoiser(**graph.family.spread(step.inputs))
     forcing.nfe += added / (counter.get_total_flops() - added)
     return found

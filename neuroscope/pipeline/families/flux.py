@@ -16,7 +16,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.sd3 import (
@@ -76,15 +77,16 @@ def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Imag
     return decode(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), options)
 
 
-def _latent_size(
+def packed_size(
     pipe: Any, _denoiser: Any, height: int | None = None, width: int | None = None, _frames: int | None = None
 ) -> tuple[int, ...]:
+    """The height and width of latents of which a token of the image holds four, by default the pipeline's."""
     side = pipe.default_sample_size * pipe.vae_scale_factor
     high, wide = (_PATCH * ((each or side) // (_PATCH * pipe.vae_scale_factor)) for each in (height, width))
     return high, wide
 
 
-def _timestep(pipe: Any, given: float) -> float:
+def timestep_of(pipe: Any, given: float) -> float:
     """The nearest timestep of the scheduler: what is given was divided and rounded."""
     known: Tensor = pipe.scheduler.timesteps.double()
     return float(known[(known - _TIMESTEPS * given).abs().argmin()]) if len(known) else _TIMESTEPS * given
@@ -137,12 +139,12 @@ FLUX = Family(
         "pooled": "pooled_projections",
     },
     prepares_text=re.compile(TEXT_MODULES),
-    latent_size=_latent_size,
+    latent_size=packed_size,
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
     first_text=FirstText("transformer_blocks.0.attn", _first_text),
     shared=("img_ids", "txt_ids", "image_rotary_emb"),
     encodes_apart=True,
     calls=("conditional", "unconditional"),
-    timestep=_timestep,
+    timestep=timestep_of,
     channels_last=True,
 )

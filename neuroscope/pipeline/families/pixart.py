@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import AttentionMask, Family
+from neuroscope.pipeline.families._family import Family
+from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decode_binned
 from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET

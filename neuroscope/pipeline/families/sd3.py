@@ -15,7 +15,8 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.pixart import block_name
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
