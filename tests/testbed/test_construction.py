@@ -12,7 +12,8 @@ from neuroscope.testbed.construction.words import build_t5_tokenizer
 LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "sana": 12}
 LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "animatediff": 16, "hunyuandit": 12, "sd3": 12, "flux": 9}
 POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux")
-EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
+HELD_BY = {"pooled": POOLED, "relayed": ("sd3",)}
+EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if family in HELD_BY.get(plant, FAMILIES)]
 FAST = [
     *[("sd1", plant) for plant in ("apart", "redundant", "schedule", "neurons", "decoy", "nothing")],
     ("sd2", "pair"),
@@ -136,6 +137,7 @@ class TestErrors:
                 ("sd1", "pooled"),
                 "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3, flux",
             ),
+            (("flux", "relayed"), "no block of flux passes a concept on to a later one in its text; choose sd3"),
         ],
     )
     def test_what_cannot_be_built_is_said(self, arguments, message):
