@@ -163,6 +163,8 @@ SANA_600M = SANA | {
     "cross_attention_dim": 1152,
 }
 
+#: Chroma1-HD: the class's defaults.
+CHROMA: dict[str, Any] = {"_class_name": "ChromaTransformer2DModel"}
 #: Qwen-Image of 20 thousand million weights, as huggingface.co/Qwen/Qwen-Image has it: the class's defaults.
 QWEN_IMAGE: dict[str, Any] = {"_class_name": "QwenImageTransformer2DModel"}
 #: Qwen-Image 2.1: the class's defaults.
@@ -187,6 +189,7 @@ PUBLISHED = {
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,
+    "Chroma": CHROMA,
     "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image 2.1": QWEN_IMAGE_21,
 }

@@ -30,6 +30,7 @@ COUNTS = {
     "HunyuanDiT 1.2": (40, 1024, 40 * 1408, 40 * 6144),
     "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
     "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
+    "Chroma": (57, 3072, 57 * 3072, 19 * 4 * 3072),
     "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
     "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
@@ -71,6 +72,7 @@ def sites() -> dict[str, Sites]:
     return {name: sites_from_config(config) for name, config in PUBLISHED.items()}
 
 
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layers_and_neurons_are_as_many_as_published(sites, name):
     found = sites[name]
