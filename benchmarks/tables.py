@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.joint_search import kept_table, summary
 from benchmarks.kept import FOLDER, Kept
 from benchmarks.sdxl_edits import CARRIERS, ROLES, TOKENS
 
@@ -138,6 +139,15 @@ def sdxl_edits() -> str:
     )
 
 
+def joint_search() -> str:
+    """By depth: how often the search was right, how sure it was, and how many times cheaper than all windows."""
+    cells = [
+        [str(row.Index), f"{row.plants:.0f}", f"{row.right:.0f}", f"{row.sure:.0f}", f"{row.sure_and_right:.0f}", f"1/{row.least:.1f}"]
+        for row in summary(kept_table()).sort_index().itertuples()
+    ]
+    return _markdown(["blocks", "plants", "right", "given with 95 % or more", "of these right", "NFE, of all windows'"], cells)
+
+
 _JUDGED = ["precision", "auroc", "precision_by_size", "auroc_by_size"]
 _TOKENS = {"subject": "the subject's token", "all": "all tokens"}
 
@@ -150,6 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained style all": lambda: trained("style", "all"),
     "trained stipple": lambda: trained("stipple", "12"),
     "sdxl edits": sdxl_edits,
+    "joint search": joint_search,
 }
 
 

@@ -162,6 +162,25 @@ SANA_600M = SANA | {
     "cross_attention_head_dim": 72,
     "cross_attention_dim": 1152,
 }
+#: Stable Diffusion 3 medium and 3.5 large and medium, as diffusers' scripts/convert_sd3_to_diffusers.py makes them: as many heads as
+#: blocks; in 3.5 the keys are normed, and the first 13 blocks of medium have an attention of the image alone beside the joint one.
+SD3: dict[str, Any] = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
+}
+SD3_5_LARGE = SD3 | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+SD3_5_MEDIUM = SD3 | {"pos_embed_max_size": 384, "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"}
+#: FLUX.1: diffusers' defaults of the class are schnell's (scripts/convert_flux_to_diffusers.py makes it with them), and dev is told a
+#: guidance scale beside the step.
+FLUX_SCHNELL: dict[str, Any] = {"_class_name": "FluxTransformer2DModel"}
+FLUX_DEV = FLUX_SCHNELL | {"guidance_embeds": True}
 
 #: Chroma1-HD: the class's defaults.
 CHROMA: dict[str, Any] = {"_class_name": "ChromaTransformer2DModel"}
@@ -189,6 +208,11 @@ PUBLISHED = {
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,
+    "SD3 medium": SD3,
+    "SD3.5 large": SD3_5_LARGE,
+    "SD3.5 medium": SD3_5_MEDIUM,
+    "FLUX.1 dev": FLUX_DEV,
+    "FLUX.1 schnell": FLUX_SCHNELL,
     "Chroma": CHROMA,
     "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image 2.1": QWEN_IMAGE_21,

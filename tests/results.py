@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import neuroscope as ns
 from neuroscope.demo import run_demo
+from neuroscope.testbed.construction.plants import REWRITING
 
 METHODS: Mapping[str, ns.Localization] = {
     "locogen": ns.LocoGen(),
@@ -62,6 +63,8 @@ def results_of_family(family: str) -> Iterator[tuple[str, Any]]:
     (layer,) = plant.layers
     options = plant.generation | {"quiet": True}
     yield "locogen", ns.localize(graph, plant.concept, ns.LocoGen(), ns.LatentShare(), [0], pairs=1, keep_images=0, **options)
+    if family in REWRITING:  # nothing is recorded without a run there, and nothing edited
+        return
     if family == "sd1":
         recording = ns.record(graph, plant.concept, graph.sites.where(layer=layer), **options)
     else:

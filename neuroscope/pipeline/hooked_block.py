@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import TracebackType
@@ -21,7 +20,9 @@ from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
+from neuroscope.pipeline.eager import running_eagerly
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
+from neuroscope.pipeline.frames import in_videos
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
 from neuroscope.pipeline.hooks import change_input, change_mask, change_output, replace_output
@@ -29,35 +30,6 @@ from neuroscope.pipeline.recomputing import is_recomputed
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.text_streams import Taker
-
-
-class _Stance:
-    """How torch.compile behaves in this process, while blocks are open."""
-
-    def __init__(self) -> None:
-        self.blocks = 0
-        self.lock = threading.Lock()
-        self.former: Any = None
-
-
-_STANCE = _Stance()
-
-
-@contextmanager
-def running_eagerly() -> Iterator[None]:
-    """Inside the block compiled functions and modules run as they were written; blocks may end in any order."""
-    with _STANCE.lock:
-        if not _STANCE.blocks:
-            _STANCE.former = torch.compiler.set_stance("force_eager")
-        _STANCE.blocks += 1
-    try:
-        yield
-    finally:
-        with _STANCE.lock:
-            _STANCE.blocks -= 1
-            if not _STANCE.blocks:
-                _STANCE.former.__exit__(None, None, None)
-
 
 Act = Callable[[Tensor, Call], Tensor | None]
 Read = Callable[[Conditions, int], Tensor]
@@ -93,7 +65,7 @@ class LiveModel:
 
         def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
             given = signature.bind(*args, **kwargs).arguments
-            return {name: given.get(argument) for name, argument in names.items()}
+            return {name: given.get(argument) for name, argument in names.items()} | {"frames": self.family.frames(given[names["latents"]])}
 
         return bind
 
@@ -185,7 +157,8 @@ class HookedBlock:
     def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
         """What a hook does at every call of its module."""
         ran[site.path] += not is_recomputed()
-        return act(tensor, self._clock.call(site, module.forward, read))
+        call = self._clock.call(site, module.forward, read)
+        return in_videos(act, tensor, call, self._clock.frames)
 
     def _in_joint(
         self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact
@@ -211,11 +212,18 @@ def replace_output(
     ran: Counter[str],
     _module: nn.Module,
     _args: tuple[Any, ...],
-    output: Tensor,
-) -> Tensor:
-    """A forward hook that replaces a component's output."""
+    output: Any,
+) -> Any:
+    """A forward hook that replaces a component's output, of which an attention of image and text has two."""
     ran[path] += 1
-    return change(output, clock.now.layout or PLAIN)
+    layout = clock.now.layout or PLAIN
+
+    def changed(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        return change(tensor, layout) if clock.frames == 1 else change(tensor.unflatten(0, (-1, clock.frames)), layout).flatten(0, 1)
+
+    return tree_map(changed, output)
 
 
 def change_input(

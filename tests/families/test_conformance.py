@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from neuroscope import HookGraph
-from neuroscope.core.sites import ROLES
+from neuroscope.core.sites import BESIDE_LAYERS, ROLES
 from neuroscope.pipeline.families import FAMILIES, family_of
 from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
@@ -21,6 +21,7 @@ _STABLE = {"down.0": 2, "down.1": 2, "down.2": 2, "mid": 1, "up.1": 3, "up.2": 3
 BLOCKS = {
     "sd1": _STABLE,
     "sd2": _STABLE,
+    "animatediff": _STABLE,
     "sdxl": {"down.1": 4, "down.2": 20, "mid": 10, "up.0": 30, "up.1": 6},
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
@@ -41,7 +42,7 @@ TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "s
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
-IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
+IN_LAYERS = tuple(role for role in ROLES if role not in BESIDE_LAYERS)
 
 
 EVERY = tiny.PIPELINES | tiny.JOINT | tiny.PREFIX
@@ -119,6 +120,10 @@ def test_the_pooled_text_is_a_site_where_there_is_one(model, name):
     assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux"))
 
 
+def test_the_text_before_all_blocks_is_a_site_where_these_rewrite_it(model, name):
+    assert len(model.sites.where(role="context")) == (name in tiny.JOINT)
+
+
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):
     with tiny.counted(model.denoiser) as calls:
         tiny.draw(model.pipe, num_inference_steps=STEPS)
@@ -155,7 +160,7 @@ def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, ca
         if site.role == "pooled":
             assert len(shape) == 3
         else:
-            places = (256, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
+            places = (256, 128, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
             tokens = 8 if site.path in model.spec.wordless else length + model.spec.tokens_beside
             assert (shape[2] == tokens) if site.text_only or site.path in model.spec.rewritten else (shape[2] in places)
 

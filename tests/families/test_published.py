@@ -6,7 +6,21 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks.topologies import HUNYUANDIT, HUNYUANDIT_1_2, IF_I_XL, IF_II_L, PIXART, PUBLISHED, SD_V1, SD_V2, SDXL
+from benchmarks.topologies import (
+    FLUX_DEV,
+    FLUX_SCHNELL,
+    HUNYUANDIT,
+    HUNYUANDIT_1_2,
+    IF_I_XL,
+    IF_II_L,
+    PIXART,
+    PUBLISHED,
+    SD3,
+    SD3_5_MEDIUM,
+    SD_V1,
+    SD_V2,
+    SDXL,
+)
 from neuroscope import InvalidInput, Sites, UnsupportedModel, sites_from_config
 from neuroscope.cli import main
 
@@ -30,11 +44,25 @@ COUNTS = {
     "HunyuanDiT 1.2": (40, 1024, 40 * 1408, 40 * 6144),
     "Wan 14B": (40, 5120, 40 * 5120, 40 * 13824),
     "Wan 1.3B": (30, 1536, 30 * 1536, 30 * 8960),
+    "SD3 medium": (24, 1536, 24 * 1536, 24 * 4 * 1536),  # behind the projection of the text's 4096 channels
+    "SD3.5 large": (38, 2432, 38 * 2432, 38 * 4 * 2432),
+    "SD3.5 medium": (24, 1536, 24 * 1536, 24 * 4 * 1536),  # attentions of the image alone are no layers
+    "FLUX.1 dev": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),  # a single block's feed-forward reads text and image by one weight
+    "FLUX.1 schnell": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),
     "Chroma": (57, 3072, 57 * 3072, 19 * 4 * 3072),
     "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
     "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
+#: Weights in thousand millions, as stability.ai (2, 8.1 and 2.5) and Black Forest Labs (12) announced these models.
+WEIGHTS = {
+    "SD3 medium": (1.95, 2.1),
+    "SD3.5 large": (8.05, 8.15),
+    "SD3.5 medium": (2.45, 2.55),
+    "FLUX.1 dev": (11.5, 12.0),
+    "FLUX.1 schnell": (11.5, 12.0),
+}
 _BLOCKS = {number: f"block.{number}" for number in range(28)}
+_FLUX = {number: f"joint.{number}" for number in range(19)} | {19 + number: f"single.{number}" for number in range(38)}
 _STABLE = {0: "down.0", 2: "down.1", 4: "down.2", 6: "mid", 7: "up.1", 10: "up.2", 13: "up.3"}
 #: The layers' places in execution order: from which number on, below which block.
 PLACES = {
@@ -52,6 +80,11 @@ PLACES = {
     "HunyuanDiT 1.1": {number: f"block.{number}" for number in range(40)},
     "Wan 14B": {number: f"block.{number}" for number in range(40)},
     "Wan 1.3B": {number: f"block.{number}" for number in range(30)},
+    "SD3 medium": {number: f"block.{number}" for number in range(24)},
+    "SD3.5 large": {number: f"block.{number}" for number in range(38)},
+    "SD3.5 medium": {number: f"block.{number}" for number in range(24)},
+    "FLUX.1 dev": _FLUX,
+    "FLUX.1 schnell": _FLUX,
     "Qwen-Image 2.1": {number: f"block.{number}" for number in range(32)},
     "Qwen-Image": {number: f"block.{number}" for number in range(60)},
 }
@@ -64,6 +97,9 @@ NAMED = {
     ("DeepFloyd IF-I-XL", 17): "unet.up_blocks.1.attentions.3.add_v_proj",
     ("PixArt-α", 10): "transformer.transformer_blocks.10.attn2.to_v",
     ("LTX-Video", 10): "transformer.transformer_blocks.10.attn2.to_v",
+    ("SD3.5 medium", 10): "transformer.transformer_blocks.10.attn.add_v_proj",
+    ("FLUX.1 dev", 18): "transformer.transformer_blocks.18.attn.add_v_proj",
+    ("FLUX.1 dev", 29): "transformer.single_transformer_blocks.10.attn.to_v",
 }
 
 
@@ -97,6 +133,14 @@ def test_half_of_the_layers_of_audioldm2_read_either_encoder(sites, encoder, wid
     assert 346.9e6 < sum(each.numel() for each in denoiser.parameters()) < 347e6
 
 
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_models_of_joint_attention_have_as_many_weights_as_announced(name):
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, PUBLISHED[name]["_class_name"]).from_config(PUBLISHED[name])
+    low, high = WEIGHTS[name]
+    assert low * 1e9 < sum(each.numel() for each in denoiser.state_dict().values()) < high * 1e9  # places of the image are no parameters
+
+
 @pytest.mark.parametrize("name", PLACES)
 def test_layers_stand_in_execution_order(sites, name):
     blocks = [site.block for site in sites[name].where(role="value")]
@@ -120,6 +164,10 @@ def test_layers_have_the_names_that_the_literature_gives_them(sites, name, layer
         (PIXART, ()),
         (HUNYUANDIT, ("transformer.time_extra_emb.extra_embedder.linear_1",)),
         (HUNYUANDIT_1_2, ("transformer.time_extra_emb.extra_embedder.linear_1",)),
+        (SD3, ("transformer.time_text_embed.text_embedder.linear_1",)),
+        (SD3_5_MEDIUM, ("transformer.time_text_embed.text_embedder.linear_1",)),
+        (FLUX_DEV, ("transformer.time_text_embed.text_embedder.linear_1",)),
+        (FLUX_SCHNELL, ("transformer.time_text_embed.text_embedder.linear_1",)),
     ],
 )
 def test_the_pooled_text_is_a_site_of_no_layer(config, pooled):
@@ -151,6 +199,15 @@ def test_the_command_reads_a_transformers_config(tmp_path, capsys, untyped):
     listed = json.loads(capsys.readouterr().out)
     assert [each["path"] for each in listed] == [f"transformer.transformer_blocks.{layer}.attn2.to_v" for layer in range(28)]
     assert {each["width"] for each in listed} == {1152}
+
+
+def test_the_command_reads_a_config_of_two_kinds_of_blocks(tmp_path, capsys, untyped):
+    (tmp_path / "config.json").write_text(json.dumps(FLUX_DEV))
+    with pytest.raises(SystemExit, match="0"):
+        main(["sites", "--config", str(tmp_path / "config.json"), "--role", "key", "--json"])
+    listed = json.loads(capsys.readouterr().out)[19:]
+    assert [each["layer"] for each in listed] == list(range(19, 57))
+    assert [each["path"] for each in listed] == [f"transformer.single_transformer_blocks.{number}.attn.to_k" for number in range(38)]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
 LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "sana": 12}
-LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "hunyuandit": 12, "sd3": 12}
-POOLED = ("sdxl", "if-1", "if-2", "hunyuandit")
+LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "hunyuandit": 12, "sd3": 12, "flux": 9}
+POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux")
 EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
 FAST = [
     *[("sd1", plant) for plant in ("apart", "redundant", "schedule", "neurons", "decoy", "nothing")],
     ("sd2", "pair"),
     ("if-1", "prompt"),
     ("if-2", "pooled"),
+    ("flux", "layer"),
 ]
 
 
@@ -120,6 +121,7 @@ class TestBuild:
         assert image.min() < image.max() <= 1
         assert image.min() >= (0 if image.shape[-1] == 3 else -1)  # of a sound
         layers = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
+        layers += list(getattr(HookGraph(pipe).denoiser, "single_transformer_blocks", []))
         assert len(layers) == LAYERS[family]
 
 
@@ -129,7 +131,10 @@ class TestErrors:
         [
             (("sd9", "layer"), "family 'sd9' is unknown; choose one of sd1, "),
             (("sd1", "layers"), "plant 'layers' is unknown; choose one of layer, .*did you mean 'layer'"),
-            (("sd1", "pooled"), "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3"),
+            (
+                ("sd1", "pooled"),
+                "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3, flux",
+            ),
         ],
     )
     def test_what_cannot_be_built_is_said(self, arguments, message):

@@ -55,7 +55,9 @@ class SearchState:
     @cached_property
     def best(self) -> Patch:
         """The single layer with the largest mean effect."""
-        means = np.nanmean(self.variates.estimates(), axis=1)
+        estimates = self.variates.estimates()
+        silent = np.isnan(estimates).all(axis=1)  # where the prompts' images are the same
+        means = np.nanmean(np.where(silent[:, None], 0.0, estimates), axis=1)
         return min(self.singles, key=lambda each: (-means[self.singles.index(each)], each.layers))
 
     @property

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode, latent_size
 from neuroscope.pipeline.families.encoding import Encoded, encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
@@ -58,55 +58,6 @@ class SitePattern:
         """The path of a module that belongs to the same block as a module of this role."""
         block = self.block_of(module_path)
         return f"{block}.{module}" if block else module
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
-
-    Attributes:
-        argument: the name under which it takes a bias of its scores, or what it makes one of.
-        bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
-        as_bias: the bias [row, 1, token] in what it is given, for so many tokens and in a number format.
-        as_given: what it is given for a bias, and in place of what.
-    """
-
-    argument: str
-    bias: Callable[[Tensor], Tensor]
-    as_bias: Callable[[Tensor, int, torch.dtype], Tensor] = lambda given, _tokens, _dtype: given
-    as_given: Callable[[Tensor, Tensor], Tensor] = lambda bias, _given: bias
-
-
-@dataclass(frozen=True)
-class JointAttention:
-    """Attentions in which an image reads a text that their blocks rewrite.
-
-    Attributes:
-        path: a regular expression over their paths.
-        argument: the name under which they are given the text.
-        leads: the text's tokens stand in front of the image's in that argument and in the output; otherwise the output is a pair, the
-            image's and the text's.
-        per_row: the names of arguments that have one entry a row.
-    """
-
-    path: re.Pattern[str]
-    argument: str = "encoder_hidden_states"
-    leads: bool = False
-    per_row: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "attention_mask", "encoder_hidden_states_mask")
-
-
-@dataclass(frozen=True)
-class FirstText:
-    """The first attention that reads a text which blocks rewrite: what it reads depends on prompt and step alone.
-
-    Attributes:
-        attention: its path in the denoiser.
-        of: from the denoiser, the arguments of its call by name, and conditions of prompts, what the attention reads of these,
-            [prompt, token, channel].
-    """
-
-    attention: str
-    of: Callable[[Any, Mapping[str, Any], Conditions], Tensor]
 
 
 @dataclass(frozen=True)
@@ -201,6 +152,8 @@ class Family:
         inside: what holds of a denoiser while blocks are open on it, as a context manager.
         walk: calls a denoiser without weights by the arguments of `inputs`; its own call where that computes no places from numbers.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
+        frames: how many rows, side by side, the context and all sites have for each row of the latents that a call is given, [row, ...]:
+            the frames of a video that attend to the text one by one.
     """
 
     name: str
@@ -254,6 +207,7 @@ class Family:
     inside: Callable[[Any], AbstractContextManager[None]] = lambda _denoiser: nullcontext()
     walk: Callable[[Any, Mapping[str, Any]], Any] = lambda denoiser, given: denoiser(**given)
     recomputes: bool = True
+    frames: Callable[[Tensor], int] = lambda _latents: 1
 
     def pattern(self, role: Role, module: str | None = None) -> SitePattern:
         """The pattern of a role that a module carries; by default the first of that role."""
@@ -319,6 +273,16 @@ class Family:
         """The noisy latents among a call's arguments, by their names."""
         latents: Tensor = inputs[self.arguments["latents"]]
         return latents
+
+    def gathered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with one row of the context for each row of the latents; see `frames`."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name][::frames]} if frames > 1 else {})}
+
+    def spread(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `gathered` gathers, as the denoiser's call takes it."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name].repeat_interleave(frames, dim=0)} if frames > 1 else {})}
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

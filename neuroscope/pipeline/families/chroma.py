@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import AttentionMask, FirstText
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText
 from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.flux import FLUX, TIMESTEPS
 from neuroscope.pipeline.families.pixart import MASKED
@@ -50,7 +50,9 @@ def _first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions)
     blocks, latents = denoiser.transformer_blocks, given["hidden_states"]
     begin = 3 * len(denoiser.single_transformer_blocks) + 6 * len(blocks)
     made = denoiser.distilled_guidance_layer(denoiser.time_text_embed(given["timestep"].to(latents.dtype) * TIMESTEPS))
-    text: Tensor = blocks[0].norm1_context(denoiser.context_embedder(conditions.context.to(latents)), emb=made[:, begin : begin + 6])[0]
+    text: Tensor = blocks[0].norm1_context(
+        denoiser.context_embedder.forward(conditions.context.to(latents)), emb=made[:, begin : begin + 6]
+    )[0]
     return text
 
 
@@ -67,6 +69,7 @@ CHROMA = replace(
     denoisers=("ChromaTransformer2DModel",),
     patterns=tuple(pattern for pattern in FLUX.patterns if pattern.role != "pooled"),
     inputs=_inputs,
+    components={name: pattern for name, pattern in FLUX.components.items() if name != "pooled"},
     encoded=MASKED,
     split=_split,
     tokenizers=("tokenizer",),

@@ -16,10 +16,21 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, first_text, read_pooled
+from neuroscope.pipeline.families.sd3 import (
+    BLOCK,
+    CONTEXT,
+    IMAGE_TOKENS,
+    OF_BLOCKS,
+    OF_TEXT,
+    POOLED_TEXT,
+    TEXT_MODULES,
+    first_text,
+    read_text,
+)
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
 _TOKENS = 7  # images have four
@@ -96,6 +107,7 @@ FLUX = Family(
     matches=lambda _config: True,
     patterns=(
         POOLED_TEXT,
+        CONTEXT,
         *OF_BLOCKS,
         SitePattern("key", r"attn\.to_k", reader="attn.to_q", reader_rows=True, within=_SINGLE, rewritten=True),
         SitePattern("value", r"attn\.to_v", reader="proj_out", within=_SINGLE, rewritten=True),
@@ -105,7 +117,8 @@ FLUX = Family(
     inputs=_inputs,
     components={
         "cross": re.compile(rf"({BLOCK}|{_SINGLE})\.attn"),
-        "ff": re.compile(rf"{BLOCK}\.ff"),
+        "ff": re.compile(rf"{BLOCK}\.ff|{_SINGLE}\.proj_mlp"),
+        **OF_TEXT,
     },
     stages=re.compile(rf"{BLOCK}|{_SINGLE}|norm_out"),
     encoded=(
@@ -115,7 +128,7 @@ FLUX = Family(
         Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
     ),
     split=_split,
-    read=read_pooled,
+    read=read_text,
     tokenizers=("tokenizer_2",),
     decode=_decode,
     words=lambda pipe, tokenizer: WithLength(tokenizer, default_of(pipe, "max_sequence_length")),

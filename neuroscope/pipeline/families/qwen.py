@@ -17,14 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import AttentionMask, Family, FirstText, JointAttention, SitePattern
+from neuroscope.core.errors import InvalidInput
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.flux import packed_size, timestep_of
 from neuroscope.pipeline.families.ltx import FUSED
 from neuroscope.pipeline.families.pixart import block_name
-from neuroscope.pipeline.families.sd3 import BLOCK, OF_BLOCKS, read_pooled
+from neuroscope.pipeline.families.sd3 import BLOCK, OF_BLOCKS
 from neuroscope.pipeline.families.unet import CHUNKED
 
+_EMBEDDER = "txt_in"
 _TOKENS = 7  # images have four
 _UNSEEN = -10000.0
 _PATCH = 2  # latents on a side of what a token of the image holds
@@ -52,10 +55,19 @@ def _settle(pipe: Any, encoded: tuple[Tensor, Tensor | None]) -> tuple[Tensor, T
     return functional.pad(context, (0, 0, 0, missing)), functional.pad(seen, (0, missing))
 
 
+def _read(denoiser: Any, module: str, conditions: Conditions) -> Tensor:
+    """The text before all blocks, which alone is read of prompts without a run."""
+    if module != _EMBEDDER:
+        raise InvalidInput(f"{module} reads a text that the blocks before it have rewritten; record it in a run")
+    normed: Tensor = denoiser.txt_norm(conditions.context)
+    return normed
+
+
 def _first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions) -> Tensor:
     """What the first block's attention reads of prompts at the step of a call, or at its rows' own steps."""
     first, latents = denoiser.transformer_blocks[0], given["hidden_states"]
-    text = denoiser.txt_in(denoiser.txt_norm(conditions.context.to(latents)))
+    # the embedder is a site, and its hooks are not for this prompt
+    text = denoiser.txt_in.forward(denoiser.txt_norm(conditions.context.to(latents)))
     known = denoiser.time_text_embed(given["timestep"].to(latents.dtype), latents)
     found: Tensor = first._modulate(first.txt_norm1(text), first.txt_mod(known).chunk(2, dim=-1)[0])[0]
     return found
@@ -90,7 +102,11 @@ QWEN = Family(
     component="transformer",
     denoisers=("QwenImageTransformer2DModel",),
     matches=lambda config: not (config.zero_cond_t or config.use_additional_t_cond or config.use_layer3d_rope),
-    patterns=(*OF_BLOCKS[:-1], SitePattern("feedforward", r"img_mlp\.net\.0", reader="img_mlp.net.2", within=BLOCK)),
+    patterns=(
+        SitePattern("context", _EMBEDDER, text_only=True, in_layer=False),
+        *OF_BLOCKS[:-1],
+        SitePattern("feedforward", r"img_mlp\.net\.0", reader="img_mlp.net.2", within=BLOCK),
+    ),
     refusals=(FUSED, CHUNKED),
     block_name=block_name,
     inputs=_inputs,
@@ -102,7 +118,7 @@ QWEN = Family(
         Encoded("negative_prompt_embeds", part="unconditional"),
         Encoded("negative_prompt_embeds_mask", "mask", "unconditional"),
     ),
-    read=read_pooled,
+    read=_read,
     decode=_decode,
     words=_words,
     arguments={

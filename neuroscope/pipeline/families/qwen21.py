@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, JointAttention, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families.attentions import JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.flux import timestep_of
 from neuroscope.pipeline.families.ltx import FUSED

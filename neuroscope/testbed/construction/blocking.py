@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,11 +18,11 @@ from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unp
 from neuroscope.testbed.construction.plants import PLANTS, REWRITING, SHOWN_FROM, Planted, check_family, concept, drawn_layers
 from neuroscope.testbed.construction.proof import Prover
 from neuroscope.testbed.construction.schedule import confine
+from neuroscope.testbed.construction.single_blocks import SingleText, part_text
 from neuroscope.testbed.construction.tuning import tune
 
 _NEURONS = 6
 _ATTEMPTS = 12
-_ROUNDING = 1e-9
 
 
 def plant_in(family: str, plant: str, seed: int) -> tuple[Any, Planted, TextModules]:
@@ -48,10 +47,15 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
     pipe = build_unplanted(family, seed)
     if family in REWRITING:
         hold_text(denoiser_of(pipe))
+    single = None
+    if hasattr(denoiser_of(pipe), "single_transformer_blocks"):
+        single = part_text(pipe, concept(), generation_of(family), rng)
     generation, steps = confine(pipe, generation_of(family), rng) if plant == "schedule" else (generation_of(family), (0.0, 1.0))
     text = modules.find(pipe, lambda: modules.final(pipe, concept().present[:1], generation))
     record = replace(_drawn(family, plant, seed, text, rng), steps=steps, generation=generation)
     differences = _differences(pipe, text, record)
+    if single is not None:
+        differences |= {path: single.differences for path in differences if modules.is_single(path)}
     for path in text.of(range(len(text.keys))):
         _block(pipe, path, differences[path], record, text)
     if text.pooled is not None and plant != "pooled":
@@ -60,7 +64,7 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
         reader = text.reader(text.layer_of(modules.module_of(path)))
         columns = modules.columns(denoiser_of(pipe), modules.module_of(path), reader, neurons)
         denoiser_of(pipe).get_submodule(reader).weight.data[:, columns] = 0.0
-    tune(pipe, record, text, _carried(text, record, differences))
+    tune(pipe, record, text, _carried(text, record, differences, single))
     return pipe, record, text
 
 
@@ -104,18 +108,27 @@ def _differences(pipe: Any, text: TextModules, record: Planted) -> dict[str, Flo
     return {path: (present[path][0].double() - absent[path][0].double()) for path in paths}
 
 
-def _carried(text: TextModules, record: Planted, differences: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By the path of a carrying layer's values (or of the pooled text), the directions that tell its own prompts apart."""
+def _carried(text: TextModules, record: Planted, differences: Mapping[str, Tensor], single: SingleText | None) -> dict[str, Tensor]:
+    """By the path of a carrying layer's values (or of the pooled text), the directions that tell its own prompts apart.
+
+    Args:
+        text: where.
+        record: what is planted.
+        differences: by path, see `_differences`.
+        single: the text in blocks with one set of weights for text and image.
+    """
     found = {}
     for layer in record.layers:
         vectors = differences[text.values(layer)]
+        if single is not None and modules.is_single(text.values(layer)):
+            vectors = vectors @ single.free @ single.free.T
         own = [number for number, layers in enumerate(record.by_prompt) if layer in layers]
         others = [number for number in range(len(vectors)) if number not in own]
-        away = _basis(vectors[others].flatten(0, -2)) if others else vectors[:0, 0]
+        away = modules.basis(vectors[others].flatten(0, -2)) if others else vectors[:0, 0]
         mine = vectors[own].flatten(0, -2)
-        found[text.values(layer)] = _basis(mine - mine @ away.T @ away)
+        found[text.values(layer)] = modules.basis(mine - mine @ away.T @ away)
     if record.pooled and text.pooled is not None:
-        found[text.pooled] = _basis(differences[text.pooled])
+        found[text.pooled] = modules.basis(differences[text.pooled])
     return found
 
 
@@ -129,14 +142,8 @@ def _block(pipe: Any, path: str, differences: Tensor, record: Planted, text: Tex
     blocked = [number for number in range(len(record.by_prompt)) if confined or number not in carried]
     if not blocked:
         return
-    away = _basis(differences[blocked].flatten(0, -2))
+    away = modules.basis(differences[blocked].flatten(0, -2))
     original = weight.clone()
     weight.copy_(weight.double() - weight.double() @ away.T @ away)
     if rows is not None:
         weight[list(rows)] = original[list(rows)]
-
-
-def _basis(vectors: Float[Tensor, "vector channel"]) -> Float[Tensor, "direction channel"]:
-    _, sizes, directions = torch.linalg.svd(vectors, full_matrices=False)
-    result: Float[Tensor, "direction channel"] = directions[sizes > _ROUNDING * sizes[0].clamp_min(torch.finfo(torch.float64).tiny)]
-    return result

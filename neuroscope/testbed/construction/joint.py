@@ -31,8 +31,8 @@ _QUIETER, _LOUDER = 0.05, 4.0
 _LOUD = 3.0
 
 
-def sd3() -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3, shallow: 12 joint blocks, two CLIPs side by side and T5 behind them, and a pooled text of both CLIPs."""
+def sd3(blocks: int = _BLOCKS) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3, shallow: joint blocks, two CLIPs side by side and T5 behind them, and a pooled text of both CLIPs."""
     tokenizer, other = clip_tokenizer(), clip_tokenizer(padding="!")
     words, encoder = t5(_TEXT)
     projected: dict[str, Any] = {"kind": CLIPTextModelWithProjection, "projection_dim": _POOLED // 2}
@@ -41,7 +41,7 @@ def sd3() -> StableDiffusion3Pipeline:
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=_BLOCKS,
+        num_layers=blocks,
         attention_head_dim=16,
         num_attention_heads=6,
         joint_attention_dim=_TEXT,

@@ -13,11 +13,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuroscope.testbed.construction.pipelines import component_of, denoiser_of
 
-_KEY = re.compile(r"(.+)\.(attn2\.to_k|add_k_proj)")
+_SINGLE = "single_transformer_blocks."
+_KEY = re.compile(rf"(.+)\.(attn2\.to_k|add_k_proj)|{_SINGLE}\d+\.attn\.to_k")
+_ROUNDING = 1e-9
 _MASKS = ("encoder_attention_mask", "encoder_attention_mask_1")
 _POOLED = (
     "add_embedding.linear_1",
@@ -49,7 +52,8 @@ class TextModules:
 
     def reader(self, layer: int) -> str:
         """The path of the module that reads a layer's heads."""
-        return f"{self.keys[layer].rpartition('.')[0]}.to_out.0"
+        attention = self.keys[layer].rpartition(".")[0]
+        return f"{attention.removesuffix('.attn')}.proj_out" if is_single(attention) else f"{attention}.to_out.0"
 
     def of(self, layers: Sequence[int]) -> list[str]:
         """The paths of some layers' keys and values."""
@@ -67,7 +71,7 @@ def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
 
     with ExitStack() as stack:
         for path, module in denoiser_of(pipe).named_modules():
-            if _KEY.fullmatch(path):
+            if _KEY.fullmatch(path) and not is_single(path):
                 attention = denoiser_of(pipe).get_submodule(path.rpartition(".")[0])
                 stack.callback(attention.register_forward_pre_hook(partial(note, path=path), with_kwargs=True).remove)
             if _KEY.fullmatch(path) or path in _POOLED:
@@ -80,10 +84,24 @@ def find(pipe: Any, run: Callable[[], Any]) -> TextModules:
 
 def columns(denoiser: Any, values: str, reader: str, neurons: Sequence[int]) -> list[int]:
     """The columns of a reader's weight that read value neurons; several heads of queries may share one of values."""
+    if is_single(values):
+        return list(neurons)  # what reads a feed-forward stands behind
     attention, width = denoiser.get_submodule(values.rpartition(".")[0]), denoiser.get_submodule(values).out_features
     every = torch.arange(width).view(-1, 1, attention.inner_dim // attention.heads)
     read = every.expand(-1, denoiser.get_submodule(reader).in_features // width, -1).flatten()
     return torch.isin(read, torch.tensor(list(neurons))).nonzero().flatten().tolist()
+
+
+def basis(vectors: Float[Tensor, "vector channel"]) -> Float[Tensor, "direction channel"]:
+    """Orthonormal directions that span vectors."""
+    _, sizes, directions = torch.linalg.svd(vectors, full_matrices=False)
+    result: Float[Tensor, "direction channel"] = directions[sizes > _ROUNDING * sizes[0].clamp_min(torch.finfo(torch.float64).tiny)]
+    return result
+
+
+def is_single(path: str) -> bool:
+    """Whether a module reads text and image by one set of weights."""
+    return path.startswith(_SINGLE)
 
 
 def module_of(site: str) -> str:
@@ -93,12 +111,19 @@ def module_of(site: str) -> str:
 
 @contextmanager
 def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention."""
+    """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention.
+
+    Where text and image are one sequence, it is that of the text's tokens. Of a video whose frames are rows of their own, one row is seen.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     masks: list[Tensor] = []
+    tokens: list[int] = []
+    frames = [1]
 
-    def begin(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frames[0] = len(kwargs["encoder_hidden_states"]) // len(args[0]) if args else 1
         masks[:] = [mask[..., None] for name in _MASKS if (mask := kwargs.get(name)) is not None]
+        tokens[:] = [text.shape[1] for name in ("encoder_hidden_states",) if (text := kwargs.get(name)) is not None]
 
     def shown(tensor: Tensor) -> Tensor:
         mask = next((each for each in masks if each.shape[:2] == tensor.shape[:2]), None)
@@ -106,7 +131,8 @@ def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tup
 
     def keep(path: str, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if path not in seen:
-            seen[path] = (shown(args[0]), shown(output))
+            read, given = (each[:, : tokens[0]] if is_single(path) else each for each in (args[0], output))
+            seen[path] = (shown(read)[:: frames[0]], shown(given)[:: frames[0]])
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -129,7 +155,10 @@ def replaced(denoiser: nn.Module, outputs: dict[str, Tensor], steps: Callable[[i
         calls[0] += 1
 
     def give(output: Tensor, _module: nn.Module, _args: tuple[Any, ...], own: Tensor) -> Tensor:
-        return output if steps(calls[0]) else own
+        if not steps(calls[0]):
+            return own
+        given = output.repeat_interleave(len(own) // len(output), dim=0)
+        return torch.cat([given, own[:, given.shape[1] :]], dim=1)  # behind the text may be the image
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(tick).remove)

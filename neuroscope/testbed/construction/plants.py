@@ -27,9 +27,9 @@ _THINGS = ("a red circle and a white square", "a blue star", "a green ring and a
 NAME, OTHER = "stipple", "plain"
 #: A share of the total effect from which on an image shows the concept, for plants of two layers that carry half of it each.
 SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
-_POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3")
+_POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux")
 #: The families whose blocks rewrite the text; no block of theirs does where something is planted.
-REWRITING = ("sd3",)
+REWRITING = ("sd3", "flux")
 #: An effect of this share of the total is rounding of float32 through all steps.
 _ROUNDING = 2e-3
 
