@@ -50,6 +50,7 @@ COUNTS = {
     "SD3.5 medium": (24, 1536, 24 * 1536, 24 * 4 * 1536),  # attentions of the image alone are no layers
     "FLUX.1 dev": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),  # a single block's feed-forward reads text and image by one weight
     "FLUX.1 schnell": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),
+    "Chroma": (57, 3072, 57 * 3072, 19 * 4 * 3072),
     "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
     "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
@@ -109,6 +110,7 @@ def sites() -> dict[str, Sites]:
     return {name: sites_from_config(config) for name, config in PUBLISHED.items()}
 
 
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layers_and_neurons_are_as_many_as_published(sites, name):
     found = sites[name]

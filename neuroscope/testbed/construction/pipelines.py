@@ -28,7 +28,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
-from neuroscope.testbed.construction.joint import flux, qwen_image, sd3
+from neuroscope.testbed.construction.joint import chroma, flux, qwen_image, sd3
 from neuroscope.testbed.construction.prefix import qwen_image_21
 from neuroscope.testbed.construction.transformers import hunyuandit, sana
 from neuroscope.testbed.construction.videos import ltx, wan
@@ -161,7 +161,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": flux,
 }
 #: Families in which nothing is planted.
-_UNPLANTED: dict[str, Callable[[], Any]] = {"qwen": qwen_image, "qwen21": qwen_image_21}
+_UNPLANTED: dict[str, Callable[[], Any]] = {"chroma": chroma, "qwen": qwen_image, "qwen21": qwen_image_21}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
