@@ -48,9 +48,9 @@ def load(name: str = "sd1", **options: Any) -> Any:
     """A bundled pipeline, in float32 on the CPU unless `options` say otherwise (they go to `from_pretrained`).
 
     Args:
-        name: "sd1", whose attributes are planted in known layers and neurons; "sd1-natural", its twin that was trained
-            ordinarily; "pixart-natural", a transformer that was trained ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED
-            for a constructed pipeline, such as "sdxl/pair/3" (see `build`).
+        name: "sd1" or "pixart", whose attributes are planted in known layers and neurons; "sd1-natural" or "pixart-natural",
+            their twins that were trained ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED for a constructed pipeline, such as
+            "sdxl/pair/3" (see `build`).
         **options: for `from_pretrained`, such as `torch_dtype`.
 
     Raises:

@@ -8,9 +8,9 @@ import scipy.stats
 
 from benchmarks.testbed.certificate import Certificate, certify, share_interval
 from neuroscope import InvalidInput, testbed
-from neuroscope.testbed.plant import PLANT
+from neuroscope.testbed.plant import PIXART_PLANT, PLANT
 
-PLANTS = {"sd1": PLANT}
+PLANTS = {"sd1": PLANT, "pixart": PIXART_PLANT}
 
 
 def read(name: str) -> Certificate:
@@ -71,7 +71,7 @@ def test_planted_layers_and_neurons_have_what_they_were_given(name):
 
 def test_a_card_names_the_class_of_its_pipeline():
     assert "A small `StableDiffusionPipeline` that" in read("sd1").to_card()
-    assert "A small `PixArtAlphaPipeline` that" in read("pixart-natural").to_card()
+    assert "A small `PixArtAlphaPipeline` that" in read("pixart").to_card()
 
 
 WRONG_NUMBERS = (math.nan, math.inf, -math.inf, "1", True, None, [1], 1j, 0, -1)
