@@ -40,7 +40,7 @@ def predicting_zeros(graph: HookGraph) -> Iterator[list[int]]:
         given = signature.bind(*args, **kwargs).arguments
         noisy = given[latents]
         rows.append(len(noisy))
-        shape = (*noisy.shape[:-1], channels) if graph.family.channels_last else (len(noisy), channels, *noisy.shape[2:])
+        shape = noisy.shape if graph.family.channels_last else (len(noisy), channels, *noisy.shape[2:])
         zeros = noisy.new_zeros(shape)
         return Transformer2DModelOutput(sample=zeros) if given.get("return_dict", True) else (zeros,)
 

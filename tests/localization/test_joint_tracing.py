@@ -18,9 +18,10 @@ from neuroscope.localization import plan_localization
 from neuroscope.localization.patching.corruption import Corruption
 from neuroscope.pipeline.families import WithLength
 from tests.families import tiny
-from tests.families.test_joint import FAMILIES, GUIDED, UNGUIDED, built
+from tests.families.test_joint import GUIDED, UNGUIDED, built
 from tests.localization.test_causal_tracing import share_of
 
+FAMILIES = ("sd3", "flux")
 PROMPT = "a red circle in the style of stipple"
 CONCEPT = Concept("stipple", [PROMPT], ["a red circle in the style of plain"])
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32}
@@ -172,6 +173,11 @@ def test_a_plan_is_the_cost_and_components_that_a_model_lacks_are_refused(family
         message = f"component='{kind}' is nowhere in {graph.family.name}; choose one of cross, ff, ff_context, pooled, all, text"
         with pytest.raises(InvalidInput, match=message):
             traced(graph, family, component=kind)
+
+
+def test_a_prompt_inside_a_template_is_refused():
+    with pytest.raises(InvalidInput, match="the text encoder of qwen-image reads every prompt inside a template, .*; give ns.LocoGen"):
+        traced(built("qwen"), "qwen")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from neuroscope.generation.experiment import Experiment, Localization, RunBatch,
 from neuroscope.generation.measured import Measured
 from neuroscope.generation.metering import metered
 from neuroscope.localization.patching.corruption import Corruption
+from neuroscope.pipeline.families import Templated
 from neuroscope.pipeline.graph import HookGraph
 
 ComponentKind = Literal["cross", "self", "ff", "resnet", "ff_context", "pooled", "all", "text"]
@@ -74,6 +75,7 @@ class CausalTracing(Localization):
 
     def __call__(self, experiment: Experiment) -> LayerScores:
         """Scores each component, or each text layer; see `Localization.__call__`."""
+        self._check_model(experiment)
         corruption = self._corruption(experiment)
         corruption.check([pair.present for pair in experiment.pairs])
         with metered(experiment.graph.denoiser) as meter:
@@ -94,6 +96,7 @@ class CausalTracing(Localization):
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; exact for the batch size that fits now, as each batch makes the clean run again."""
+        self._check_model(experiment)
         images = len(experiment.image_keys)
         if self.component == "text":
             corruption = self._corruption(experiment)
@@ -102,6 +105,16 @@ class CausalTracing(Localization):
         size = experiment.batch_size or fitted_batch_size(experiment.graph, experiment.generation)
         runs = 2 + len(self._components(experiment))
         return plan_runs(experiment, images * (runs + math.ceil(runs / max(1, size - 1))))
+
+    @staticmethod
+    def _check_model(experiment: Experiment) -> None:
+        """Raises InvalidInput for a text encoder that reads prompts inside a template."""
+        graph = experiment.graph
+        if any(isinstance(each, Templated) for each in graph.text.tokenizers):
+            raise InvalidInput(
+                f"the text encoder of {graph.family.name} reads every prompt inside a template, where it is not known which of its tokens "
+                "the noise should fall on; give ns.LocoGen()"
+            )
 
     def _corruption(self, experiment: Experiment) -> Corruption:
         options = experiment.graph.text.options(experiment.generation)

@@ -4,7 +4,16 @@ from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusa
 from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_of_denoiser
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
-from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, WithLength, begin_of, missing_methods, text_options, without_texts
+from neuroscope.pipeline.families.encoding import (
+    END,
+    TEXT_OPTIONS,
+    Templated,
+    WithLength,
+    begin_of,
+    missing_methods,
+    text_options,
+    without_texts,
+)
 from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "JointAttention",
     "Refusal",
     "SitePattern",
+    "Templated",
     "WithLength",
     "begin_of",
     "check_modes",
