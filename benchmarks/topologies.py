@@ -182,6 +182,11 @@ SD3_5_MEDIUM = SD3 | {"pos_embed_max_size": 384, "dual_attention_layers": list(r
 FLUX_SCHNELL: dict[str, Any] = {"_class_name": "FluxTransformer2DModel"}
 FLUX_DEV = FLUX_SCHNELL | {"guidance_embeds": True}
 
+#: Qwen-Image of 20 thousand million weights, as huggingface.co/Qwen/Qwen-Image has it: the class's defaults.
+QWEN_IMAGE: dict[str, Any] = {"_class_name": "QwenImageTransformer2DModel"}
+#: Qwen-Image 2.1: the class's defaults.
+QWEN_IMAGE_21: dict[str, Any] = {"_class_name": "QwenImage21Transformer2DModel"}
+
 #: OpenJourney is a fine-tune of Stable Diffusion v1.5 and has its config.
 PUBLISHED = {
     "SD v1": SD_V1,
@@ -206,4 +211,6 @@ PUBLISHED = {
     "SD3.5 medium": SD3_5_MEDIUM,
     "FLUX.1 dev": FLUX_DEV,
     "FLUX.1 schnell": FLUX_SCHNELL,
+    "Qwen-Image": QWEN_IMAGE,
+    "Qwen-Image 2.1": QWEN_IMAGE_21,
 }

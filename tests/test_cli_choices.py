@@ -11,7 +11,7 @@ from neuroscope.cli import choices, methods
 from neuroscope.cli.app import app
 from neuroscope.core.conditions import Rows
 from neuroscope.core.scores import Per
-from neuroscope.core.sites import Role
+from neuroscope.core.sites import TEXT_ROLES, Role
 from neuroscope.core.tokens import EditedToken, Token
 from neuroscope.editing.lora import LoraDtype, LoraFormat
 from neuroscope.generation.experiment import Localization
@@ -25,6 +25,7 @@ TAKEN = {
     "DTYPES": placement.DTYPES,
     "OFFLOADS": placement.OFFLOADS,
     "ROLES": get_args(Role),
+    "EDITED_ROLES": TEXT_ROLES,
     "TOKENS": get_args(Token),
     "EDITED_TOKENS": get_args(EditedToken),
     "ROWS": get_args(Rows),

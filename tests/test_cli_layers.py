@@ -114,6 +114,19 @@ def test_an_edit_is_made_shown_and_exported(run, tmp_path):
         (["localize", "--style", "stipple", "--clip", "a", "--read", "b", "-o", "x"], "give one of --clip and --read, not both"),
         (["localize", "--style", "stipple", "--share", "pixel", "-o", "x"], "share 'pixel' is unknown; choose one of latent, image"),
         (["localize", "--style", "stipple", "--seeds", "0", "-o", "x"], "--seeds=0 is not allowed; give 1 to 100000"),
+        (["edit", "--style", "stipple", "-o", "x"], "there are no layers to edit; give at least one"),
+        (
+            ["edit", "--style", "stipple", "--layer", "1", "--role", "query", "-o", "x"],
+            "role 'query' is unknown; choose one of key, value, pooled",
+        ),
+        (
+            ["edit", "--style", "stipple", "--role", "context", "-o", "x"],
+            "has no text that its blocks rewrite, so layers can be edited each",
+        ),
+        (
+            ["edit", "--style", "stipple", "--layer", "1", "--seeds", "2", "-o", "x"],
+            "seeds would be ignored: what is edited depends on prompts",
+        ),
         (["edit", "--style", "stipple", "--layer", "16", "-o", "x"], "layer 16 is unknown; these sites have layers 0 to 15"),
         (["edit", "--style", "stipple", "--layer", "1", "--token", "pad", "-o", "x"], "token 'pad' is unknown; .* did you mean 'padding'?"),
         (["export", "nothing.safetensors", "-o", "lora"], "there is no file nothing.safetensors"),

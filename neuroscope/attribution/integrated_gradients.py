@@ -92,6 +92,11 @@ class IntegratedGradients(CausalAttribution):
                 f"fidelity={self.fidelity} is too few neurons for a rank correlation; give at least {_FEWEST}, or 0 to leave it out"
             )
 
+    @property
+    def not_of_rewritten_text(self) -> str:
+        """See `ExperimentMethod.not_of_rewritten_text`."""
+        return "It follows whole runs to a target that prompts give, and there the image moves it at every step"
+
     def __call__(self, experiment: Experiment) -> NeuronScores:
         """Scores each neuron by gradients; see `CausalAttribution.__call__`."""
         sites = self.sites(experiment)

@@ -104,7 +104,8 @@ class PatchingMetric:
     def _predict(self, changes: list[list[ContextSwap]]) -> Float[Tensor, "row channel *place"]:
         """The denoiser's predictions of the step in float64, one row for each list of changes."""
         with self._graph.apply_each(changes):
-            predicted = self._graph.denoiser(**tree_map(partial(_repeated, len(changes)), dict(self._step.inputs)))[0]
+            inputs = tree_map(partial(_repeated, len(changes)), dict(self._step.inputs))
+            predicted = self._graph.denoiser(**self._graph.family.spread(inputs))[0]
         return self._graph.family.noise(uncompiled(self._graph.denoiser), predicted).double()
 
 

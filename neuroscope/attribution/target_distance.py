@@ -178,7 +178,7 @@ class TargetDistance:
 
     def _predict(self, inputs: Mapping[str, Any]) -> Tensor:
         denoiser = uncompiled(self._graph.denoiser)
-        predicted: Tensor = self._graph.family.noise(denoiser, self._graph.denoiser(**inputs)[0])
+        predicted: Tensor = self._graph.family.noise(denoiser, self._graph.denoiser(**self._graph.family.spread(inputs))[0])
         if not torch.isfinite(predicted).all():
             raise NonFiniteActivation(f"a prediction is NaN or infinite in {predicted.dtype}; {WIDER}")
         return predicted

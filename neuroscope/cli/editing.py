@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 def edit(
     *,
     output: options.Output,
-    layer: Annotated[list[int], typer.Option("--layer", callback=values.texts(), help="A layer to edit; repeat for several.")],
+    layer: Annotated[
+        list[int] | None, typer.Option("--layer", callback=values.texts(), help="A layer to edit; repeat for several.")
+    ] = None,
     model: options.ModelOptions,
     concept: options.ConceptOptions,
     ridge: Annotated[float, typer.Option(callback=values.finite(least=0), help="In units of the keys' mean squared length.")] = 0.01,
@@ -35,22 +37,32 @@ def edit(
         list[str] | None,
         typer.Option("--preserve", callback=values.texts(), help="A prompt that should stay; repeat for several."),
     ] = None,
+    role: Annotated[
+        list[str] | None,
+        choices.option(
+            choices.EDITED_ROLES, "--role", callback=values.texts(), help="What is edited, by default key and value; repeat for several."
+        ),
+    ] = None,
+    seeds: options.RecordingSeedOptions,
+    generation: options.SizedDenoisingOptions,
     printed: options.Running,
 ) -> None:
     """Make layers read a concept as its absence, or a fact as its new answer (LOCOEDIT). A style becomes one other: see --against."""
     from neuroscope.core import artifacts
-    from neuroscope.core.quality import Plan
-    from neuroscope.editing import LocoEdit
+    from neuroscope.editing import LocoEdit, plan_edit
     from neuroscope.editing import edit as run
 
     opening.check_output(output, concept.concept)
     chosen = concept.open_with_one_counterpart(model)
-    method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()))
+    roles = tuple(role or LocoEdit.roles)
+    method = LocoEdit(ridge=ridge, tokens=tuple(token or ["subject"]), preserve=tuple(preserve or ()), roles=roles)
+    called: dict[str, Any] = generation.open()
+    if seeds.seeds is not None or seeds.seed:
+        called["seeds"] = seeds.open(4)
     graph = model.open(printed)
-    graph.sites.where(layer=layer)
-    if printed.stops_at(Plan(0, 0), graph.pipe):
+    if printed.stops_at(plan_edit(graph, chosen, method, layer, **called), graph.pipe):
         return
-    made = run(graph, chosen, method, layer, quiet=printed.quiet)
+    made = run(graph, chosen, method, layer, quiet=printed.quiet, **called)
     artifacts.save(made, output)
     facts = {"output": str(output), "report": asdict(made.report) if made.report else None}
     printed.report(facts, f"{made}\n{made.report}\nwrote {output}")

@@ -17,10 +17,12 @@ from neuroscope.core.sharing.summary import Shown, Summary
 if TYPE_CHECKING:
     import pandas as pd
 
-Role = Literal["key", "value", "query", "heads", "output", "feedforward", "pooled"]
+Role = Literal["key", "value", "query", "heads", "output", "feedforward", "pooled", "context"]
 ROLES: tuple[str, ...] = get_args(Role)
 #: The roles of sites whose modules read nothing but what the prompt says (and, for pooled text, the image's size).
-TEXT_ROLES = ("key", "value", "pooled")
+TEXT_ROLES = ("key", "value", "pooled", "context")
+#: The roles of sites that belong to no layer, and reach every block.
+BESIDE_LAYERS = ("pooled", "context")
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,12 @@ class Site:
     Attributes:
         path: the pipeline component and the torch module path, and the key in every saved file. It names the module's
             output, or its input where the path ends in ":input".
-        layer: the cross-attention layer, counted from 0 in execution order; None for the pooled text, which is in no layer.
+        layer: the cross-attention layer, counted from 0 in execution order; None for what is in no layer (`BESIDE_LAYERS`).
         block: where the layer stands, such as "down.1", "mid" or "up.2".
         role: "key", "value" or "query" (a projection's output), "heads" (all heads' outputs side by side),
             "output" (after the output projection), "feedforward" (the hidden neurons of the feed-forward beside the layer), or
-            "pooled" (what a summary of the prompt adds to the time embedding, by which it reaches every block).
+            "pooled" (what a summary of the prompt adds to the time embedding, by which it reaches every block), or "context" (the
+            prompt's tokens as the first block is given them, where blocks rewrite the text and all of them read it).
         width: the number of neurons.
         text_only: whether the tensor depends on the prompt alone, so that recording it needs no denoising.
 
@@ -77,7 +80,8 @@ class Component:
 
     Attributes:
         path: the pipeline component and the torch module path.
-        kind: "cross" or "self" (an attention), "ff" (a feed-forward) or "resnet".
+        kind: "cross" or "self" (an attention; of text and image together is "cross"), "ff" (a feed-forward), "resnet", or where blocks
+            rewrite the text "ff_context" (its feed-forward) or "pooled" (the pooled text and the time, embedded for all blocks).
         number: counted from 0 among its kind, in execution order.
         block: where it stands, such as "down.1".
     """
@@ -139,10 +143,11 @@ class Sites(Shown, Sequence[Site]):
         table = self.to_frame().drop(columns="text_only")
         roles = dict.fromkeys(str(site.role) for site in self)
         widths = {role: {site.layer: site.width for site in self.where(role=role)} for role in roles}
-        columns: list[int | None] = [*self.layers, *([None] if "pooled" in roles else [])]
+        beside = [role for role in BESIDE_LAYERS if role in roles]
+        columns: list[int | None] = [*self.layers, *([None] if beside else [])]
         heat = {role: [float(each.get(layer, math.nan)) for layer in columns] for role, each in widths.items()}
-        pooled = ", the last for the pooled text" if "pooled" in roles else ""
-        return Summary.of(repr(self), table, heat, f"neurons; one column a layer in execution order{pooled}")
+        last = f", the last for {' and '.join(beside)}" if beside else ""
+        return Summary.of(repr(self), table, heat, f"neurons; one column a layer in execution order{last}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -223,7 +228,7 @@ class Sites(Shown, Sequence[Site]):
     @property
     def edges(self) -> list[tuple[str, str]]:
         """The flow of data between "prompt", "image" and the sites' paths, as (source, target)."""
-        edges = [("prompt", path) for path in self.where(role="pooled").paths]
+        edges = [("prompt", path) for path in self.where(role=BESIDE_LAYERS).paths]
         stream = "image"
         for layer in self.layers:
             by_role = {site.role: site.path for site in self.where(layer=layer)}

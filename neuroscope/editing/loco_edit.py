@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self, get_args
+from dataclasses import dataclass, replace
+from typing import NamedTuple, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -16,15 +14,18 @@ from tqdm.auto import tqdm
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
 from neuroscope.core.concepts import Concept
-from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput, NonFiniteActivation, choose
-from neuroscope.core.sites import TEXT_ROLES, Site, Sites
+from neuroscope.core.errors import InvalidInput, choose
+from neuroscope.core.sites import BESIDE_LAYERS, TEXT_ROLES, Site, Sites
 from neuroscope.core.tokens import EditedToken
+from neuroscope.editing.recorded_keys import KeyRuns, RecordedKeys
 from neuroscope.editing.solving import Solution, solve
+from neuroscope.editing.vectors import ConceptTexts, EditedVectors, read_vectors
 from neuroscope.interventions import ContextMap, EditReport, Factor
 from neuroscope.pipeline.graph import HookGraph
 
 EDITED = get_args(EditedToken)
+#: The least R² on held-out seeds of a map that was fitted to recorded keys: as much of the squared way to the targets is made.
+LEAST_R_SQUARED = 0.5
 _PROBES = 64
 
 
@@ -38,7 +39,13 @@ class LocoEdit:
         W' = W + W · (T − X)ᵀ (X Xᵀ + λ I)⁻¹ X
 
     which is one map of what W reads, whatever W is: one for all layers that read the same vectors, and one for each that
-    projects or normalises its text for itself. Biases stay. Solved in float64, in as many dimensions as there are keys.
+    projects or normalises its text for itself. Biases stay. Solved in float64, in as many dimensions as there are keys or channels.
+
+    Where blocks rewrite the text (Stable Diffusion 3, FLUX) there are two edits. `roles="context"` edits the one matrix that embeds the
+    prompt's tokens for all blocks: its keys depend on the prompt alone, so that it is as exact as above, and it acts on all blocks at once.
+    Keys of single blocks depend on the step and on the image: they are recorded in runs with several seeds, and the map is the ridge
+    regression over all steps. Seeds that were held out give its R², below `LEAST_R_SQUARED` of which it is refused. The block's own text
+    reads the edited keys too, as with changed weights.
 
     Attributes:
         ridge: λ in units of the keys' mean squared length. The published 0.01 is absolute.
@@ -48,7 +55,8 @@ class LocoEdit:
         tokens: which vectors are edited: "subject" (the last token of the concept's name, as published), "eos" (the first
             end-of-text token), "padding" behind it, several of these, or "all". Text encoders carry a word on into later
             tokens (bidirectional ones into all), and layers may read it there. Tokens that the model's attention does not see are no keys.
-        roles: edit "key" and "value", or one of them; "pooled" edits the pooled text path as well, where the model has one.
+        roles: edit "key" and "value", or one of them; "pooled" edits the pooled text path as well, where the model has one; "context" edits
+            the prompt's tokens before all blocks, where these rewrite the text.
 
     Raises:
         InvalidInput: a value that is not allowed.
@@ -76,43 +84,62 @@ class LocoEdit:
             given = f"ridge={self.ridge} and preserve_weight={self.preserve_weight}"
             raise InvalidInput(f"{given} are not allowed; the ridge is 0 or more, the weight more than 0")
 
-    def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites, quiet: bool = False) -> ContextMap:
+    def __call__(self, graph: HookGraph, concepts: Sequence[Concept], sites: Sites, runs: KeyRuns, quiet: bool = False) -> ContextMap:
         """The edit of these sites.
 
         Args:
             graph: the model, whose text encoders and text projections are run; nothing of it is changed.
             concepts: edited together, in one regression.
             sites: text-side sites.
+            runs: in which keys are recorded that depend on the image.
             quiet: show no progress bar, which is there after a second.
 
         Returns:
             One map for all sites where all read the same vectors, otherwise one for each; its `report` is the worst of all maps.
 
         Raises:
-            InvalidInput: prompts that read the same with and without the concept, or vectors that depend on each other without a ridge.
+            InvalidInput: prompts that read the same with and without the concept, vectors that depend on each other without a ridge, or
+                recorded keys that no map takes to their targets.
             NonFiniteActivation: the text encoder gives NaN or infinity.
         """
         names = ", ".join(concept.name for concept in concepts)
-        texts = [_Texts.of(graph, concept, self._kinds) for concept in concepts]
+        texts = [ConceptTexts.of(graph, concept, self._kinds) for concept in concepts]
         preserved = graph.text.on_either_side(list(self.preserve)) if self.preserve else None
+        rewritten = Sites(site for site in sites if site.path in graph.spec.rewritten)
+        recorded = RecordedKeys(graph, rewritten, texts, self.preserve, runs, quiet=quiet) if rewritten else None
         maps: list[_Map] = []
         map_of: dict[str, _Map] = {}
         for site in tqdm(sites, desc=f"editing {names}", unit="site", disable=quiet, delay=1):
-            vectors = _vectors(graph, site, texts, preserved)
-            known = [each for each in maps if all(map(torch.equal, each.vectors, vectors))]
-            maps += [] if known else [self._map(graph, site, vectors, _neighbours(graph, site, texts))]
+            of_runs = recorded is not None and site.path in graph.spec.rewritten
+            vectors = recorded.vectors(site) if recorded and of_runs else read_vectors(graph, site, texts, preserved)
+            known = [each for each in maps if each.vectors.are(vectors)]
+            maps += [] if known else [self._map(graph, site, vectors)]
             map_of[site.path] = known[0] if known else maps[-1]
-        provenance = Provenance(graph.family.name, graph.model, names, repr(self))
+        self._check_fits(sites, map_of, runs)
+        provenance = Provenance(graph.family.name, graph.model, names, f"{self!r}, keys of {runs!r}" if recorded else repr(self))
         report = EditReport.worst([each.report for each in maps])
         read: Factor = maps[0].read if len(maps) == 1 else {path: each.read for path, each in map_of.items()}
         write: Factor = maps[0].write if len(maps) == 1 else {path: each.write for path, each in map_of.items()}
         return ContextMap(sites.paths, read, write, provenance=provenance, report=report)
 
-    def _map(self, graph: HookGraph, site: Site, vectors: tuple[Tensor, Tensor, Tensor], neighbours: Mapping[str, Tensor]) -> _Map:
-        solution = solve(*vectors, self.ridge, self.preserve_weight)
+    def _map(self, graph: HookGraph, site: Site, vectors: EditedVectors) -> _Map:
+        solution = solve(vectors.keys, vectors.targets, vectors.kept, self.ridge, self.preserve_weight)
         beside = graph.spec.input_widths[site.path] - solution.read.shape[1]  # as sizes beside pooled text
         read, write = (functional.pad(each.float(), (0, beside)) for each in (solution.read, solution.write))
-        return _Map(vectors, read, write, _report(solution, *vectors, neighbours))
+        reach = "all blocks" if site.role in BESIDE_LAYERS else ""
+        return _Map(vectors, read, write, replace(_report(solution, vectors), reach=reach))
+
+    def _check_fits(self, sites: Sites, map_of: Mapping[str, _Map], runs: KeyRuns) -> None:
+        """Raises InvalidInput for a site whose recorded keys its map does not take to their targets on other seeds."""
+        for site in sites:
+            fit = map_of[site.path].report.r_squared
+            if fit is not None and fit < LEAST_R_SQUARED:
+                made = f"R² = {fit:.3f} of the way to its targets on held-out seeds {list(runs.held_out)}"
+                raise InvalidInput(
+                    f"an edit of layer {site.layer} makes {made}, and {LEAST_R_SQUARED} is the least: the ridge holds it back, or the "
+                    f"image moves what its text reads too much for one map. Give more seeds (there are {len(runs.seeds)}) or another "
+                    'ridge, edit an earlier layer, or edit the text before all blocks with LocoEdit(roles="context")'
+                )
 
     @property
     def _kinds(self) -> tuple[str, ...]:
@@ -123,93 +150,28 @@ class _Map(NamedTuple):
     """The solution for sites that read the same vectors.
 
     Attributes:
-        vectors: keys, targets and kept vectors, float64 [vector, channel].
+        vectors: what they read.
         read, write: the map's factors, float32 [rank, channel], as wide as what the sites read.
         report: what the map does to the vectors and to others.
     """
 
-    vectors: tuple[Tensor, Tensor, Tensor]
+    vectors: EditedVectors
     read: Tensor
     write: Tensor
     report: EditReport
 
 
-class _Texts(NamedTuple):
-    """A concept's prompts in both arms, and which of their tokens correspond."""
-
-    name: str
-    present: Conditions
-    absent: Conditions
-    aligned: list[list[tuple[int, int]]]
-
-    @classmethod
-    def of(cls, graph: HookGraph, concept: Concept, kinds: tuple[str, ...]) -> Self:
-        pairs = list(zip(concept.present, concept.absent, strict=True))
-        present, absent = (graph.text.conditions(list(arm)) for arm in (concept.present, concept.absent))
-        aligned = graph.text.align(pairs, concept.name, kinds)
-        seen = present.of_tokens.bool().cpu()
-        kept = [[(here, there) for here, there in places if seen[row, here]] for row, places in enumerate(aligned)]
-        if not any(kept):
-            raise InvalidInput(f"attention sees no {' or '.join(kinds)} token of the prompts of {concept.name!r}; edit other tokens")
-        return cls(concept.name, present, absent, kept)
-
-    def pairs(self, graph: HookGraph, site: Site) -> tuple[Tensor, Tensor]:
-        """What a site reads of the chosen tokens in both arms, float64 [key, channel]."""
-        present, absent = (graph.text.read(site, arm).double().cpu() for arm in (self.present, self.absent))
-        if present.ndim == 2:
-            return present, absent
-        if site.path in graph.spec.wordless:
-            return present.flatten(0, 1), absent.flatten(0, 1)
-        rows = [(present[row, here], absent[row, there]) for row, places in enumerate(self.aligned) for here, there in places]
-        return torch.stack([key for key, _ in rows]), torch.stack([target for _, target in rows])
-
-
-def _vectors(graph: HookGraph, site: Site, texts: Sequence[_Texts], preserved: Conditions | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, targets and kept vectors of a site, float64 [vector, channel]; equal ones count once."""
-    keys, targets = (torch.cat(each) for each in zip(*(each.pairs(graph, site) for each in texts), strict=True))
-    kept = keys[:0] if preserved is None else _kept(graph, site, preserved).double().cpu()
-    if not all(torch.isfinite(each).all() for each in (keys, targets, kept)):
-        raise NonFiniteActivation("the prompts' contexts hold NaN or infinity; use a wider number format for the text encoder")
-    return *_distinct(keys, targets), _distinct(kept, kept)[0]
-
-
-def _kept(graph: HookGraph, site: Site, preserved: Conditions) -> Tensor:
-    """The vectors [vector, channel] that a site reads of preserved prompts: of their tokens those that attention sees."""
-    read = graph.text.read(site, preserved)
-    if read.ndim == 2:
-        return read
-    return read[graph.text.positions(site, preserved.of_tokens.bool(), read.shape[1]).to(read.device)]
-
-
-def _neighbours(graph: HookGraph, site: Site, texts: Sequence[_Texts]) -> dict[str, Tensor]:
-    """By concept, what a site reads of its prompts without it."""
-    found: dict[str, Tensor] = {}
-    for each in texts:
-        targets = each.pairs(graph, site)[1]
-        found[each.name] = torch.cat([found.get(each.name, targets[:0]), targets])
-    return {name: _distinct(targets, targets)[0] for name, targets in found.items()}
-
-
-def _distinct(keys: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs without repetitions, in order."""
-    _, first = np.unique(torch.cat([keys, targets], dim=1).numpy(), axis=0, return_index=True)
-    chosen = torch.from_numpy(np.sort(first))
-    return keys[chosen], targets[chosen]
-
-
-def _report(
-    solution: Solution,
-    keys: Float64[Tensor, "key channel"],
-    targets: Float64[Tensor, "key channel"],
-    kept: Float64[Tensor, "kept channel"],
-    neighbours: Mapping[str, Tensor],
-) -> EditReport:
+def _report(solution: Solution, vectors: EditedVectors) -> EditReport:
     """What the map does, measured on the factors as they are stored, in float32.
 
     The residual is ‖X + map(X) - T‖ / ‖T - X‖, Frobenius norms. The side effects are relative changes ‖map(x)‖ / ‖x‖: the largest
     over random directions outside the span of keys and kept vectors, the largest over kept vectors, the mean over targets.
     """
+    keys, targets, kept = vectors.keys, vectors.targets, vectors.kept
     read, write = solution.read.float().double(), solution.write.float().double()
+
+    def residual(keys: Tensor, targets: Tensor) -> float:
+        return float((keys + (keys @ read.T) @ write - targets).norm() / (targets - keys).norm())
 
     def moves(inputs: Tensor) -> Tensor:
         result: Tensor = ((inputs @ read.T) @ write).norm(dim=-1) / inputs.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
@@ -219,16 +181,16 @@ def _report(
     basis = span.Vh[span.S[0] * 1e-10 < span.S]
     noise = torch.randn(_PROBES, keys.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     outside = noise - (noise @ basis.T) @ basis
-    remaining = keys + (keys @ read.T) @ write - targets
     return EditReport(
         keys=len(keys),
         kept=len(kept),
         rank=len(read),
         penalty=solution.penalty,
         condition=solution.condition,
-        residual=float(remaining.norm() / (targets - keys).norm()),
+        residual=residual(keys, targets),
         outside=float(moves(outside).max()) if len(basis) < keys.shape[1] else 0.0,
         preserved=float(moves(kept).max()) if len(kept) else 0.0,
         unrelated=float(moves(targets).mean()),
-        neighbours={name: float(moves(vectors).mean()) for name, vectors in neighbours.items()},
+        neighbours={name: float(moves(own).mean()) for name, own in vectors.neighbours.items()},
+        r_squared=None if vectors.held_out is None else 1 - residual(*vectors.held_out) ** 2,
     )

@@ -172,3 +172,12 @@ def choose_layers(graph: HookGraph, layers: Iterable[int] | int | None) -> tuple
         raise InvalidInput("layers is empty, so no neuron is left; give layers, or None for all")
     graph.sites.where(layer=chosen)
     return chosen
+
+
+def check_options(pairs: Any, keep_images: Any, batch_size: Any, quiet: Any) -> None:
+    """Raises InvalidInput for a value of another kind in what `localize` and `rank` take beside the pipeline's options."""
+    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
+        if value is not None:
+            checks.whole(name, value, least=-math.inf)
+    checks.whole("keep_images", keep_images, least=0)
+    checks.flag("quiet", quiet)

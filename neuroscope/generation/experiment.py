@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.core.layer_scores import LayerScores
 from neuroscope.core.quality import Cost, Plan
 from neuroscope.core.scores import NeuronScores
-from neuroscope.generation.arguments import check_generation, choose_layers
+from neuroscope.generation.arguments import check_generation, check_options, choose_layers
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers
 from neuroscope.generation.foreign_hooks import only_watching
@@ -192,6 +191,11 @@ class ExperimentMethod(abc.ABC, Generic[Found]):
     of_rewritten_text: ClassVar[bool] = False
 
     @property
+    def not_of_rewritten_text(self) -> str:
+        """Why it would be wrong for models whose blocks rewrite the text, as a sentence without its point; nothing where it is right."""
+        return "" if self.of_rewritten_text else "It takes what layers read for the same at every step and for every image"
+
+    @property
     def not_sharded(self) -> str:
         """Why its images cannot be made in shards, as the end of a sentence; nothing where all are known before the first is made."""
         return "which images it makes depends on what it found before, or it takes single predictions, which are made in one process"
@@ -210,10 +214,10 @@ def planned(experiment: Experiment, method: ExperimentMethod[Any]) -> Plan | Non
 def _check_known(experiment: Experiment, method: ExperimentMethod[Any]) -> None:
     """Raises InvalidInput for a method that would be wrong on a model whose blocks rewrite the text."""
     family = experiment.graph.family
-    if family.joint and not method.of_rewritten_text:
+    if family.joint and (reason := method.not_of_rewritten_text):
         raise InvalidInput(
             f"{type(method).__name__} is not known to be right for {family.name}, whose blocks rewrite the text; give ns.LocoGen() for "
-            "layers, or ns.NeuronGradient() for neurons"
+            f"layers, or ns.NeuronGradient() for neurons. {reason}"
         )
 
 
@@ -307,7 +311,8 @@ def open_experiment(
     name = verb.__name__
     seeds = checks.seeds(seeds, f" to {name} with")
     chosen = choose_layers(graph, layers)
-    _check_options(pairs, keep_images, batch_size, output, quiet)
+    check_options(pairs, keep_images, batch_size, quiet)
+    check_output(output)
     check_generation(graph.pipe, generation, verb)
     if len(set(seeds)) < len(seeds):
         raise InvalidInput(f"the seeds {seeds} are not all different; give each once")
@@ -332,15 +337,6 @@ def open_experiment(
             workers=workers,
             progress=f"{name.removesuffix('e')}ing",
         )
-
-
-def _check_options(pairs: Any, keep_images: Any, batch_size: Any, output: Any, quiet: Any) -> None:
-    for name, value in (("pairs", pairs), ("batch_size", batch_size)):
-        if value is not None:
-            checks.whole(name, value, least=-math.inf)
-    checks.whole("keep_images", keep_images, least=0)
-    checks.flag("quiet", quiet)
-    check_output(output)
 
 
 def _chosen_pairs(concept: Concept, pairs: int | None, verb: str) -> tuple[Pair, ...]:

@@ -71,7 +71,7 @@ def record_steps(graph: HookGraph, steps: Steps = None, *, stop_after: bool = Fa
         again = found and found[-1][0].step == call.step
         if call.step is None or call.steps is None or again or call.step not in (chosen := _chosen_steps(steps, call.steps)):
             return
-        inputs = signature.bind(*args, **kwargs).arguments
+        inputs = graph.family.gathered(signature.bind(*args, **kwargs).arguments)
         rows = len(graph.family.latents(inputs))
         if not (carrying := (call.layout or PLAIN).carrying(rows)):
             return  # a call for the negative prompt alone
@@ -199,7 +199,7 @@ class TeacherForcing:
             places = {image: len(steps) + number for number, image in enumerate(donors)}
             given = [None for _ in first] + [places.get(owners[number]) for number in order]
             stack.enter_context(self.graph.apply_each([*unchanged, *(every[number] for number in order)], growing=True, donors=given))
-            predicted = self.graph.denoiser(**inputs)[0][len(first) :]
+            predicted = self.graph.denoiser(**self.graph.family.spread(inputs))[0][len(first) :]
         noise = self.graph.family.noise(denoiser, predicted)[torch.tensor(order).argsort().to(predicted.device)]
         return list(noise.split([len(each) for each in changes]))
 

@@ -35,6 +35,9 @@ class EditReport(Shown):
         preserved: the largest move of the vectors that were asked to stay, relative to their length.
         unrelated: the mean move of the targets themselves, prompts without the concept, relative to their length.
         neighbours: by concept, the same for its own targets: what the edit does to what each concept is contrasted with.
+        reach: what reads the edited text beside the sites' own layers, such as "all blocks"; "" where nothing does.
+        r_squared: where keys depend on the image and were recorded in runs: 1 - ‖X + map(X) - T‖² / ‖T - X‖², for keys and targets of
+            seeds that the map was not fitted to. None where keys depend on the prompt alone.
 
     Raises:
         InvalidInput: a figure that is negative or not finite.
@@ -50,6 +53,8 @@ class EditReport(Shown):
     preserved: float
     unrelated: float
     neighbours: dict[str, float] = field(default_factory=dict)
+    reach: str = ""
+    r_squared: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("keys", "kept", "rank"):
@@ -58,6 +63,8 @@ class EditReport(Shown):
             finite(f"the report's {name}", getattr(self, name), least=0)
         for name, move in self.neighbours.items():
             finite(f"the report's move of the neighbours of {name}", move, least=0)
+        if self.r_squared is not None:
+            finite("the report's r_squared", self.r_squared)
 
     def summary(self) -> Summary:
         """See `Shown`: every figure."""
@@ -67,10 +74,14 @@ class EditReport(Shown):
 
     @classmethod
     def worst(cls, reports: Sequence[EditReport]) -> EditReport:
-        """One report for the maps of several layers: of each figure the largest."""
-        figures = {each.name: max(getattr(report, each.name) for report in reports) for each in fields(cls) if each.name != "neighbours"}
+        """One report for the maps of several layers: of each figure the largest, of R² the smallest."""
+        own = ("neighbours", "reach", "r_squared")
+        figures = {each.name: max(getattr(report, each.name) for report in reports) for each in fields(cls) if each.name not in own}
+        fits = [report.r_squared for report in reports if report.r_squared is not None]
+        reach = ", ".join(dict.fromkeys(report.reach for report in reports if report.reach))
         names = dict.fromkeys(name for report in reports for name in report.neighbours)
-        return cls(**figures, neighbours={name: max(report.neighbours.get(name, 0.0) for report in reports) for name in names})
+        neighbours = {name: max(report.neighbours.get(name, 0.0) for report in reports) for name in names}
+        return cls(**figures, neighbours=neighbours, reach=reach, r_squared=min(fits, default=None))
 
     def __str__(self) -> str:
         tokens = counted(self.keys, "edited token")
@@ -78,7 +89,9 @@ class EditReport(Shown):
         effects = f"preserved prompts {self.preserved:.1%}, unrelated prompts {self.unrelated:.1%}, outside the span {self.outside:.1%}"
         if len(self.neighbours) > 1:
             effects += "".join(f", neighbours of {name} {move:.1%}" for name, move in self.neighbours.items())
-        return f"{posed}; residual {self.residual:.1%}; side effects: {effects}"
+        fit = "" if self.r_squared is None else f", R² {self.r_squared:.3f} on held-out seeds"
+        reach = f"; acts on {self.reach} at once" if self.reach else ""
+        return f"{posed}; residual {self.residual:.1%}{fit}; side effects: {effects}{reach}"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
         Site(
             path=f"{family.component}.{path}{':input' if pattern.before_module else ''}",
             layer=blocks.index(block) if pattern.in_layer else None,
-            block=_place(family, twin, block) if pattern.in_layer else "time",
+            block=_place(family, twin, block) if pattern.in_layer else "time" if pattern.role == "pooled" else "text",
             role=pattern.role,
             width=width,
             text_only=pattern.text_only,
@@ -90,7 +90,7 @@ def find_sites(family: Family, denoiser: Any) -> Sites:
 def _reads_text_alone(family: Family, pattern: SitePattern, module: str) -> bool:
     """Whether the module of a site in a layer is given the text's tokens without the image's."""
     joint = family.joint_of(module.rpartition(".")[0]) if pattern.rewritten else None
-    return pattern.in_layer and (pattern.text_only or (joint is not None and not joint.leads))
+    return pattern.in_layer and (pattern.text_only if joint is None else not joint.leads)
 
 
 def _place(family: Family, denoiser: Any, block: str) -> str:
@@ -242,7 +242,10 @@ def find_components(family: Family, denoiser: Any) -> tuple[Component, ...]:
         twin.get_submodule(path).register_forward_hook(lambda *_, path=path: order.append(path))
     _run(family, twin)
     numbered = [(path, found[path], sum(found[each] == found[path] for each in order[:index])) for index, path in enumerate(order)]
-    return tuple(Component(f"{family.component}.{path}", kind, number, family.block_name(path)) for path, kind, number in numbered)
+    return tuple(
+        Component(f"{family.component}.{path}", kind, number, "time" if kind == "pooled" else family.block_name(path))
+        for path, kind, number in numbered
+    )
 
 
 def stage_shares(family: Family, denoiser: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
@@ -267,7 +270,8 @@ def _shares_of_sizes(family: Family, denoiser: Any, _sizes: tuple[Any, ...], *, 
         if family.stages.fullmatch(path):
             module.register_forward_pre_hook(lambda *_, path=path: order.append(path))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(**tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, dict(inputs)))
+        given = tree_map(lambda each: _on_meta(each, twin.dtype) if isinstance(each, Tensor) else each, family.spread(inputs))
+        family.walk(twin, given)
     counts = {path.partition(".")[2]: sum(operations.values()) for path, operations in counter.get_flop_counts().items()}
     total = counter.get_total_flops()
     before = itertools.accumulate((counts.get(path, 0) for path in order), initial=0)
@@ -321,7 +325,7 @@ def _run(family: Family, twin: Any, size: tuple[int, ...] | None = None) -> None
     """
     try:
         with torch.no_grad(), ShapesAlone():
-            twin(**family.inputs(twin, size))
+            family.walk(twin, family.inputs(twin, size))
     except NeuroscopeError:
         raise
     except Exception as error:  # whatever diffusers raises of settings that do not fit together

@@ -163,8 +163,7 @@ class HookGraph(Shown):
             note_origin(each, self.model, self._noted)
         acted: set[int] = set()
         bound = [BoundIntervention(each, images, batch, acted) for each, images in changes]
-        joints, denoiser = (lambda paths: self._live.joints(self.sites.at(paths))), uncompiled(self.denoiser)
-        takers = takers_of(bound, joints, donors, self.family, denoiser)
+        takers = takers_of(bound, self.sites, self._live.joints, donors, self.family, uncompiled(self.denoiser))
         with HookedBlock(self._live, self.sites.paths) as hooks:
             if takers:
                 hooks.take_text(takers)
@@ -194,8 +193,13 @@ class HookGraph(Shown):
             yield kept
 
     @block
-    def observe(self, sites: Sites, keep: Callable[[Tensor, Call], None]) -> Iterator[Self]:
+    def observe(self, sites: Sites, keep: Callable[[Tensor, Call], None], *, reads: bool = False) -> Iterator[Self]:
         """Calls `keep(activation, call)` at every run of the sites inside the block; what it returns changes nothing.
+
+        Args:
+            sites: the sites.
+            keep: given each activation, and the call.
+            reads: it is given what the sites' modules read instead.
 
         Raises:
             SiteNeverRan: on leaving, a site had not run.
@@ -206,7 +210,7 @@ class HookGraph(Shown):
 
         with HookedBlock(self._live, self.sites.paths) as hooks:
             for site in self._chosen(sites):
-                hooks.hook(site, watch, watching=True)
+                hooks.hook(site, watch, before=True if reads else None, watching=True)
             yield self
 
     @block
@@ -236,7 +240,8 @@ class HookGraph(Shown):
         """Replaces the outputs of whole components (see `components`) while the block runs.
 
         Args:
-            changes: by path, a function of the component's output and of the batch's layout.
+            changes: by path, a function of the component's output and of the batch's layout; where an attention gives image and text, it
+                is called for each.
 
         Raises:
             UnknownSite: the model has no such component.

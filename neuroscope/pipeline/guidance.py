@@ -43,20 +43,25 @@ class Run:
         self._known = False
         self._seen: list[tuple[Tensor, BatchLayout]] = []
 
-    def layout(self, context: Tensor) -> BatchLayout:
+    def layout(self, context: Tensor, frames: int = 1) -> BatchLayout:
         """Which rows of a context [row, token, channel] that the denoiser is given carry the prompt; compared where it is another.
+
+        So many rows side by side are of one image; the layout counts them as one.
 
         The calls of one step have contexts of their own, which are the same in every step.
         """
         found = next((layout for seen, layout in self._seen if seen is context), None)
         if found is None:
             self._seen = self._seen if len(self._seen) < len(self._family.calls) else []
-            found = self._observed(context, len(self._seen))
+            found = self._observed(context, len(self._seen), frames)
             self._seen.append((context, found))
         return found
 
-    def _observed(self, context: Tensor, call: int) -> BatchLayout:
+    def _observed(self, given: Tensor, call: int, frames: int) -> BatchLayout:
         """The layout of a context with which a step's first, second, ... call is made."""
+        context = given[::frames]
+        if frames > 1 and not torch.equal(context.repeat_interleave(frames, dim=0), given):
+            return BatchLayout((None,))  # frames of one video that read several prompts
         negative = None if self.unconditional is None else self.unconditional.context
         parts = len(context) // max(1, len(self.conditional))
         in_turn = parts == 1 and self._family.calls[call : call + 1]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import TracebackType
@@ -21,43 +20,16 @@ from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
+from neuroscope.pipeline.eager import running_eagerly
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
+from neuroscope.pipeline.frames import in_videos
 from neuroscope.pipeline.guidance import listen_for_guidance
 from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import change_argument, change_input, change_output, replace_output
+from neuroscope.pipeline.hooks import change_input, change_mask, change_output, replace_output
 from neuroscope.pipeline.recomputing import is_recomputed
 from neuroscope.pipeline.steps import Bind, Clock, StepState
 from neuroscope.pipeline.text import PromptEncoder
 from neuroscope.pipeline.text_streams import Taker
-
-
-class _Stance:
-    """How torch.compile behaves in this process, while blocks are open."""
-
-    def __init__(self) -> None:
-        self.blocks = 0
-        self.lock = threading.Lock()
-        self.former: Any = None
-
-
-_STANCE = _Stance()
-
-
-@contextmanager
-def running_eagerly() -> Iterator[None]:
-    """Inside the block compiled functions and modules run as they were written; blocks may end in any order."""
-    with _STANCE.lock:
-        if not _STANCE.blocks:
-            _STANCE.former = torch.compiler.set_stance("force_eager")
-        _STANCE.blocks += 1
-    try:
-        yield
-    finally:
-        with _STANCE.lock:
-            _STANCE.blocks -= 1
-            if not _STANCE.blocks:
-                _STANCE.former.__exit__(None, None, None)
-
 
 Act = Callable[[Tensor, Call], Tensor | None]
 Read = Callable[[Conditions, int], Tensor]
@@ -93,7 +65,7 @@ class LiveModel:
 
         def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
             given = signature.bind(*args, **kwargs).arguments
-            return {name: given.get(argument) for name, argument in names.items()}
+            return {name: given.get(argument) for name, argument in names.items()} | {"frames": self.family.frames(given[names["latents"]])}
 
         return bind
 
@@ -139,6 +111,7 @@ class HookedBlock:
             model.family.refuse_unknown(model.pipe, silent=True)
             if model.eager:
                 stack.enter_context(running_eagerly())
+            stack.enter_context(model.family.inside(uncompiled(model.denoiser)))
             listener = stack.enter_context(listen_for_guidance(model.pipe, model.family, uncompiled(model.denoiser)))
             self._clock = Clock(listener, model.bind, functools.cache(lambda: uncompiled(model.denoiser).dtype), model.family.tokens_beside)
             stack.callback(model.denoiser.register_forward_pre_hook(Hook(self._clock.tick), with_kwargs=True).remove)
@@ -169,27 +142,33 @@ class HookedBlock:
         if joints := self._model.joints([site]):
             run = self._in_joint(site, joints[_attention_of(site)], module, act, ran, watching)
         else:
-            read = functools.cache(partial(self._model.text.read_at, site, self._clock.place))  # what prompts say is alike at every step
-            run = partial(self._run, site, module, act, read, ran)
+            run = partial(self._run, site, module, act, self._read(site), ran)
         if site.before_module if before is None else before:
             self._add(module.register_forward_pre_hook(Hook(partial(change_input, run)), with_kwargs=True))
         else:
             self._add(module.register_forward_hook(Hook(partial(change_output, run))))
 
+    def _read(self, site: Site) -> Read:
+        """What a site's module reads of prompts: alike at every step, or what rows of a call give, where blocks rewrite the text."""
+        if site.text_only or not self._model.joints([site]):
+            return functools.cache(partial(self._model.text.read_at, site, self._clock.place))
+        return lambda conditions, _: self._clock.streams.read(conditions)
+
     def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
         """What a hook does at every call of its module."""
         ran[site.path] += not is_recomputed()
-        return act(tensor, self._clock.call(site, module.forward, read))
+        call = self._clock.call(site, module.forward, read)
+        return in_videos(act, tensor, call, self._clock.frames)
 
     def _in_joint(
         self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool
     ) -> Callable[[Tensor], Tensor | None]:
         """What a hook does at a key or value of a text that blocks rewrite, in both runs of its attention."""
-        streams, attention = self._clock.streams, _attention_of(site)
+        streams, attention, read = self._clock.streams, _attention_of(site), self._read(site)
         first: list[Tensor] = []
 
         def run(tensor: Tensor) -> Tensor | None:
-            call = streams.seen(self._clock.call(site, module.forward, lambda conditions, _: streams.read(conditions)))
+            call = streams.seen(self._clock.call(site, module.forward, read))
             text = streams.text_of(joint, tensor)
             if call.reading:
                 changed = act(streams.whole(text, first[-1]), call)
@@ -257,11 +236,12 @@ class HookedBlock:
             act: given that text, [row, token, channel], and the call, what it becomes.
         """
         streams, attention, joints = self._clock.streams, self._model.module(_attention_of(site)), self._model.joints([site])
+        read = self._read(site)
 
         def change(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if streams.runs_again:
                 return None
-            call = self._clock.call(site, attention.forward, lambda conditions, _: streams.read(conditions))
+            call = self._clock.call(site, attention.forward, read)
             joint = joints[_attention_of(site)]
             return args, streams.changed(joint, kwargs, lambda text: act(text, replace(call, layout=streams.layout)))
 
@@ -277,12 +257,20 @@ class HookedBlock:
         mask = self._model.family.mask
         if mask is None:
             return
-        attention, bias_of = self._model.module(key.path.rpartition(".")[0]), mask.bias
+        attention, streams, first = self._model.module(_attention_of(key)), self._clock.streams, [torch.empty(0)]
+        rewritten = bool(self._model.joints([key]))
 
         def run(bias: Tensor) -> Tensor:
-            return act(bias, self._clock.call(key, attention.forward, lambda conditions, _: bias_of(conditions.of_tokens)))
+            call = self._clock.call(key, attention.forward, lambda conditions, _: mask.bias(conditions.of_tokens))
+            if not rewritten:
+                return act(bias, call)
+            call = replace(streams.seen(call), layout=streams.layout)
+            if call.reading:
+                return streams.chosen(act(streams.whole(bias, first[0]), call))
+            first[0] = bias
+            return streams.of_own(bias, lambda own: act(own, call))
 
-        self._add(attention.register_forward_pre_hook(Hook(partial(change_argument, mask.argument, run)), with_kwargs=True))
+        self._add(attention.register_forward_pre_hook(Hook(partial(change_mask, mask, run)), with_kwargs=True))
 
     def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
         """Replaces a whole component's output by a function of it and of the batch's layout."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact
 from neuroscope.core.conditions import PLAIN, BatchLayout
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
-from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import Family, JointAttention
+from neuroscope.core.sites import Site, Sites
+from neuroscope.pipeline.families import AttentionMask, Family, JointAttention
 from neuroscope.pipeline.steps import Clock
 from neuroscope.pipeline.text_streams import Donors, Taker
 
@@ -44,6 +45,11 @@ class BoundIntervention(NamedTuple):
         """Whether it acts in the run of an attention that goes on; where blocks rewrite the text, some changes act in one run alone."""
         taking = self.intervention.taking
         return call.reading is None or taking is None or (taking.definition == "edge" and call.reading)
+
+    def tells_at(self, call: Call) -> bool:
+        """Whether it tells the run of an attention that goes on which tokens that sees: the run in which the text is the other prompt's."""
+        taking = self.intervention.taking
+        return call.reading is None or taking is None or (taking.definition == "edge") is call.reading
 
     def on_mask(self, bias: Tensor, call: Call) -> Tensor:
         """What the bias of the attention's scores becomes."""
@@ -143,7 +149,8 @@ def changes_by_side(bound: Sequence[BoundIntervention], site: Site) -> dict[bool
 
 def takers_of(
     bound: Sequence[BoundIntervention],
-    attentions_at: Callable[[Collection[str]], Mapping[str, JointAttention]],
+    sites: Sites,
+    attentions_at: Callable[[Sites], Mapping[str, JointAttention]],
     donors: Donors | None,
     family: Family,
     denoiser: nn.Module,
@@ -152,6 +159,7 @@ def takers_of(
 
     Args:
         bound: all changes.
+        sites: all of the model.
         attentions_at: by path, the attentions of those sites that read a text which blocks rewrite.
         donors: see `Donors`.
         family: of the denoiser.
@@ -159,10 +167,12 @@ def takers_of(
     """
     found, first = [], family.first_text
     for each in bound:
-        taking, here = each.intervention.taking, attentions_at(each.intervention.paths)
+        taking, changed = each.intervention.taking, sites.at(each.intervention.paths).where(role=("key", "value"))
+        here = attentions_at(changed)
         if taking is not None and here:
-            alone = first is not None and {path.partition(".")[2] for path in here} == {first.attention}
-            found.append(Taker(taking, each.images, here, donors, functools.partial(first.of, denoiser) if first and alone else None))
+            begins = first is not None and {path.partition(".")[2] for path in here} == {first.attention}
+            known = functools.partial(first.of, denoiser) if first and begins else None
+            found.append(Taker(taking, each.images, here, donors, known, alone=all(site.text_only for site in changed)))
     return found
 
 
@@ -190,7 +200,8 @@ def apply_to_text(changes: Sequence[BoundIntervention], text: Tensor, call: Call
 def change_masks(changes: Sequence[BoundIntervention], bias: Tensor, call: Call) -> Tensor:
     """What the bias of a layer's attention becomes after all changes, in order."""
     for change in changes:
-        bias = change.on_mask(bias, call)
+        if change.tells_at(call):
+            bias = change.on_mask(bias, call)
     return bias
 
 
@@ -201,11 +212,18 @@ def replace_output(
     ran: Counter[str],
     _module: nn.Module,
     _args: tuple[Any, ...],
-    output: Tensor,
-) -> Tensor:
-    """A forward hook that replaces a component's output."""
+    output: Any,
+) -> Any:
+    """A forward hook that replaces a component's output, of which an attention of image and text has two."""
     ran[path] += 1
-    return change(output, clock.now.layout or PLAIN)
+    layout = clock.now.layout or PLAIN
+
+    def changed(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        return change(tensor, layout) if clock.frames == 1 else change(tensor.unflatten(0, (-1, clock.frames)), layout).flatten(0, 1)
+
+    return tree_map(changed, output)
 
 
 def change_input(
@@ -221,8 +239,12 @@ def change_output(run: Callable[[Tensor], Tensor | None], _module: nn.Module, _a
     return run(output)
 
 
-def change_argument(
-    name: str, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def change_mask(
+    mask: AttentionMask, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A forward pre-hook that replaces an argument given by name, where it is given."""
-    return None if kwargs.get(name) is None else (args, kwargs | {name: run(kwargs[name])})
+    """A forward pre-hook that replaces what an attention is told of the tokens that it sees, where it is told."""
+    if (given := kwargs.get(mask.argument)) is None:
+        return None
+    bias = mask.as_bias(given, (args[0] if args else kwargs["hidden_states"]).dtype)
+    changed = run(bias)
+    return None if changed is bias else (args, kwargs | {mask.argument: mask.as_given(changed)})

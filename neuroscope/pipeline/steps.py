@@ -36,18 +36,20 @@ class Clock:
 
     Args:
         listener: what is heard of the pipeline's runs.
-        bind: names the arguments of the denoiser's calls: "latents", "timestep" and "context".
+        bind: names the arguments of the denoiser's calls: "latents", "timestep" and "context", and their "frames".
         dtype: the number format in which the denoiser computes.
         beside: see `Call`.
 
     Attributes:
         ticks: the denoiser's calls so far.
         now: where the current call of the denoiser lies.
+        frames: how many rows each image has at sites, side by side; see `Family.frames`.
     """
 
     def __init__(self, listener: GuidanceListener, bind: Bind, dtype: Callable[[], torch.dtype], beside: int = 0) -> None:
         self.ticks = 0
         self.now = StepState(None, None, None)
+        self.frames = 1
         self._listener = listener
         self._bind = bind
         self._dtype = dtype
@@ -66,6 +68,7 @@ class Clock:
         self.ticks += 1
         given = self._bind(args, kwargs)
         self._device = given["latents"].device
+        self.frames = given["frames"]
         self.skipped.update(given.get("skipped") or ())
         self.streams.begin(given["context"].shape[1])
         run, others = self._listener.run, _OTHER * self.streams.others
@@ -74,7 +77,7 @@ class Clock:
             return
         timestep = given["timestep"]
         step, steps = run.step(float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep))
-        own = (self.streams.layout or _UNKNOWN) if others else run.layout(given["context"])
+        own = (self.streams.layout or _UNKNOWN) if others else run.layout(given["context"], self.frames)
         self.now = StepState(step, steps, BatchLayout((*own.parts, *others)))
 
     def add_others(self, count: int) -> None:

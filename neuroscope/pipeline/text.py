@@ -19,7 +19,7 @@ from neuroscope.core import checks, tokens
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, UnsupportedModel, counted
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.families import Family, text_options, uncompiled, without_texts
+from neuroscope.pipeline.families import Family, WithLength, text_options, uncompiled, without_texts
 from neuroscope.pipeline.weights import resting_device
 
 #: Where the denoiser computes, and in which number format.
@@ -99,6 +99,25 @@ class PromptEncoder:
         """What each position of each prompt is, as words [prompt, token]; see `tokens.kinds_of_tokens`."""
         read, sought = self.as_read(prompts), self.as_read([subject])[0]
         return np.concatenate([tokens.kinds_of_tokens(each, read, sought) for each in self.tokenizers], axis=1)
+
+    def kinds_in_encoder(self, number: int, prompt: str, subject: str, length: int) -> np.ndarray:
+        """What each position is that a text encoder reads of a prompt, as words [token]; "" where it is none of the prompt's.
+
+        Args:
+            number: of the encoder, in the order of `encoders`.
+            prompt: the prompt.
+            subject: see `tokens.kinds_of_tokens`.
+            length: how many positions the encoder reads.
+        """
+        if self._family.joint or self._family.tokenizers_apart:
+            name = [name for name in self._family.text_encoders if getattr(self._pipe, name, None) is not None][number]
+            own = WithLength(getattr(self._pipe, name.replace("text_encoder", "tokenizer")), length)
+            found: np.ndarray = tokens.kinds_of_tokens(own, self.as_read([prompt]), self.as_read([subject])[0])[0]
+            return found
+        kinds = self.kinds_of_tokens([prompt], subject)[0]
+        # behind the first position may stand an instruction, which is not kept; and some encoders are given no padding
+        between = np.full(max(0, length - len(kinds)), "", dtype=kinds.dtype)
+        return kinds[:length] if length <= len(kinds) else np.concatenate([kinds[:1], between, kinds[1:]])
 
     def align(self, pairs: Sequence[tuple[str, str]], subject: str, kinds: Collection[str]) -> list[list[tuple[int, int]]]:
         """Which positions of each pair's prompts correspond to each other; see `tokens.align`."""
@@ -180,7 +199,7 @@ class PromptEncoder:
     def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
         """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""
         mask = self._family.mask
-        return {} if mask is None else {mask.argument: mask.bias(conditions.of_tokens)}
+        return {} if mask is None else {mask.argument: mask.as_given(mask.bias(conditions.of_tokens))}
 
     def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
         """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.

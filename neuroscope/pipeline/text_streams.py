@@ -24,8 +24,6 @@ from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Taking, lies_within
 from neuroscope.pipeline.families import Family, JointAttention
 
-#: The arguments of attentions that have one entry a row.
-_PER_ROW = ("hidden_states", "encoder_hidden_states", "attention_mask")
 #: For each image of a batch, the image whose row gives the text; None where a row is added for it.
 Donors = Sequence[int | None]
 
@@ -41,6 +39,7 @@ class Taker:
         donors: see `Donors`; None where rows are added for all.
         known: from a call's arguments by name, with one row each, and as many prompts, what the attention reads of these, where that
             depends on no image; None where rows have to give it.
+        alone: what the attentions read depends on prompts alone, so that their sites know it.
     """
 
     taking: Taking
@@ -48,6 +47,7 @@ class Taker:
     attentions: Mapping[str, JointAttention]
     donors: Donors | None
     known: Callable[[Mapping[str, Any], Conditions], Tensor] | None = None
+    alone: bool = False
 
 
 class _Given(NamedTuple):
@@ -156,11 +156,13 @@ class TextStreams:
         prompts = _one_each(taker.taking.conditions, len(images))
         if taker.taking.definition == "edge":
             self._run_twice(taker.attentions, images)
+        if taker.alone:
+            return self._expect_as_long(call, images, prompts)
         if taker.known is not None and taker.donors is None:
             carrying = list(self._carrying(call)) or list(range(call.images))
             given = self._of_rows(call, [carrying[image] for image in images])
             self._known[id(taker.taking.conditions)] = cache(partial(taker.known, given, Conditions.of(prompts)))
-            return
+            return None
         rows = []
         for image, prompt in zip(images, prompts, strict=True):
             donor = None if taker.donors is None else taker.donors[image]
@@ -173,6 +175,19 @@ class TextStreams:
             added[part][image] = prompt
             rows.append(call.rows + part * call.images + image)
         self._donors[id(taker.taking.conditions)] = torch.tensor(rows, device=self._family.latents(call.arguments).device)
+        return None
+
+    def _expect_as_long(self, call: _Given, images: Iterable[int], prompts: Sequence[Conditions]) -> None:
+        """Raises InvalidInput for a prompt of more or fewer tokens than the run's: the image's place in the sequence follows from them."""
+        mask = call.arguments.get(self._family.arguments["mask"])
+        carrying = list(self._carrying(call)) or list(range(call.images))
+        for image, prompt in zip(images, prompts, strict=True):
+            own, other = self.tokens if mask is None else int(mask[carrying[image]].sum()), int(prompt.of_tokens.sum())
+            if own != other:
+                raise InvalidInput(
+                    f"the swap's prompt has {counted(other, 'token')} and this run's {own}; the image stands behind its prompt in this "
+                    "model, so that another length moves it: give prompts of as many tokens"
+                )
 
     def _of_rows(self, call: _Given, rows: Sequence[int]) -> dict[str, Any]:
         """The arguments of a call, those with one entry a row reduced to these rows."""
@@ -203,7 +218,7 @@ class TextStreams:
         if not added:
             return call.arguments
         copied = list(self._carrying(call)) or list(range(call.images))
-        names = {self._family.arguments[kind]: kind for kind in ("context", "pooled") if kind in self._family.arguments}
+        names = {self._family.arguments[kind]: kind for kind in ("context", "pooled", "mask") if kind in self._family.arguments}
 
         def extend(name: str, value: Any) -> Any:
             if name in self._family.shared or not isinstance(value, Tensor) or not value.ndim or len(value) != call.rows:
@@ -211,7 +226,7 @@ class TextStreams:
             parts = [value[copied].clone() for _ in added]
             for part, prompts in zip(parts, added, strict=True) if name in names else ():
                 for image, prompt in prompts.items():
-                    part[image] = getattr(prompt, names[name])[0].to(part)
+                    part[image] = (prompt.of_tokens if names[name] == "mask" else getattr(prompt, names[name]))[0].to(part)
             return torch.cat([value, *parts])
 
         return {name: extend(name, value) for name, value in call.arguments.items()}
@@ -250,9 +265,13 @@ class TextStreams:
     def changed(self, joint: JointAttention, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The arguments of an attention with another text; rows that were added keep theirs."""
         given = kwargs[joint.argument]
-        text = self.text_of(joint, given)
-        own = len(text) - self._added
-        return kwargs | {joint.argument: self.with_text(joint, given, torch.cat([change(text[:own]), text[own:]]))}
+        return kwargs | {joint.argument: self.with_text(joint, given, self.of_own(self.text_of(joint, given), change))}
+
+    def of_own(self, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """A tensor with one entry a row after a change of the rows that were not added."""
+        own = len(tensor) - self._added
+        changed = change(tensor[:own])
+        return torch.cat([changed, tensor[own:]]) if self._added else changed
 
     def run_again(self, attention: str, joint: JointAttention, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         """An attention's output after its second run, in which images read the texts that they take."""
@@ -260,7 +279,7 @@ class TextStreams:
         own = len(kwargs["hidden_states"]) - self._added
         self.again = torch.tensor(layout.of_images(self._twice[attention], own), device=kwargs["hidden_states"].device)
         try:
-            chosen = {name: kwargs[name][self.again] for name in _PER_ROW if isinstance(kwargs.get(name), Tensor)}
+            chosen = {name: kwargs[name][self.again] for name in joint.per_row if isinstance(kwargs.get(name), Tensor)}
             given = module(**(kwargs | chosen))
             if not joint.leads:
                 return (output[0].index_copy(0, self.again, given[0]), *output[1:])

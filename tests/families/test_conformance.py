@@ -1,11 +1,14 @@
 """What every family must satisfy on every tiny pipeline. A new family needs one line in `tiny.PIPELINES`."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from neuroscope import HookGraph
-from neuroscope.core.sites import ROLES
+from neuroscope.core.sites import BESIDE_LAYERS, ROLES
 from neuroscope.pipeline.families import FAMILIES, family_of
 from neuroscope.pipeline.weights import outgoing_norm
 from tests.families import tiny
@@ -18,6 +21,7 @@ _STABLE = {"down.0": 2, "down.1": 2, "down.2": 2, "mid": 1, "up.1": 3, "up.2": 3
 BLOCKS = {
     "sd1": _STABLE,
     "sd2": _STABLE,
+    "animatediff": _STABLE,
     "sdxl": {"down.1": 4, "down.2": 20, "mid": 10, "up.0": 30, "up.1": 6},
     "if-1": {"down.1": 3, "down.2": 3, "down.3": 3, "mid": 1, "up.0": 4, "up.1": 4, "up.2": 4},
     "if-2": {"down.3": 5, "down.4": 5, "mid": 1, "up.0": 6, "up.1": 6},
@@ -28,17 +32,19 @@ BLOCKS = {
     "wan": {f"block.{number}": 1 for number in range(12)},
     "sd3": {f"block.{number}": 1 for number in range(12)},
     "flux": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
+    "qwen": {f"block.{number}": 1 for number in range(12)},
+    "qwen21": {f"block.{number}": 1 for number in range(12)},
     "hunyuandit": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux", "qwen", "qwen21")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.
-IN_LAYERS = tuple(role for role in ROLES if role != "pooled")
+IN_LAYERS = tuple(role for role in ROLES if role not in BESIDE_LAYERS)
 
 
-EVERY = tiny.PIPELINES | tiny.JOINT
+EVERY = tiny.PIPELINES | tiny.JOINT | tiny.PREFIX
 
 
 @pytest.fixture(scope="module", params=EVERY)
@@ -105,12 +111,16 @@ def test_every_layer_has_every_role_once(model, name):
     expected = [role for role in IN_LAYERS if role != "feedforward" or name not in WITHOUT_FEED_FORWARD]
     for layer in model.sites.layers:
         found = model.sites.where(layer=layer)
-        single = found[0].block.startswith("single")  # its other weights are the image's and the text's at once
+        single = name in tiny.PREFIX or found[0].block.startswith("single")  # its other weights are the image's and the text's at once
         assert sorted(site.role for site in found) == (["key", "value"] if single else sorted(expected))
 
 
 def test_the_pooled_text_is_a_site_where_there_is_one(model, name):
-    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", *tiny.JOINT))
+    assert len(model.sites.where(role="pooled")) == (name in ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux"))
+
+
+def test_the_text_before_all_blocks_is_a_site_where_these_rewrite_it(model, name):
+    assert len(model.sites.where(role="context")) == (name in tiny.JOINT)
 
 
 def test_every_site_runs_as_often_as_the_denoiser(model, captured):
@@ -149,7 +159,7 @@ def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, ca
         if site.role == "pooled":
             assert len(shape) == 3
         else:
-            places = (256, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
+            places = (256, 128, 64, 32, 17, 16, 8, 4, 2, 1)  # a sound's are twice as many in time as in frequency
             tokens = 8 if site.path in model.spec.wordless else length + model.spec.tokens_beside
             assert (shape[2] == tokens) if site.text_only or site.path in model.spec.rewritten else (shape[2] in places)
 
@@ -158,8 +168,9 @@ def test_text_sites_have_a_token_axis_and_the_others_the_images_places(model, ca
 def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
     prompts = [tiny.PROMPT, tiny.OTHER]
     apart = {"true_cfg_scale": scale, "negative_prompt": ["", ""]} if model.family.encodes_apart else {}
+    known = "guidance_scale" in inspect.signature(type(model.pipe).__call__).parameters
     with model.capture(model.sites.where(text_only=True)) as captured:
-        tiny.draw(model.pipe, prompts, guidance_scale=scale, num_inference_steps=1, **apart)
+        tiny.draw(model.pipe, prompts, num_inference_steps=1, **apart, **({"guidance_scale": scale} if known else {}))
     conditions = model.text.conditions(prompts)
     for site in captured.sites:
         with torch.no_grad():
@@ -170,12 +181,16 @@ def test_conditional_rows_carry_the_prompts_and_in_their_order(model, scale):
 
 def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
     for site in model.sites.where(layer=[0, 6, 8, len(model.sites.layers) - 1]):
-        inside = ".attn." if name in tiny.JOINT else ".attn2"
-        block = model.denoiser.get_submodule(site.module.split(inside)[0].split(".ff")[0]) if not name.startswith("if") else None
+        inside = ".attn." if name in tiny.JOINT | tiny.PREFIX else ".attn2"
+        block = (
+            model.denoiser.get_submodule(re.split(rf"{re.escape(inside)}|\.ff|\.img_mlp", site.module)[0])
+            if not name.startswith("if")
+            else None
+        )
         attention = (
             getattr(block, inside.strip(".")) if block else model.denoiser.get_submodule(site.module.split(".to_")[0].split(".add_")[0])
         )
-        single = site.block.startswith("single")
+        single = site.block.startswith("single") or name in tiny.PREFIX
         key = attention.add_k_proj if not block or (name in tiny.JOINT and not single) else attention.to_k
         units = torch.eye(site.width, dtype=torch.float64)
 
@@ -191,13 +206,13 @@ def test_outgoing_norms_are_what_one_unit_of_a_neuron_moves(model, name):
             return linear(inputs) - linear(torch.zeros_like(inputs))
 
         with torch.no_grad():
-            if single and site.role == "value":  # what reads the heads reads more behind them
+            if site.block.startswith("single") and site.role == "value":  # what reads the heads reads more behind them
                 moved = slope(block.proj_out, torch.eye(block.proj_out.in_features, dtype=torch.float64))[: site.width]
             elif site.role in ("value", "heads"):
                 wide = torch.eye(attention.to_out[0].in_features, dtype=torch.float64)
                 moved = grouped(slope(attention.to_out[0], wide))
             elif site.role == "feedforward":
-                moved = slope((block.ffn if name == "wan" else block.ff).net[2], units)
+                moved = slope(getattr(block, {"wan": "ffn", "qwen": "img_mlp"}.get(name, "ff")).net[2], units)
             elif site.role == "key":  # a key neuron meets one query neuron, whatever the image's channel it comes from
                 moved = grouped(slope(attention.to_q, torch.eye(attention.to_q.in_features, dtype=torch.float64)).T)
             elif site.role == "query":

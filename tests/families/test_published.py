@@ -49,6 +49,8 @@ COUNTS = {
     "SD3.5 medium": (24, 1536, 24 * 1536, 24 * 4 * 1536),  # attentions of the image alone are no layers
     "FLUX.1 dev": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),  # a single block's feed-forward reads text and image by one weight
     "FLUX.1 schnell": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),
+    "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
+    "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
 #: Weights in thousand millions, as stability.ai (2, 8.1 and 2.5) and Black Forest Labs (12) announced these models.
 WEIGHTS = {
@@ -82,6 +84,8 @@ PLACES = {
     "SD3.5 medium": {number: f"block.{number}" for number in range(24)},
     "FLUX.1 dev": _FLUX,
     "FLUX.1 schnell": _FLUX,
+    "Qwen-Image 2.1": {number: f"block.{number}" for number in range(32)},
+    "Qwen-Image": {number: f"block.{number}" for number in range(60)},
 }
 #: Layers that the literature names (LOCOGEN's default, InstantStyle's style block, and two of Staniszewski et al. 2025).
 NAMED = {

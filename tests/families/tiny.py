@@ -87,10 +87,21 @@ def joint(name: str) -> Any:
     return exact(with_length(build_unplanted(name, 0), 24))
 
 
-_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "hunyuandit", "ltx", "wan")
+_BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "hunyuandit", "ltx", "wan", "animatediff")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 #: Those whose blocks rewrite the text have laws of their own, see test_joint.py, beside those of all families.
-JOINT = {name: partial(joint, name) for name in ("sd3", "flux")}
+JOINT = {name: partial(joint, name) for name in ("sd3", "flux", "qwen")}
+
+
+def prefix(name: str) -> Any:
+    """A pipeline whose text is a prefix that depends on the prompt alone, whose prompts have few tokens."""
+    pipe = exact(build_unplanted(name, 0))
+    pipe.processor.tokenizer.model_max_length = 24 + pipe._drop_idx
+    return pipe
+
+
+#: Those in which text and image are one sequence, and the text depends on the prompt alone, have laws in test_qwen21.py.
+PREFIX = {"qwen21": partial(prefix, "qwen21")}
 
 
 def build_unet(**config: Any) -> UNet2DConditionModel:
@@ -149,6 +160,7 @@ def of_pixels(pipe: Any, prompts: int) -> dict[str, Any]:
         small |= {"use_resolution_binning": False} if binned else {}
         time = getattr(pipe, "vae_scale_factor_temporal", None) or getattr(pipe, "vae_temporal_compression_ratio", None)
         small |= {"height": 32, "width": 32, "num_frames": time + 1} if time else {}
+        small |= {"height": 32, "width": 32, "num_frames": 2} if hasattr(pipe, "motion_adapter") else {}
         return {"output_type": "latent"} | small
     options = generation_of("if-2" if hasattr(pipe, "image_noising_scheduler") else "if-1")
     if "image" in options:

@@ -66,7 +66,7 @@ def layer_scores() -> LayerScores:
 
 def examples() -> list[Artifact]:
     scores = {site.path: double(site.width) for site in SITES}
-    report = EditReport(17, 0, 17, 0.9, 1e4, 0.05, 1e-7, 0.0, 0.2, {"stipple": 0.1, "ring": 0.3})
+    report = EditReport(17, 0, 17, 0.9, 1e4, 0.05, 1e-7, 0.0, 0.2, {"stipple": 0.1, "ring": 0.3}, "all blocks", 0.9)
     factors = {path: double(2, 5).float() for path in ("unet.0.key", "unet.0.value")}
     return [
         NEURONS,

@@ -60,6 +60,7 @@ MADE = {
     "swap's pooled": lambda bad: ContextSwap(["a"], CONTEXT, pooled=changed(torch.ones(1, 4), bad)),
     "swap's strength": lambda bad: ContextSwap(["a"], CONTEXT, strength=bad),
     **{f"report's {name}": lambda bad, name=name: EditReport(**REPORT | {name: bad}) for name in list(REPORT)[3:]},
+    "report's r_squared": lambda bad: EditReport(**REPORT, r_squared=bad),
     "report's move of the neighbours of ring": lambda bad: EditReport(**REPORT, neighbours={"ring": bad}),
     "moments' mean": lambda bad: Moments(2, changed(double(3), bad), double(3)),
     "moments' deviation": lambda bad: Moments(2, double(3), changed(double(3), bad)),

@@ -268,7 +268,7 @@ class TestRefusals:
             ({"noise": -1.0}, "noise=-1.0 corrupts nothing"),
             (
                 {"component": "crosss"},
-                r"component 'crosss' is unknown; choose one of cross, self, ff, resnet, all, text; did you mean 'cross'",
+                "component 'crosss' is unknown; choose one of cross, self, ff, resnet, ff_context, pooled, all, text; did you mean",
             ),
             ({"rows": "al"}, r"rows 'al' is unknown; choose one of all, conditional; did you mean 'all'\?"),
         ],

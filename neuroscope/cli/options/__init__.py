@@ -15,6 +15,7 @@ from neuroscope.cli.options.shared import OutputFolder as OutputFolder
 from neuroscope.cli.options.shared import Pairs as Pairs
 from neuroscope.cli.options.shared import Printing as Printing
 from neuroscope.cli.options.shared import Quiet as Quiet
+from neuroscope.cli.options.shared import RecordingSeedOptions as RecordingSeedOptions
 from neuroscope.cli.options.shared import Running as Running
 from neuroscope.cli.options.shared import RunningInBatches as RunningInBatches
 from neuroscope.cli.options.shared import Seed as Seed

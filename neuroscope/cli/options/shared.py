@@ -274,6 +274,15 @@ class ChosenSeedOptions:
 
 
 @dataclass(frozen=True)
+class RecordingSeedOptions(ChosenSeedOptions):
+    """Which seeds of runs in which keys are recorded, if there are any."""
+
+    seeds: Annotated[
+        int | None, typer.Option(callback=values.whole(), help="Runs of each prompt, where blocks rewrite the text; by default 4.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class FewSeedOptions(SeedOptions):
     """Which seeds, one by default."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -25,8 +25,8 @@ from neuroscope.generation.metering import metered
 from neuroscope.localization.patching.corruption import Corruption
 from neuroscope.pipeline.graph import HookGraph
 
-ComponentKind = Literal["cross", "self", "ff", "resnet", "all", "text"]
-COMPONENTS = ("cross", "self", "ff", "resnet", "all", "text")
+ComponentKind = Literal["cross", "self", "ff", "resnet", "ff_context", "pooled", "all", "text"]
+COMPONENTS: tuple[str, ...] = get_args(ComponentKind)
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,17 @@ class CausalTracing(Localization):
     Attributes:
         noise: standard deviation of the noise, in units of that of the name's own token embeddings.
         component: restore cross-attentions ("cross"), self-attentions ("self"), feed-forwards ("ff") or ResNet blocks ("resnet") of the
-            denoiser; "all" for each of these four; or "text" for each layer of the text encoder, at each kind of token.
+            denoiser; where blocks rewrite the text, an attention is "cross", with what it gives to image and text, and there are the
+            text's feed-forwards ("ff_context") and the embedded pooled text, which every block reads ("pooled"); "all" for each of all
+            these; or "text" for each layer of the text encoder, at each kind of token.
         rows: restore "all" rows or the "conditional" ones, which carry the prompt.
 
     Raises:
-        InvalidInput: a value that is not allowed; when it runs, a prompt that does not hold the concept's name.
+        InvalidInput: a value that is not allowed; when it runs, a prompt that does not hold the concept's name, or a model without such
+            components.
     """
+
+    of_rewritten_text: ClassVar[bool] = True
 
     noise: float = 3.0
     component: ComponentKind = "cross"
@@ -104,8 +109,14 @@ class CausalTracing(Localization):
 
     def _components(self, experiment: Experiment) -> list[Component]:
         """The components of the denoiser that are restored."""
-        kinds = COMPONENTS[:4] if self.component == "all" else (self.component,)
-        return [component for component in experiment.graph.components if component.kind in kinds]
+        every = experiment.graph.components
+        found = [component for component in every if self.component in ("all", component.kind)]
+        if not found:
+            known = ", ".join(each for each in COMPONENTS if each in {component.kind for component in every})
+            raise InvalidInput(
+                f"component={self.component!r} is nowhere in {experiment.graph.family.name}; choose one of {known}, all, text"
+            )
+        return found
 
     def _trace_denoiser(self, experiment: Experiment, corruption: Corruption) -> _Traced:
         """The runs in which a component of the denoiser is restored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from typing import Any
@@ -61,29 +61,35 @@ class Corruption:
         Raises:
             SiteNeverRan: a text encoder does not use its token embedding.
         """
-        kinds = self._kinds([prompt])[0]
         with ExitStack() as stack:
             if restored is not None:
-                layer, kind = restored
-                put = _put_back(self._clean(prompt)[layer], kinds == kind)
-                handle = self._layers[layer].register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
+                number, kind = restored
+                encoder, layer = self._layers[number]
+                put = self._put_back(self._clean(prompt)[number], partial(self._chosen, encoder, prompt, (kind,)))
+                handle = layer.register_forward_hook(put, prepend=True)  # before transformers' own, which collect states
                 stack.callback(handle.remove)
-            subject = torch.from_numpy(np.isin(kinds, ["subject", "last subject"]))
             ran: list[nn.Module] = []
-            for embedding in self._embeddings:
-                stack.callback(embedding.register_forward_hook(partial(self._corrupt, subject, seed, ran)).remove)
+            for encoder, embedding in self._embeddings:
+                chosen = partial(self._chosen, encoder, prompt, ("subject", "last subject"))
+                stack.callback(embedding.register_forward_hook(partial(self._corrupt, chosen, seed, ran)).remove)
             conditions = self._graph.text.conditions([prompt], **self._options)
         if len(ran) < len(self._graph.text.encoders):
             raise SiteNeverRan("a text encoder's token embedding never ran, so nothing was corrupted; use another component than its noise")
         return conditions
 
     def _corrupt(
-        self, subject: Bool[Tensor, "token"], seed: int, ran: list[nn.Module], module: nn.Module, _args: tuple[Any, ...], output: Tensor
+        self,
+        subject: Callable[[int], Tensor],
+        seed: int,
+        ran: list[nn.Module],
+        module: nn.Module,
+        _args: tuple[Any, ...],
+        output: Tensor,
     ) -> Tensor:
         """A forward hook of the token embedding, whose output is [prompt, token, channel]: adds noise at the subject's tokens."""
         ran.append(module)
         noise = torch.randn(output.shape[1:], generator=torch.Generator().manual_seed(seed)).to(output)
-        chosen = _among(subject, output.shape[1]).to(output.device)
+        chosen = subject(output.shape[1]).to(output.device)
         spread = output[:, chosen].float().std().to(output.dtype)
         return torch.where(chosen[:, None], output + self._noise * spread * noise, output)
 
@@ -92,7 +98,7 @@ class Corruption:
         if prompt not in self._states:
             kept: list[Tensor] = []
             with ExitStack() as stack:
-                for layer in self._layers:
+                for _, layer in self._layers:
                     stack.callback(layer.register_forward_hook(lambda _module, _args, output: kept.append(_state(output).clone())).remove)
                 self._graph.text.encode([prompt])
             self._states[prompt] = kept
@@ -101,20 +107,39 @@ class Corruption:
     def _kinds(self, prompts: Sequence[str]) -> np.ndarray:
         return self._graph.text.kinds_of_tokens(prompts, self._subject)
 
+    def _chosen(self, encoder: int, prompt: str, kinds: Sequence[str], length: int) -> Bool[Tensor, "token"]:
+        """Which of so many tokens that an encoder reads are of these kinds."""
+        return torch.from_numpy(np.isin(self._graph.text.kinds_in_encoder(encoder, prompt, self._subject, length), list(kinds)))
+
+    @staticmethod
+    def _put_back(clean: Tensor, chosen: Callable[[int], Tensor]) -> Any:
+        """A forward hook that puts the clean state back at the chosen tokens."""
+        places = chosen(clean.shape[1])
+
+        def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            state = torch.where(places[:, None].to(clean.device), clean, _state(output))
+            return (state, *output[1:]) if isinstance(output, tuple) else state
+
+        return put
+
     @cached_property
-    def _embeddings(self) -> Sequence[nn.Module]:
-        """The modules that may be the token embeddings. An encoder may hold several with one shape and run another than it names."""
-        named = [(encoder, encoder.get_input_embeddings().weight) for encoder in self._graph.text.encoders]
+    def _embeddings(self) -> Sequence[tuple[int, nn.Module]]:
+        """With their encoder's number the modules that may be token embeddings.
+
+        An encoder may hold several with one shape and run another than it names.
+        """
+        named = [(number, encoder, encoder.get_input_embeddings().weight) for number, encoder in enumerate(self._graph.text.encoders)]
         return [
-            module
-            for encoder, weight in named
+            (number, module)
+            for number, encoder, weight in named
             for module in encoder.modules()
             if isinstance(module, nn.Embedding) and module.weight.shape == weight.shape
         ]
 
     @cached_property
-    def _layers(self) -> Sequence[nn.Module]:
-        return [layer for encoder in self._graph.text.encoders for layer in _stack(encoder)]
+    def _layers(self) -> Sequence[tuple[int, nn.Module]]:
+        """All encoders' layers, each with its encoder's number."""
+        return [(number, layer) for number, encoder in enumerate(self._graph.text.encoders) for layer in _stack(encoder)]
 
 
 def _stack(encoder: nn.Module) -> nn.ModuleList:
@@ -126,24 +151,3 @@ def _state(output: Any) -> Tensor:
     """The hidden state in a layer's output."""
     state: Tensor = output[0] if isinstance(output, tuple) else output
     return state
-
-
-def _among(chosen: Bool[Tensor, "token"], length: int) -> Bool[Tensor, "read"]:
-    """The chosen tokens of a prompt among all that an encoder reads.
-
-    Behind the first may stand an instruction, which is not kept; and some encoders are given no padding.
-    """
-    if length <= len(chosen):
-        return chosen[:length]
-    return torch.cat([chosen[:1], chosen.new_zeros(length - len(chosen)), chosen[1:]])
-
-
-def _put_back(clean: Tensor, chosen: np.ndarray) -> Any:
-    """A forward hook that puts the clean state back at the chosen tokens."""
-    tokens = _among(torch.from_numpy(chosen), clean.shape[1])
-
-    def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        state = torch.where(tokens[:, None].to(clean.device), clean, _state(output))
-        return (state, *output[1:]) if isinstance(output, tuple) else state
-
-    return put

@@ -32,7 +32,8 @@ class AttentionContribution(Localization):
     """A screen: the norm of attention × values × output projection that comes from the concept's tokens (Zarei et al. 2025, LocK).
 
     A score is a layer's share of all layers' norms, averaged over the image's positions, steps, prompts and seeds. It measures how much a
-    layer reads of the concept, which need not show in the image: see `LayerScores.fidelity`.
+    layer reads of the concept, which need not show in the image: see `LayerScores.fidelity`. Where image and text attend to one another
+    (SD3, FLUX), it is what the image's queries read of the concept's tokens.
 
     Attributes:
         against: "nothing", as published, takes the tokens' contribution; "other" takes the difference of the attention's output to that
@@ -72,6 +73,13 @@ class AttentionContribution(Localization):
             for pair in experiment.pairs:
                 self._chosen(experiment, spec.texts(pair)[0])
         return run_screen(experiment, self, spec, partial(one_by_one, partial(self._score_step, experiment)), self.steps, self.fidelity)
+
+    @property
+    def not_of_rewritten_text(self) -> str:
+        """See `ExperimentMethod.not_of_rewritten_text`."""
+        if self.against == "nothing":
+            return ""
+        return "What a layer reads of the other prompt is known in a run of it alone; against='nothing' asks for none"
 
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; an upper bound: each attention is computed twice more, and is less than the whole row."""

@@ -68,6 +68,11 @@ class AttributionPatching(Localization):
         scorer = partial(one_by_one, self._score_step)
         return run_screen(experiment, self, PatchSpec(direction=self.direction), scorer, self.steps, self.fidelity)
 
+    @property
+    def not_of_rewritten_text(self) -> str:
+        """See `ExperimentMethod.not_of_rewritten_text`."""
+        return "Its line from source to target is one of keys and values that prompts give, and there the image moves both"
+
     def plan(self, experiment: Experiment) -> Plan:
         """See `Localization.plan`; an upper bound, as steps at which the target's prompt changes nothing cost less."""
         whole = 3.0 + 3 * self.samples  # the total effect and both ends; a backward pass counts as two

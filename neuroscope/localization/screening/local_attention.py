@@ -76,10 +76,18 @@ class LocalAttention:
         found: list[Tensor] = []
         with ExitStack() as stack:
             keep = Hook(lambda _module, _args, output: found.append(output))
-            for handle in (*handles, self._module("output").register_forward_hook(keep)):
+            projects = self.graph.sites.where(layer=self.layer, role="output")
+            for handle in (*handles, *(self.graph.module(site).register_forward_hook(keep) for site in projects)):
                 stack.callback(handle.remove)
-            self.module.forward(*self.args, **(self.kwargs | (given or {})))
-        return found[0]
+            whole = self.module.forward(*self.args, **(self.kwargs | (given or {})))
+        return found[0] if found else self._projected(whole)
+
+    def _projected(self, both: Tensor) -> Tensor:
+        """What the image's rows of text and image add to its stream, where a module of the block reads them with other things beside."""
+        site = self._site("value")
+        path = self.graph.family.pattern(site.role, site.module).beside(site.module, "proj_out")
+        weight: Tensor = uncompiled(self.graph.denoiser).get_submodule(path).weight[:, : site.width]
+        return both[:, self.graph.text.token_count or 0 :] @ weight.T.to(both)
 
     def _site(self, role: str) -> Site:
         (site,) = self.graph.sites.where(layer=self.layer, role=role)
@@ -117,6 +125,6 @@ def for_each_attention(forcing: TeacherForcing, step: StepInput, measure: Callab
         for site in graph.sites.where(role="key"):
             attention = denoiser.get_submodule(site.module.rpartition(".")[0])
             stack.callback(attention.register_forward_hook(Hook(partial(call, site.layer)), with_kwargs=True).remove)
-        graph.denoiser(**step.inputs)
+        graph.denoiser(**graph.family.spread(step.inputs))
     forcing.nfe += added / (counter.get_total_flops() - added)
     return found

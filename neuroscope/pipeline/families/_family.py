@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions, Part
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sites import Role
+from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode, latent_size
 from neuroscope.pipeline.families.encoding import Encoded, encode, expected_parts, split_encoded
 from neuroscope.pipeline.families.pipelines import check_modes, refuse_pipeline
@@ -56,49 +58,6 @@ class SitePattern:
         """The path of a module that belongs to the same block as a module of this role."""
         block = self.block_of(module_path)
         return f"{block}.{module}" if block else module
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """How the attention of a layer, the module that holds its keys and values, is given the prompt's mask.
-
-    Attributes:
-        argument: the name under which it takes a bias of its scores.
-        bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
-    """
-
-    argument: str
-    bias: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class JointAttention:
-    """Attentions in which an image reads a text that their blocks rewrite.
-
-    Attributes:
-        path: a regular expression over their paths.
-        argument: the name under which they are given the text.
-        leads: the text's tokens stand in front of the image's in that argument and in the output; otherwise the output is a pair, the
-            image's and the text's.
-    """
-
-    path: re.Pattern[str]
-    argument: str = "encoder_hidden_states"
-    leads: bool = False
-
-
-@dataclass(frozen=True)
-class FirstText:
-    """The first attention that reads a text which blocks rewrite: what it reads depends on prompt and step alone.
-
-    Attributes:
-        attention: its path in the denoiser.
-        of: from the denoiser, the arguments of its call by name, and conditions of prompts, what the attention reads of these,
-            [prompt, token, channel].
-    """
-
-    attention: str
-    of: Callable[[Any, Mapping[str, Any], Conditions], Tensor]
 
 
 @dataclass(frozen=True)
@@ -189,7 +148,12 @@ class Family:
         timestep: the scheduler's timestep that a call of the denoiser is given, from the pipeline and what is given.
         edit_reaches: what beside prompts an edit of keys and values moves, as the end of a sentence; "" where it moves nothing else.
         skipped_block: the path of a block that a call leaves out, with {} for its number; "" where calls leave out none.
+        called: conditions as the pipeline's call takes them, where encoding returns more, such as padding.
+        inside: what holds of a denoiser while blocks are open on it, as a context manager.
+        walk: calls a denoiser without weights by the arguments of `inputs`; its own call where that computes no places from numbers.
         recomputes: whether diffusers' gradient checkpointing of such a denoiser computes what it computes without.
+        frames: how many rows, side by side, the context and all sites have for each row of the latents that a call is given, [row, ...]:
+            the frames of a video that attend to the text one by one.
     """
 
     name: str
@@ -239,7 +203,11 @@ class Family:
     timestep: Callable[[Any, float], float] = lambda _pipe, given: given
     edit_reaches: str = ""
     skipped_block: str = ""
+    called: Callable[[Conditions], Conditions] = lambda conditions: conditions
+    inside: Callable[[Any], AbstractContextManager[None]] = lambda _denoiser: nullcontext()
+    walk: Callable[[Any, Mapping[str, Any]], Any] = lambda denoiser, given: denoiser(**given)
     recomputes: bool = True
+    frames: Callable[[Tensor], int] = lambda _latents: 1
 
     def pattern(self, role: Role, module: str | None = None) -> SitePattern:
         """The pattern of a role that a module carries; by default the first of that role."""
@@ -251,7 +219,7 @@ class Family:
 
     def call_arguments(self, denoiser: Any, conditions: Conditions, negative: Conditions) -> dict[str, Tensor]:
         """The conditions of conditional and unconditional rows as the pipeline's call takes them."""
-        of_part = {"conditional": conditions, "unconditional": negative}
+        of_part = {"conditional": self.called(conditions), "unconditional": self.called(negative)}
         if self.zeros_by_itself and not negative.context.any():
             del of_part["unconditional"]
         given = {
@@ -305,6 +273,16 @@ class Family:
         """The noisy latents among a call's arguments, by their names."""
         latents: Tensor = inputs[self.arguments["latents"]]
         return latents
+
+    def gathered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call with one row of the context for each row of the latents; see `frames`."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name][::frames]} if frames > 1 else {})}
+
+    def spread(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `gathered` gathers, as the denoiser's call takes it."""
+        name, frames = self.arguments["context"], self.frames(self.latents(inputs))
+        return {**inputs, **({name: inputs[name].repeat_interleave(frames, dim=0)} if frames > 1 else {})}
 
     def refuse_unknown(self, pipe: Any, silent: bool = False) -> None:
         """Raises UnsupportedModel for a model that the family's operations would treat wrongly (or would so without a sign)."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.sounds import Sound
-from neuroscope.pipeline.families._family import AttentionMask
+from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decoded
 from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET, block_name

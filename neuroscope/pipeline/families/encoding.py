@@ -66,6 +66,42 @@ class LowerCase(WithLength):
         return self._tokenizer([prompt.lower() for prompt in prompts], **options)
 
 
+class Templated(WithLength):
+    """A tokenizer as pipelines call it that put every prompt into a template, and keep the tokens from the prompt's first on.
+
+    What follows the prompt in the template ends it.
+
+    Args:
+        tokenizer: the pipeline's.
+        length: the number of tokens that are kept at most.
+        template: what every prompt is put into, at {}.
+        before: how many tokens stand before the prompt's.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, template: str, before: int) -> None:
+        super().__init__(tokenizer, length)
+        start, behind = template.split("{}")
+        self.eos_token_id = tokenizer(behind)["input_ids"][0]
+        self._template, self._start, self._before = template, len(start), before
+
+    def __call__(self, prompts: list[str], max_length: int = 0, **options: Any) -> dict[str, Any]:
+        """The kept tokens at full length, with their places in the prompts."""
+        found = self._tokenizer([self._template.format(prompt) for prompt in prompts], return_offsets_mapping=True)
+        length, kept = max_length or self.model_max_length, slice(self._before, self._before + (max_length or self.model_max_length))
+        ids = [each[kept] for each in found["input_ids"]]
+        places = [self._places(each[kept], prompt) for each, prompt in zip(found["offset_mapping"], prompts, strict=True)]
+        return {
+            "input_ids": [[*each, *[self._tokenizer.pad_token_id] * (length - len(each))] for each in ids],
+            "offset_mapping": [[*each, *[(0, 0)] * (length - len(each))] for each in places],
+        }
+
+    def _places(self, offsets: list[tuple[int, int]], prompt: str) -> list[tuple[int, int]]:
+        """Places in a prompt, of places in the template; what stands around it is nowhere, and words begin behind spaces."""
+        moved = [(start - self._start, end - self._start) for start, end in offsets]
+        inside = [(max(0, start), end) if 0 < end <= len(prompt) else (0, 0) for start, end in moved]
+        return [(end - len(prompt[start:end].lstrip()), end) for start, end in inside]
+
+
 def without_texts(pipe: Any) -> dict[str, None]:
     """The options of a pipeline's call that name texts by default, left empty as they are to be beside encoded prompts."""
     known = inspect.signature(type(pipe).__call__).parameters

@@ -16,10 +16,21 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.sd3 import BLOCK, IMAGE_TOKENS, OF_BLOCKS, POOLED_TEXT, TEXT_MODULES, first_text, read_pooled
+from neuroscope.pipeline.families.sd3 import (
+    BLOCK,
+    CONTEXT,
+    IMAGE_TOKENS,
+    OF_BLOCKS,
+    OF_TEXT,
+    POOLED_TEXT,
+    TEXT_MODULES,
+    first_text,
+    read_text,
+)
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
 _TOKENS = 7  # images have four
@@ -66,15 +77,16 @@ def _decode(pipe: Any, latents: Tensor, options: Mapping[str, Any]) -> list[Imag
     return decode(pipe, pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor), options)
 
 
-def _latent_size(
+def packed_size(
     pipe: Any, _denoiser: Any, height: int | None = None, width: int | None = None, _frames: int | None = None
 ) -> tuple[int, ...]:
+    """The height and width of latents of which a token of the image holds four, by default the pipeline's."""
     side = pipe.default_sample_size * pipe.vae_scale_factor
     high, wide = (_PATCH * ((each or side) // (_PATCH * pipe.vae_scale_factor)) for each in (height, width))
     return high, wide
 
 
-def _timestep(pipe: Any, given: float) -> float:
+def timestep_of(pipe: Any, given: float) -> float:
     """The nearest timestep of the scheduler: what is given was divided and rounded."""
     known: Tensor = pipe.scheduler.timesteps.double()
     return float(known[(known - _TIMESTEPS * given).abs().argmin()]) if len(known) else _TIMESTEPS * given
@@ -95,6 +107,7 @@ FLUX = Family(
     matches=lambda _config: True,
     patterns=(
         POOLED_TEXT,
+        CONTEXT,
         *OF_BLOCKS,
         SitePattern("key", r"attn\.to_k", reader="attn.to_q", reader_rows=True, within=_SINGLE, rewritten=True),
         SitePattern("value", r"attn\.to_v", reader="proj_out", within=_SINGLE, rewritten=True),
@@ -104,7 +117,8 @@ FLUX = Family(
     inputs=_inputs,
     components={
         "cross": re.compile(rf"({BLOCK}|{_SINGLE})\.attn"),
-        "ff": re.compile(rf"{BLOCK}\.ff"),
+        "ff": re.compile(rf"{BLOCK}\.ff|{_SINGLE}\.proj_mlp"),
+        **OF_TEXT,
     },
     stages=re.compile(rf"{BLOCK}|{_SINGLE}|norm_out"),
     encoded=(
@@ -114,7 +128,7 @@ FLUX = Family(
         Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
     ),
     split=_split,
-    read=read_pooled,
+    read=read_text,
     tokenizers=("tokenizer_2",),
     decode=_decode,
     words=lambda pipe, tokenizer: WithLength(tokenizer, default_of(pipe, "max_sequence_length")),
@@ -125,12 +139,12 @@ FLUX = Family(
         "pooled": "pooled_projections",
     },
     prepares_text=re.compile(TEXT_MODULES),
-    latent_size=_latent_size,
+    latent_size=packed_size,
     joint=(JointAttention(re.compile(rf"{BLOCK}\.attn")), JointAttention(re.compile(rf"{_SINGLE}\.attn"), "hidden_states", leads=True)),
     first_text=FirstText("transformer_blocks.0.attn", _first_text),
     shared=("img_ids", "txt_ids", "image_rotary_emb"),
     encodes_apart=True,
     calls=("conditional", "unconditional"),
-    timestep=_timestep,
+    timestep=timestep_of,
     channels_last=True,
 )

@@ -56,6 +56,10 @@ REFUSED_PIPELINES: dict[str, RefusedPipeline] = {
 REFUSED_PIPELINES |= {
     f"Marigold{task}Pipeline": RefusedPipeline("it reads the empty prompt alone", "") for task in ("Depth", "Normals", "Intrinsics")
 }
+REFUSED_PIPELINES |= {
+    f"QwenImage{kind}Pipeline": RefusedPipeline("its text encoder reads an image beside the prompt", "QwenImagePipeline")
+    for kind in ("Edit", "EditInpaint", "EditPlus", "Layered")
+}
 
 
 def refuse_pipeline(pipe: Any, encodes_apart: bool = False) -> None:

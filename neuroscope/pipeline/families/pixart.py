@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import AttentionMask, Family
+from neuroscope.pipeline.families._family import Family
+from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decode_binned
 from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET
@@ -47,8 +48,8 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
 
 
 def block_name(path: str) -> str:
-    """'transformer_blocks.10' is 'block.10'."""
-    return f"block.{path.rpartition('.')[2]}"
+    """'transformer_blocks.10' is 'block.10', and so is what stands in it."""
+    return f"block.{path.split('.')[1]}"
 
 
 def _read(denoiser: Any, _module: str, conditions: Conditions) -> Tensor:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, FirstText, JointAttention, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.pixart import block_name
 from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 
 POOLED = "time_text_embed.text_embedder.linear_1"
+EMBEDDER = "context_embedder"
 _TOKENS = 7  # images have four
 
 
@@ -55,8 +57,10 @@ def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any
     }
 
 
-def read_pooled(_denoiser: Any, module: str, conditions: Conditions) -> Tensor:
-    """The pooled text, which alone is read of prompts without a run."""
+def read_text(_denoiser: Any, module: str, conditions: Conditions) -> Tensor:
+    """The tokens or the pooled text, which alone are read of prompts without a run."""
+    if module == EMBEDDER:
+        return conditions.context
     if module != POOLED:
         raise InvalidInput(f"{module} reads a text that the blocks before it have rewritten; record it in a run")
     if conditions.pooled is None:
@@ -68,13 +72,13 @@ def first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions) 
     """What the first block's attention reads of prompts at the step of a call, or at its rows' own steps."""
     embed, first, dtype = denoiser.time_text_embed, denoiser.transformer_blocks[0], given["hidden_states"].dtype
     place = given["hidden_states"].device, dtype
-    # the first of these modules is a site, and its hooks are not for this prompt
-    known = embed.text_embedder.linear_1.forward(read_pooled(denoiser, POOLED, conditions).to(*place))
+    # two of these modules are sites, and their hooks are not for this prompt
+    known = embed.text_embedder.linear_1.forward(read_text(denoiser, POOLED, conditions).to(*place))
     known = embed.text_embedder.linear_2(embed.text_embedder.act_1(known))
     for name, embedder in (("timestep", embed.timestep_embedder), ("guidance", getattr(embed, "guidance_embedder", None))):
         if embedder is not None:
             known = known + embedder(embed.time_proj(given[name]).to(dtype))
-    found = first.norm1_context(denoiser.context_embedder(conditions.context.to(*place)), emb=known)
+    found = first.norm1_context(denoiser.context_embedder.forward(conditions.context.to(*place)), emb=known)
     text: Tensor = found[0]
     return text
 
@@ -87,6 +91,7 @@ IMAGE_TOKENS = Refusal(
     silent=True,
 )
 POOLED_TEXT = SitePattern("pooled", re.escape(POOLED), text_only=True, reader=POOLED.replace("linear_1", "linear_2"), in_layer=False)
+CONTEXT = SitePattern("context", EMBEDDER, text_only=True, in_layer=False)
 BLOCK = r"transformer_blocks\.\d+"
 #: The sites of blocks with weights of their own for the text.
 OF_BLOCKS = (
@@ -99,13 +104,15 @@ OF_BLOCKS = (
 )
 #: The modules that make the text for the blocks that follow.
 TEXT_MODULES = rf"context_embedder|{BLOCK}\.(attn\.(add_q_proj|to_add_out|norm_added_[qk])|ff_context(\..+)?|norm1_context(\..+)?)"
+#: The components of the text, beside attentions.
+OF_TEXT = {"ff_context": re.compile(rf"{BLOCK}\.ff_context"), "pooled": re.compile("time_text_embed")}
 
 SD3 = Family(
     name="stable-diffusion-3",
     component="transformer",
     denoisers=("SD3Transformer2DModel",),
     matches=lambda _config: True,
-    patterns=(POOLED_TEXT, *OF_BLOCKS),
+    patterns=(POOLED_TEXT, CONTEXT, *OF_BLOCKS),
     refusals=(IMAGE_TOKENS, FUSED, CHUNKED),
     block_name=block_name,
     inputs=_inputs,
@@ -113,6 +120,7 @@ SD3 = Family(
         "cross": re.compile(rf"{BLOCK}\.attn"),
         "self": re.compile(rf"{BLOCK}\.attn2"),
         "ff": re.compile(rf"{BLOCK}\.ff"),
+        **OF_TEXT,
     },
     stages=re.compile(rf"{BLOCK}|norm_out"),
     encoded=(
@@ -121,7 +129,7 @@ SD3 = Family(
         Encoded("pooled_prompt_embeds", "pooled"),
         Encoded("negative_pooled_prompt_embeds", "pooled", "unconditional"),
     ),
-    read=read_pooled,
+    read=read_text,
     text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
     words=_words,
     arguments={

@@ -54,7 +54,7 @@ def context_width(config: Any) -> int:
 
 def _has_labels(config: Any) -> bool:
     """Whether a UNet is given a class, as that of the x4 upscaler is given the noise level of its small image."""
-    return config.class_embed_type is None and config.num_class_embeds is not None
+    return config.get("class_embed_type") is None and config.get("num_class_embeds") is not None
 
 
 def is_plain(config: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from neuroscope.core import checks
-from neuroscope.core.sites import Sites
+from neuroscope.core.sites import BESIDE_LAYERS, Sites
 from neuroscope.pipeline.graph import HookGraph
 from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, figure_of, finish, new_axes
 
@@ -30,6 +30,7 @@ _BOXES = {
     "output": (6.8, 2.1),
     "feedforward": (9.0, 2.1),
     "pooled": (6.8, 3.2),
+    "context": (9.0, 3.2),
 }
 #: Both ends of the strip of blocks.
 _STRIP = (-0.6, 9.6)
@@ -60,10 +61,11 @@ def graph(graph: HookGraph, *, layer: int | None = None, ax: Axes | None = None)
         layer = graph.sites.layers[0]
     if layer is not None:
         return close_up(graph.sites, layer, graph.model, ax or new_axes(COLUMN * 2, 2.6))
-    pooled = graph.sites.where(role="pooled")
+    beside = graph.sites.where(role=BESIDE_LAYERS)
+    above = {site.role: 1 + number for number, site in enumerate(beside)}
     ax = ax or new_axes(max(COLUMN, 0.42 * len(graph.sites.layers) + 1), 2.6)
-    _draw_flow(ax, graph, pooled.paths)
-    rows = {role: -number for number, role in enumerate(_ROLES)} | ({"pooled": 1} if pooled else {})
+    _draw_flow(ax, graph, {site.path: (-1, above[site.role]) for site in beside})
+    rows = {role: -number for number, role in enumerate(_ROLES)} | above
     ax.set_yticks(list(rows.values()), list(rows))
     ax.set_xticks(graph.sites.layers)
     ax.set(xlabel="cross-attention layer, in execution order", xlim=(-3.4, max(graph.sites.layers) + 0.7))
@@ -83,8 +85,8 @@ def close_up(sites: Sites, layer: int, model: str, ax: Axes) -> Axes:
     for source, target in sites.edges:
         if target in mine:
             _arrow(ax, boxes.get(source, boxes["image"]), boxes[target], "tab:blue" if source == "prompt" or source in text else "0.5")
-    for site in sites.where(role="pooled"):
-        _box(ax, _BOXES["pooled"], f"pooled, to all layers\n{site.width:,}{unit}", site.text_only)
+    for site in sites.where(role=BESIDE_LAYERS):
+        _box(ax, _BOXES[site.role], f"{site.role}, to all layers\n{site.width:,}{unit}", site.text_only)
     _draw_strip(ax, sites, layer)
     ax.set(xlim=(-0.9, 9.9), ylim=(-1.25, 3.6), xticks=[], yticks=[])
     sns.despine(ax=ax, left=True, bottom=True)
@@ -125,9 +127,9 @@ def _draw_strip(ax: Axes, sites: Sites, layer: int) -> None:
     ax.text(at, -0.7, f"layer {layer}", ha="center", va="top", fontsize=SMALL, color="crimson")
 
 
-def _draw_flow(ax: Axes, graph: HookGraph, pooled: Sequence[str]) -> None:
-    """The sites as markers and the edges as lines; "prompt" and "image" stand on the left."""
-    place: dict[str, tuple[float, float]] = dict.fromkeys(pooled, (-1, 1))
+def _draw_flow(ax: Axes, graph: HookGraph, beside: Mapping[str, tuple[float, float]]) -> None:
+    """The sites as markers and the edges as lines; "prompt" and "image" stand on the left, and sites of no layer where they are told."""
+    place = dict(beside)
     place |= {site.path: (site.layer, -_ROLES.index(site.role)) for site in graph.sites if site.layer is not None}
     place |= {"prompt": (-1.6, -0.5), "image": (-1.6, -2)}
     text = {path for source, path in graph.edges if source == "prompt"}

@@ -26,7 +26,7 @@ def build(family: str, plant: str = "layer", seed: int = 0) -> Any:
 
     Args:
         family: "sd1", "sd2", "openjourney", "sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio",
-            "hunyuandit", "ltx", "wan", "sd3" or "flux".
+            "hunyuandit", "ltx", "wan", "animatediff", "sd3" or "flux".
         plant: see `PLANTS`.
         seed: of the weights and of the plant's place.
 

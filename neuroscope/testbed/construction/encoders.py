@@ -14,12 +14,17 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_t5_tokenizer
+from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_qwen_tokenizer, build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 
@@ -71,3 +76,38 @@ def gemma(width: int, instruction: str) -> tuple[GemmaTokenizer, Gemma2Model]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     return tokenizer, Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **shape, **heads, **special))
+
+
+def qwen(width: int, template: str) -> tuple[Qwen2Tokenizer, Qwen2_5_VLForConditionalGeneration]:
+    """A Qwen tokenizer of the world's captions and a template's words, and a random Qwen2.5-VL of two layers."""
+    tokenizer = build_qwen_tokenizer([*captions.corpus(world.scenes(held_out=False)), template])
+    return tokenizer, _qwen(Qwen2_5_VLForConditionalGeneration, tokenizer, width)
+
+
+def qwen3(width: int, template: str) -> tuple[Qwen3VLProcessor, Qwen3VLForConditionalGeneration]:
+    """A processor with a Qwen tokenizer of the world's captions and a template's words, and a random Qwen3-VL of two layers."""
+    tokenizer = build_qwen_tokenizer([*captions.corpus(world.scenes(held_out=False)), template])
+    tokenizer.add_tokens([f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end")], special_tokens=True)
+    processor = _PROCESSOR(Qwen2VLImageProcessorPil(patch_size=16), tokenizer, None, chat_template=_CHAT)
+    encoder = _qwen(Qwen3VLForConditionalGeneration, tokenizer, width, head_dim=width // 4)
+    encoder.config.image_token_id = processor.image_token_id
+    return processor, encoder
+
+
+_CHAT = "{% for each in messages %}<|im_start|>{{ each.role }}\n{{ each.content[0].text }}<|im_end|>\n{% endfor %}"
+#: The processor without one for videos, which needs torchvision.
+_PROCESSOR: Any = type(
+    "Qwen3VLProcessor", (Qwen3VLProcessor,), {"check_argument_for_proper_class": lambda _self, _name, argument: type(argument)}
+)
+
+
+def _qwen(kind: Any, tokenizer: Qwen2Tokenizer, width: int, **shape: int) -> Any:
+    shape |= {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    sections = [width // 32, 3 * width // 64, 3 * width // 64]
+    turned = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}}
+    images: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width}
+    images |= {"deepstack_visual_indexes": [0]} if kind is Qwen3VLForConditionalGeneration else {}
+    text = {"vocab_size": len(tokenizer), **shape, **heads, **special, **turned}
+    return kind(kind.config_class(text_config=text, vision_config=images))

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -18,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
+from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, qwen, t5
 
 _BLOCKS = 12
 _TEXT, _POOLED = 64, 48
@@ -28,10 +31,12 @@ _BEFORE = {"StableDiffusion3Pipeline": 2, "FluxPipeline": 3}  # how many tokens 
 _NEVER = -1e4
 #: How loud the pooled text is: at random it drowns what the tokens of a plant say, and yet FLUX hardly hears it.
 _QUIETER, _LOUDER = 0.05, 4.0
+#: How loud the text's keys and values are where no pooled text is heard.
+_LOUD = 3.0
 
 
-def sd3() -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3, shallow: 12 joint blocks, two CLIPs side by side and T5 behind them, and a pooled text of both CLIPs."""
+def sd3(blocks: int = _BLOCKS) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3, shallow: joint blocks, two CLIPs side by side and T5 behind them, and a pooled text of both CLIPs."""
     tokenizer, other = clip_tokenizer(), clip_tokenizer(padding="!")
     words, encoder = t5(_TEXT)
     projected: dict[str, Any] = {"kind": CLIPTextModelWithProjection, "projection_dim": _POOLED // 2}
@@ -40,7 +45,7 @@ def sd3() -> StableDiffusion3Pipeline:
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=_BLOCKS,
+        num_layers=blocks,
         attention_head_dim=16,
         num_attention_heads=6,
         joint_attention_dim=_TEXT,
@@ -85,6 +90,45 @@ def flux() -> FluxPipeline:
         tokenizer_2=words,
         transformer=_with_pooled_text(transformer, _LOUDER),
     )
+
+
+def qwen_image() -> QwenImagePipeline:
+    """Qwen-Image, shallow: 12 joint blocks under the prompt's mask, Qwen2.5-VL behind a template, guidance in two calls a step."""
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, False],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_qwen_transformer(),
+    )
+    tokenizer, encoder = qwen(_TEXT, pipe.prompt_template_encode)
+    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer)
+    return pipe
+
+
+def _qwen_transformer() -> QwenImageTransformer2DModel:
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=_BLOCKS,
+        attention_head_dim=16,
+        num_attention_heads=6,
+        joint_attention_dim=_TEXT,
+        axes_dims_rope=(4, 6, 6),
+    )
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.attn.norm_added_k.weight.mul_(_LOUD)
+            block.attn.add_v_proj.weight.mul_(_LOUD)
+    return transformer
 
 
 def hold_text(pipe: Any) -> None:

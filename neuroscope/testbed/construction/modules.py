@@ -113,13 +113,15 @@ def module_of(site: str) -> str:
 def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """What each module first reads and gives inside the block, by path; zero at tokens that a mask hides from attention.
 
-    Where text and image are one sequence, it is that of the text's tokens.
+    Where text and image are one sequence, it is that of the text's tokens. Of a video whose frames are rows of their own, one row is seen.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     masks: list[Tensor] = []
     tokens: list[int] = []
+    frames = [1]
 
-    def begin(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frames[0] = len(kwargs["encoder_hidden_states"]) // len(args[0]) if args else 1
         masks[:] = [mask[..., None] for name in _MASKS if (mask := kwargs.get(name)) is not None]
         tokens[:] = [text.shape[1] for name in ("encoder_hidden_states",) if (text := kwargs.get(name)) is not None]
 
@@ -130,7 +132,7 @@ def watched(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, tup
     def keep(path: str, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if path not in seen:
             read, given = (each[:, : tokens[0]] if is_single(path) else each for each in (args[0], output))
-            seen[path] = (shown(read), shown(given))
+            seen[path] = (shown(read)[:: frames[0]], shown(given)[:: frames[0]])
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
@@ -153,7 +155,10 @@ def replaced(denoiser: nn.Module, outputs: dict[str, Tensor], steps: Callable[[i
         calls[0] += 1
 
     def give(output: Tensor, _module: nn.Module, _args: tuple[Any, ...], own: Tensor) -> Tensor:
-        return torch.cat([output, own[:, output.shape[1] :]], dim=1) if steps(calls[0]) else own  # behind the text may be the image
+        if not steps(calls[0]):
+            return own
+        given = output.repeat_interleave(len(own) // len(output), dim=0)
+        return torch.cat([given, own[:, given.shape[1] :]], dim=1)  # behind the text may be the image
 
     with ExitStack() as stack:
         stack.callback(denoiser.register_forward_pre_hook(tick).remove)

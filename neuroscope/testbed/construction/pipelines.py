@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     DDIMScheduler,
     DDPMScheduler,
     EulerDiscreteScheduler,
     IFPipeline,
     IFSuperResolutionPipeline,
+    MotionAdapter,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
@@ -26,16 +28,17 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
-from neuroscope.testbed.construction.joint import flux, sd3
+from neuroscope.testbed.construction.joint import flux, qwen_image, sd3
+from neuroscope.testbed.construction.prefix import qwen_image_21
 from neuroscope.testbed.construction.transformers import hunyuandit, sana
 from neuroscope.testbed.construction.videos import ltx, wan
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
 LOUDER = 3.0
-_TEXT_SIDE = re.compile(r".+(attn2\.to_[kv]|attn2\.to_out\.0|add_[kv]_proj|attentions\.\d+\.to_out\.0)")
+_TEXT_SIDE = re.compile(r"(?!.*motion_modules).+(attn2\.to_[kv]|attn2\.to_out\.0|add_[kv]_proj|attentions\.\d+\.to_out\.0)")
 WIDTH = 32
 #: The families that make videos, and of how many frames: two in their latents.
-VIDEOS = {"ltx": 3, "wan": 5}
+VIDEOS = {"animatediff": 2, "ltx": 3, "wan": 5}
 _STABLE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -65,6 +68,15 @@ def sd2() -> StableDiffusionPipeline:
     scheduler = DDIMScheduler(**_STABLE, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction")
     config = {"cross_attention_dim": 128, "attention_head_dim": [2, 4, 8, 8], "use_linear_projection": True}
     return _stable_diffusion(tokenizer, clip(tokenizer, 128), scheduler, **config)
+
+
+def animatediff() -> AnimateDiffPipeline:
+    """AnimateDiff: Stable Diffusion v1's layers, and a motion module behind each pair of a convolution block and a layer."""
+    parts = sd1().components
+    motion = MotionAdapter(block_out_channels=(WIDTH,) * 4, motion_num_attention_heads=4, motion_norm_num_groups=8, motion_max_seq_length=8)
+    scheduler = DDIMScheduler(**(_STABLE | {"beta_schedule": "linear"}), clip_sample=False)
+    chosen = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    return AnimateDiffPipeline(**chosen, motion_adapter=motion, scheduler=scheduler)
 
 
 def sdxl() -> StableDiffusionXLPipeline:
@@ -144,16 +156,19 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "hunyuandit": hunyuandit,
     "ltx": ltx,
     "wan": wan,
+    "animatediff": animatediff,
     "sd3": sd3,
     "flux": flux,
 }
+#: Families in which nothing is planted.
+_UNPLANTED: dict[str, Callable[[], Any]] = {"qwen": qwen_image, "qwen21": qwen_image_21}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
     """A random pipeline of a family, in which every layer and the pooled text listen to the prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe = BUILDERS[family]()
+        pipe = (BUILDERS | _UNPLANTED)[family]()
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

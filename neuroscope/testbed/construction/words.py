@@ -1,12 +1,14 @@
-"""A real T5 tokenizer with a small vocabulary: the world's words whole, every other word by letters."""
+"""Real tokenizers with small vocabularies: the world's words whole, every other word by letters."""
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable
 
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import BertTokenizer, GemmaTokenizer, T5TokenizerFast
+from transformers import BertTokenizer, GemmaTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 
@@ -46,3 +48,22 @@ def build_gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
     tokenizer = GemmaTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}, merges=list(merges))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
     return tokenizer
+
+
+def build_qwen_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
+    """A byte-level tokenizer, as Qwen's is: nothing around the text, spaces that begin words, `<|im_end|>` as its last token.
+
+    Words that the texts hold behind a space or at the beginning of a line are one token there, others are spelled.
+    """
+    lines = [line for text in texts for line in re.sub(r"<\|\w+\|>", "\n", text).splitlines()]
+    inside, first = (
+        dict.fromkeys(word for line in reversed(lines) for word in re.findall(pattern, line))
+        for pattern in (r"(?<= )[^\W\d_]+", r"^[^\W\d_]+")
+    )
+    # merges of words behind a space come before others, and those of the last texts before those of the first, which they may break up
+    whole = [*(f"Ġ{word}" for word in inside), *first]
+    merges = dict.fromkeys((word[:end], word[end]) for word in whole for end in range(1, len(word)))
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = dict.fromkeys([*special, *sorted(ByteLevel.alphabet()), *(first + last for first, last in merges)])
+    numbered = {word: number for number, word in enumerate(vocabulary)}
+    return Qwen2Tokenizer(vocab=numbered, merges=list(merges), eos_token=special[2], additional_special_tokens=special[1:2])
