@@ -139,6 +139,15 @@ def sdxl_edits() -> str:
     )
 
 
+def joint_search() -> str:
+    """By depth: how often the search was right, how sure it was, and how many times cheaper than all windows."""
+    cells = [
+        [str(row.Index), f"{row.plants:.0f}", f"{row.right:.0f}", f"{row.sure:.0f}", f"{row.sure_and_right:.0f}", f"1/{row.least:.1f}"]
+        for row in summary(kept_table()).sort_index().itertuples()
+    ]
+    return _markdown(["blocks", "plants", "right", "given with 95 % or more", "of these right", "NFE, of all windows'"], cells)
+
+
 def joint_swaps() -> str:
     """By model and method: how often it names the block in which the image reads the concept, and what it credits others with."""
     rows = _rows("joint", "credit")
@@ -165,17 +174,6 @@ _METHODS = {
     "stream": '`LocoGen(definition="stream")`',
     "edge, auto": '`LocoGen(search="auto")`',
 }
-
-
-def joint_search() -> str:
-    """By depth: how often the search was right, how sure it was, and how many times cheaper than all windows."""
-    cells = [
-        [str(row.Index), f"{row.plants:.0f}", f"{row.right:.0f}", f"{row.sure:.0f}", f"{row.sure_and_right:.0f}", f"1/{row.least:.1f}"]
-        for row in summary(kept_table()).sort_index().itertuples()
-    ]
-    return _markdown(["blocks", "plants", "right", "given with 95 % or more", "of these right", "NFE, of all windows'"], cells)
-
-
 _JUDGED = ["precision", "auroc", "precision_by_size", "auroc_by_size"]
 _TOKENS = {"subject": "the subject's token", "all": "all tokens"}
 
@@ -188,8 +186,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained style all": lambda: trained("style", "all"),
     "trained stipple": lambda: trained("stipple", "12"),
     "sdxl edits": sdxl_edits,
-    "joint swaps": joint_swaps,
     "joint search": joint_search,
+    "joint swaps": joint_swaps,
 }
 
 

@@ -103,6 +103,8 @@ AUDIOLDM2: dict[str, Any] = {
 }
 #: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+#: AnimateDiff's motion modules in Stable Diffusion v1: the class's defaults, but for the width of CLIP's states.
+ANIMATEDIFF: dict[str, Any] = {"_class_name": "UNetMotionModel", "sample_size": 64, "cross_attention_dim": 768}
 #: LTX-Video of 2 thousand million weights: diffusers' scripts/convert_ltx_to_diffusers.py makes it with the class's defaults.
 LTX: dict[str, Any] = {"_class_name": "LTXVideoTransformer3DModel"}
 #: HunyuanDiT 1.1, by the number of blocks in diffusers' scripts/convert_hunyuandit_to_diffusers.py (40) and otherwise the class's defaults,
@@ -182,6 +184,8 @@ SD3_5_MEDIUM = SD3 | {"pos_embed_max_size": 384, "dual_attention_layers": list(r
 FLUX_SCHNELL: dict[str, Any] = {"_class_name": "FluxTransformer2DModel"}
 FLUX_DEV = FLUX_SCHNELL | {"guidance_embeds": True}
 
+#: Chroma1-HD: the class's defaults.
+CHROMA: dict[str, Any] = {"_class_name": "ChromaTransformer2DModel"}
 #: Qwen-Image of 20 thousand million weights, as huggingface.co/Qwen/Qwen-Image has it: the class's defaults.
 QWEN_IMAGE: dict[str, Any] = {"_class_name": "QwenImageTransformer2DModel"}
 #: Qwen-Image 2.1: the class's defaults.
@@ -203,6 +207,7 @@ PUBLISHED = {
     "Sana 0.6B": SANA_600M,
     "HunyuanDiT 1.1": HUNYUANDIT,
     "HunyuanDiT 1.2": HUNYUANDIT_1_2,
+    "AnimateDiff": ANIMATEDIFF,
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,
@@ -211,6 +216,7 @@ PUBLISHED = {
     "SD3.5 medium": SD3_5_MEDIUM,
     "FLUX.1 dev": FLUX_DEV,
     "FLUX.1 schnell": FLUX_SCHNELL,
+    "Chroma": CHROMA,
     "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image 2.1": QWEN_IMAGE_21,
 }

@@ -270,7 +270,7 @@ class HookedBlock:
             first[0] = bias
             return streams.of_own(bias, lambda own: act(own, call))
 
-        self._add(attention.register_forward_pre_hook(Hook(partial(change_mask, mask, run)), with_kwargs=True))
+        self._add(attention.register_forward_pre_hook(Hook(partial(change_mask, mask, lambda: streams.tokens, run)), with_kwargs=True))
 
     def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
         """Replaces a whole component's output by a function of it and of the batch's layout."""

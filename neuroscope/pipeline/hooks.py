@@ -240,11 +240,16 @@ def change_output(run: Callable[[Tensor], Tensor | None], _module: nn.Module, _a
 
 
 def change_mask(
-    mask: AttentionMask, run: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    mask: AttentionMask,
+    tokens: Callable[[], int],
+    run: Callable[[Tensor], Tensor],
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """A forward pre-hook that replaces what an attention is told of the tokens that it sees, where it is told."""
     if (given := kwargs.get(mask.argument)) is None:
         return None
-    bias = mask.as_bias(given, (args[0] if args else kwargs["hidden_states"]).dtype)
+    bias = mask.as_bias(given, tokens(), (args[0] if args else kwargs["hidden_states"]).dtype)
     changed = run(bias)
-    return None if changed is bias else (args, kwargs | {mask.argument: mask.as_given(changed)})
+    return None if changed is bias else (args, kwargs | {mask.argument: mask.as_given(changed, given)})

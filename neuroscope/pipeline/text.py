@@ -199,7 +199,7 @@ class PromptEncoder:
     def attention_arguments(self, conditions: Conditions) -> dict[str, Tensor]:
         """What a layer's attention is given of prompts by name: the bias of its scores, where the model masks tokens."""
         mask = self._family.mask
-        return {} if mask is None else {mask.argument: mask.as_given(mask.bias(conditions.of_tokens))}
+        return {} if mask is None else {mask.argument: mask.bias(conditions.of_tokens)}
 
     def read(self, site: Site, conditions: Conditions, batch: int | None = None) -> Float[Tensor, "prompt *token channel"]:
         """What a text-side site's module reads of prompts; of modules that read more, these are the first channels.

@@ -226,7 +226,8 @@ class TextStreams:
             parts = [value[copied].clone() for _ in added]
             for part, prompts in zip(parts, added, strict=True) if name in names else ():
                 for image, prompt in prompts.items():
-                    part[image] = (prompt.of_tokens if names[name] == "mask" else getattr(prompt, names[name]))[0].to(part)
+                    own = (prompt.of_tokens if names[name] == "mask" else getattr(prompt, names[name]))[0].to(part)
+                    part[image, : len(own)] = own  # a mask may go on with the image's tokens
             return torch.cat([value, *parts])
 
         return {name: extend(name, value) for name, value in call.arguments.items()}

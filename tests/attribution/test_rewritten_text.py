@@ -23,9 +23,9 @@ from tests.numerics import close
 SMALL = {"num_inference_steps": 2, "height": 32, "width": 32}
 CONCEPT = ns.Concept("stipple", [PROMPT, f"{PROMPT}, large"], [OTHER, f"{OTHER}, large"])
 SHARE = 0.3
-#: For differences; FLUX and Qwen-Image turn in float32.
-WIDTH = {"sd3": 1e-3, "flux": 3e-2, "qwen": 3e-2}
-TOLERANCE = {"sd3": 1e-5, "flux": 1e-3, "qwen": 1e-3}
+#: For differences; all but Stable Diffusion 3 turn in float32.
+WIDTH = {"sd3": 1e-3, "flux": 3e-2, "chroma": 3e-2, "qwen": 3e-2}
+TOLERANCE = {"sd3": 1e-5, "flux": 1e-3, "chroma": 1e-3, "qwen": 1e-3}
 
 
 class Step:
@@ -41,6 +41,8 @@ class Step:
         self.distance = TargetDistance(graph, self.inputs, self.target)
         kinds = {name: kind for kind, name in graph.family.arguments.items() if kind in ("context", "pooled", "mask")}
         told = {name: getattr(self.target, kind) for name, kind in kinds.items()}
+        if (mask := self.inputs.get("attention_mask")) is not None:  # goes on with the image's tokens
+            told["attention_mask"] = torch.cat([told["attention_mask"], mask[:, told["attention_mask"].shape[1] :]], dim=1)
         with torch.no_grad():
             self._there = graph.denoiser(**{**self.inputs, **told})[0]
 
@@ -120,6 +122,10 @@ def test_the_cost_is_the_first_call_of_an_image_and_four_a_sample(family, guided
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_that_are_computed_again_change_no_score(family):
     graph = built(family)
+    if not graph.family.recomputes:
+        with pytest.raises(ns.InvalidInput, match="Chroma.* has no gradient checkpointing that works; leave it out"):
+            ranked(graph, family, recompute=True)
+        return
     kept, again = (ranked(graph, family, recompute=each) for each in (False, True))
     assert again.cost.nfe == kept.cost.nfe + 3
     for path, scores in kept.scores.items():
@@ -142,8 +148,10 @@ def in_precision(family: str, dtype: torch.dtype) -> Tensor:
 def test_scores_in_half_precision_are_those_of_float32_but_for_rounding(family, dtype):
     expected, found = in_precision(family, torch.float32), in_precision(family, dtype)
     assert found.dtype == torch.float64
-    # predictions for the two prompts differ by about a seventieth of their size, so that rounding counts as much more in the difference
-    torch.testing.assert_close(found, expected, rtol=0, atol=70 * torch.finfo(dtype).eps * float(expected.abs().max()))
+    # predictions for the two prompts differ by about a seventieth of their size, so that rounding counts as much more in the difference;
+    # Chroma's modulations pass a network of their own
+    more = 140 if family == "chroma" else 70
+    torch.testing.assert_close(found, expected, rtol=0, atol=more * torch.finfo(dtype).eps * float(expected.abs().max()))
 
 
 def test_what_the_image_reads_of_a_sequence_of_both_is_changed_in_the_rows_of_the_text_alone():

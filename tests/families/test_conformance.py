@@ -32,12 +32,13 @@ BLOCKS = {
     "wan": {f"block.{number}": 1 for number in range(12)},
     "sd3": {f"block.{number}": 1 for number in range(12)},
     "flux": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
+    "chroma": {f"joint.{number}": 1 for number in range(5)} | {f"single.{number}": 1 for number in range(4)},
     "qwen": {f"block.{number}": 1 for number in range(12)},
     "qwen21": {f"block.{number}": 1 for number in range(12)},
     "hunyuandit": {f"block.{number}": 1 for number in range(12)},
     "audioldm2": {f"{block}.{encoder}": count for block, count in _STABLE.items() for encoder in ("gpt2", "t5")},
 }
-TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux", "qwen", "qwen21")
+TRANSFORMERS = ("pixart", "sana", "stable-audio", "ltx", "wan", "hunyuandit", "sd3", "flux", "chroma", "qwen", "qwen21")
 #: DeepFloyd's attentions have no feed-forward beside them, and Sana's is made of convolutions.
 WITHOUT_FEED_FORWARD = ("if-1", "if-2", "sana")
 #: The roles of a layer.

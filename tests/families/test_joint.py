@@ -19,8 +19,9 @@ from tests.families.tiny import OTHER, PROMPT
 FAMILIES = tuple(tiny.JOINT)
 STEPS = 2
 APART = {"true_cfg_scale": 3.0, "negative_prompt": "a green ring"}
-GUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 3.0}, "flux": APART, "qwen": APART}
-UNGUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 1.0}, "flux": {}, "qwen": {"true_cfg_scale": 1.0}}
+OFF = {"guidance_scale": 1.0}
+GUIDED: dict[str, dict[str, Any]] = {"sd3": {"guidance_scale": 3.0}, "flux": APART, "chroma": {"guidance_scale": 3.0}, "qwen": APART}
+UNGUIDED: dict[str, dict[str, Any]] = {"sd3": OFF, "flux": {}, "chroma": OFF, "qwen": {"true_cfg_scale": 1.0}}
 #: Those in which a pooled text is a route of its own.
 POOLED = ("sd3", "flux")
 LONGER = f"{OTHER}, large"
@@ -76,18 +77,20 @@ def test_all_blocks_and_the_pooled_text_swapped_are_the_other_prompt_and_none_is
 class WrittenOut(nn.Module):
     """Attention of image and text, each with its own weights, written out; the image reads another text than the text does.
 
-    Independent of hooks: it stands in the place of a block's attention, and is told the other text, and which of it is seen, by the test.
+    Independent of hooks: it stands in the place of a block's attention, and is told the other text, and which of it counts, by the test.
     """
 
     def __init__(self, attention: Any, other: Iterator[tuple[Tensor, Tensor | None]], leads: bool) -> None:
         super().__init__()
         self.attention, self.other, self.leads = attention, other, leads
 
-    def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, image_rotary_emb: Any = None, encoder_hidden_states_mask: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        own = self._attend(hidden_states, encoder_hidden_states, encoder_hidden_states, encoder_hidden_states_mask, image_rotary_emb)
-        mixed = self._attend(hidden_states, encoder_hidden_states, *next(self.other), image_rotary_emb)
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        bias, rotary = bias_of(options, encoder_hidden_states.shape[1]), options.get("image_rotary_emb")
+        own = self._attend(hidden_states, encoder_hidden_states, encoder_hidden_states, bias, rotary)
+        other, other_bias = next(self.other)
+        if other_bias is not None and other_bias.ndim == 3:  # of which the image's rows count
+            other_bias = other_bias[:, -1:]
+        mixed = self._attend(hidden_states, encoder_hidden_states, other, other_bias, rotary)
         return mixed[0], own[1]
 
     def _heads(self, module: str, given: Tensor, norm: str = "") -> Tensor:
@@ -95,7 +98,7 @@ class WrittenOut(nn.Module):
         normed = getattr(self.attention, norm, None)
         return value if normed is None else normed(value)
 
-    def _attend(self, image: Tensor, text: Tensor, read: Tensor, seen: Tensor | None, rotary: Any) -> tuple[Tensor, Tensor]:
+    def _attend(self, image: Tensor, text: Tensor, read: Tensor, bias: Tensor | None, rotary: Any) -> tuple[Tensor, Tensor]:
         a = self.attention
         parts = (
             (self._heads("to_q", image, "norm_q"), self._heads("add_q_proj", text, "norm_added_q")),
@@ -106,8 +109,8 @@ class WrittenOut(nn.Module):
         if rotary is not None:
             query, key = (_turned(each, *rotary) for each in (query, key))
         scores = torch.einsum("bqhc,bkhc->bhqk", query, key) / math.sqrt(query.shape[-1])
-        if seen is not None:
-            scores[..., : text.shape[1]].masked_fill_(~seen.bool()[:, None, None], -math.inf)
+        if bias is not None:
+            scores = scores + bias[:, None]
         found = torch.einsum("bhqk,bkhc->bqhc", scores.softmax(dim=-1), value).flatten(2)
         count = text.shape[1]
         its, mine = (found[:, :count], found[:, count:]) if self.leads else (found[:, -count:], found[:, :-count])
@@ -123,12 +126,24 @@ def _turned(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return value * cosine[:, None] + turned * sine[:, None]
 
 
+def bias_of(options: dict[str, Any], tokens: int) -> Tensor | None:
+    """What an attention adds to its scores, [row, query or 1, token of text or image]: by Chroma's mask of numbers, or by Qwen-Image's."""
+    if (mask := options.get("attention_mask")) is not None:
+        return mask[:, 0]
+    if (seen := options.get("encoder_hidden_states_mask")) is None:
+        return None
+    image = int(options["image_rotary_emb"][0].shape[0])
+    assert seen.shape[1] == tokens
+    return torch.cat([torch.where(seen.bool(), 0.0, -math.inf), torch.zeros(len(seen), image)], dim=1)[:, None]
+
+
 def texts(attention: nn.Module, run: Callable[[], Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    """What an attention is given of text at each step of a run, and which of it it sees."""
+    """What an attention is given of text at each step of a run, and what it adds to its scores."""
     found: list[tuple[Tensor, Tensor | None]] = []
 
     def keep(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((kwargs["encoder_hidden_states"].clone(), kwargs.get("encoder_hidden_states_mask")))
+        text = kwargs["encoder_hidden_states"].clone()
+        found.append((text, bias_of(kwargs, text.shape[1])))
 
     handle = attention.register_forward_pre_hook(keep, with_kwargs=True)
     run()
@@ -278,17 +293,18 @@ def test_a_word_of_a_prompt_that_two_tokenizers_read_has_a_place_among_the_token
 
 
 @pytest.mark.parametrize("definition", ["edge", "stream"])
-@pytest.mark.parametrize("options", [UNGUIDED["qwen"], GUIDED["qwen"]], ids=["unguided", "guided"])
-def test_prompts_of_several_lengths_are_read_under_their_own_masks(definition: str, options: dict[str, Any]) -> None:
-    graph = built("qwen")
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("family", ["chroma", "qwen"])
+def test_prompts_of_several_lengths_are_read_under_their_own_masks(family: str, guided: bool, definition: str) -> None:
+    graph, options = built(family), (GUIDED if guided else UNGUIDED)[family]
     short, long = "a red ring", f"{OTHER}, large"
     for prompt, other in ((short, long), (long, short)):
-        for rows in ("conditional", "all") if options is UNGUIDED["qwen"] else ("conditional",):
+        for rows in ("conditional",) if guided else ("conditional", "all"):
             every = swap(graph, prompt=other, definition=definition, rows=rows)
             with graph.apply(every):
                 found = drawn(graph, prompt, **options)
             torch.testing.assert_close(found, drawn(graph, other, **options), atol=1e-12, rtol=0)
-        for layer in graph.sites.layers:
+        for layer in graph.sites.layers[1::3]:
             with graph.apply(swap(graph, layer, prompt=other, definition=definition)):
                 added = drawn(graph, prompt, **options)
             with graph.apply_each([[], [swap(graph, layer, prompt=prompt, definition=definition)]]):

@@ -29,6 +29,7 @@ _AUDIO = 2 * (2 * 256 + 2 * 384 + 2 * 640 + 640 + 3 * 640 + 3 * 384 + 3 * 256)
 COUNTS = {
     "SD v1": (16, 768, 12_480, 49_920),
     "SD v2": (16, 1024, 12_480, 49_920),
+    "AnimateDiff": (16, 768, 12_480, 49_920),  # those of SD v1, and none of motion modules
     "OpenJourney": (16, 768, 12_480, 49_920),
     "SDXL": (70, 2048, 83_200, 332_800),
     "DeepFloyd IF-I-XL": (22, 2816, 3 * 1408 + 3 * 2112 + 3 * 2816 + 2816 + 4 * 2816 + 4 * 2112 + 4 * 1408, 0),
@@ -49,6 +50,7 @@ COUNTS = {
     "SD3.5 medium": (24, 1536, 24 * 1536, 24 * 4 * 1536),  # attentions of the image alone are no layers
     "FLUX.1 dev": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),  # a single block's feed-forward reads text and image by one weight
     "FLUX.1 schnell": (19 + 38, 3072, (19 + 38) * 3072, 19 * 4 * 3072),
+    "Chroma": (57, 3072, 57 * 3072, 19 * 4 * 3072),
     "Qwen-Image": (60, 3072, 60 * 3072, 60 * 4 * 3072),  # behind the projection of 3584 channels, which every block rewrites
     "Qwen-Image 2.1": (32, 4096, 32 * 4096, 0),  # a feed-forward is the text's and the image's at once
 }
@@ -68,6 +70,7 @@ PLACES = {
     "SD v1": _STABLE,
     "SD v2": _STABLE,
     "OpenJourney": _STABLE,
+    "AnimateDiff": _STABLE,
     "SDXL": {0: "down.1", 4: "down.2", 24: "mid", 34: "up.0", 64: "up.1"},
     "DeepFloyd IF-I-XL": {0: "down.1", 3: "down.2", 6: "down.3", 9: "mid", 10: "up.0", 14: "up.1", 18: "up.2"},
     "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},
@@ -107,6 +110,7 @@ def sites() -> dict[str, Sites]:
     return {name: sites_from_config(config) for name, config in PUBLISHED.items()}
 
 
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layers_and_neurons_are_as_many_as_published(sites, name):
     found = sites[name]

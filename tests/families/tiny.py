@@ -90,7 +90,7 @@ def joint(name: str) -> Any:
 _BUILT = ("sdxl", "if-1", "if-2", "pixart", "sana", "audioldm2", "stable-audio", "hunyuandit", "ltx", "wan", "animatediff")
 PIPELINES = {"sd1": sd1, "sd2": sd2} | {name: partial(_unplanted, name) for name in _BUILT}
 #: Those whose blocks rewrite the text have laws of their own, see test_joint.py, beside those of all families.
-JOINT = {name: partial(joint, name) for name in ("sd3", "flux", "qwen")}
+JOINT = {name: partial(joint, name) for name in ("sd3", "flux", "chroma", "qwen")}
 
 
 def prefix(name: str) -> Any:

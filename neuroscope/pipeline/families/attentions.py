@@ -20,13 +20,14 @@ class AttentionMask:
     Attributes:
         argument: the name under which it takes a bias of its scores, or what it makes one of.
         bias: the bias of a mask [prompt, token]: 0 where a token is seen, far below 0 elsewhere.
-        as_bias, as_given: the bias [row, query, token] in what it is given, in a number format; and the other way round.
+        as_bias: the bias [row, 1, token] in what it is given, for so many tokens and in a number format.
+        as_given: what it is given for a bias, and in place of what.
     """
 
     argument: str
     bias: Callable[[Tensor], Tensor]
-    as_bias: Callable[[Tensor, torch.dtype], Tensor] = lambda given, _dtype: given
-    as_given: Callable[[Tensor], Tensor] = lambda bias: bias
+    as_bias: Callable[[Tensor, int, torch.dtype], Tensor] = lambda given, _tokens, _dtype: given
+    as_given: Callable[[Tensor, Tensor], Tensor] = lambda bias, _given: bias
 
 
 @dataclass(frozen=True)

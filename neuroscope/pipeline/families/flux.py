@@ -36,7 +36,7 @@ from neuroscope.pipeline.families.unet import CHUNKED, FUSED
 _TOKENS = 7  # images have four
 _PATCH = 2  # latents on a side of what a token of the image holds
 _SINGLE = r"single_transformer_blocks\.\d+"
-_TIMESTEPS = 1000  # the pipeline divides by it, whatever the scheduler has
+TIMESTEPS = 1000  # the pipeline divides by it, whatever the scheduler has
 
 
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -89,13 +89,13 @@ def packed_size(
 def timestep_of(pipe: Any, given: float) -> float:
     """The nearest timestep of the scheduler: what is given was divided and rounded."""
     known: Tensor = pipe.scheduler.timesteps.double()
-    return float(known[(known - _TIMESTEPS * given).abs().argmin()]) if len(known) else _TIMESTEPS * given
+    return float(known[(known - TIMESTEPS * given).abs().argmin()]) if len(known) else TIMESTEPS * given
 
 
 def _first_text(denoiser: Any, given: Mapping[str, Any], conditions: Conditions) -> Tensor:
     """As `first_text`; the model takes numbers in units of the whole schedule, which it multiplies in its own format."""
     times = {
-        name: given[name].to(given["hidden_states"].dtype) * _TIMESTEPS for name in ("timestep", "guidance") if given.get(name) is not None
+        name: given[name].to(given["hidden_states"].dtype) * TIMESTEPS for name in ("timestep", "guidance") if given.get(name) is not None
     }
     return first_text(denoiser, {**given, **times}, conditions)
 

@@ -93,8 +93,8 @@ def _words(pipe: Any, tokenizer: Any) -> Templated:
 _MASK = AttentionMask(
     "encoder_hidden_states_mask",
     lambda mask: ((1 - mask.float()) * _UNSEEN)[:, None],
-    as_bias=lambda given, dtype: (given - 1 if given.is_floating_point() else (1 - given.to(dtype)) * _UNSEEN)[:, None],
-    as_given=lambda bias: bias[:, 0] + 1,
+    as_bias=lambda given, _tokens, dtype: (given - 1 if given.is_floating_point() else (1 - given.to(dtype)) * _UNSEEN)[:, None],
+    as_given=lambda bias, _given: bias[:, 0] + 1,
 )
 
 QWEN = Family(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -89,6 +92,32 @@ def flux() -> FluxPipeline:
         text_encoder_2=encoder,
         tokenizer_2=words,
         transformer=_with_pooled_text(transformer, _LOUDER),
+    )
+
+
+def chroma() -> ChromaPipeline:
+    """Chroma, shallow: FLUX.1's joint blocks and single ones under the prompt's mask, T5, guidance in two calls a step."""
+    tokenizer, encoder = t5(_TEXT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a class that diffusers' own model uses
+        transformer = ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=5,
+            num_single_layers=4,
+            attention_head_dim=16,
+            num_attention_heads=6,
+            joint_attention_dim=_TEXT,
+            axes_dims_rope=(4, 6, 6),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+        )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_autoencoder(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
     )
 
 

@@ -28,7 +28,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.audio import audioldm2, stable_audio
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
-from neuroscope.testbed.construction.joint import flux, qwen_image, sd3
+from neuroscope.testbed.construction.joint import chroma, flux, qwen_image, sd3
 from neuroscope.testbed.construction.prefix import qwen_image_21
 from neuroscope.testbed.construction.transformers import hunyuandit, sana
 from neuroscope.testbed.construction.videos import ltx, wan
@@ -73,7 +73,7 @@ def sd2() -> StableDiffusionPipeline:
 def animatediff() -> AnimateDiffPipeline:
     """AnimateDiff: Stable Diffusion v1's layers, and a motion module behind each pair of a convolution block and a layer."""
     parts = sd1().components
-    motion = MotionAdapter(block_out_channels=(WIDTH,) * 4, motion_num_attention_heads=4, motion_norm_num_groups=8, motion_max_seq_length=8)
+    motion = MotionAdapter(block_out_channels=(WIDTH,) * 4, motion_num_attention_heads=4, motion_norm_num_groups=8)
     scheduler = DDIMScheduler(**(_STABLE | {"beta_schedule": "linear"}), clip_sample=False)
     chosen = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
     return AnimateDiffPipeline(**chosen, motion_adapter=motion, scheduler=scheduler)
@@ -161,7 +161,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "flux": flux,
 }
 #: Families in which nothing is planted.
-_UNPLANTED: dict[str, Callable[[], Any]] = {"qwen": qwen_image, "qwen21": qwen_image_21}
+_UNPLANTED: dict[str, Callable[[], Any]] = {"chroma": chroma, "qwen": qwen_image, "qwen21": qwen_image_21}
 
 
 def build_unplanted(family: str, seed: int) -> Any:
