@@ -5,11 +5,18 @@ from neuroscope.pipeline.families._registry import FAMILIES, family_of, family_o
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import has_latents, latent_size
 from neuroscope.pipeline.families.encoding import END, TEXT_OPTIONS, WithLength, begin_of, missing_methods, text_options, without_texts
-from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
+from neuroscope.pipeline.families.pipelines import (
+    REFUSED_DENOISERS,
+    REFUSED_PIPELINES,
+    check_modes,
+    missing_encode_parameters,
+    refuse_pipeline,
+)
 
 __all__ = [
     "END",
     "FAMILIES",
+    "REFUSED_DENOISERS",
     "REFUSED_PIPELINES",
     "TEXT_OPTIONS",
     "AttentionMask",
