@@ -4,10 +4,12 @@ import copy
 
 import diffusers
 import pytest
+import torch
 from torch import nn
 
-from neuroscope import UnsupportedModel
-from neuroscope.pipeline.families import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
+from docs.pipelines import PAGE
+from neuroscope import UnsupportedModel, sites_from_config
+from neuroscope.pipeline.families import REFUSED_DENOISERS, REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
 from tests.families import tiny
 from tests.pipelines.build import PIPELINES
 
@@ -28,6 +30,31 @@ def test_a_refused_pipeline_and_a_subclass_of_it_say_why(name):
             refuse_pipeline(object.__new__(kind))
         assert REFUSED_PIPELINES[name].reason in str(refused.value)
         assert f"use {REFUSED_PIPELINES[name].instead}.from_pipe(pipe)" in str(refused.value) or not REFUSED_PIPELINES[name].instead
+
+
+#: By a known denoiser that has no family: a module that its reason is about.
+NAMED = {
+    "CogVideoXTransformer3DModel": "transformer_blocks.0.attn1.to_k",
+    "CogView4Transformer2DModel": "transformer_blocks.0.attn1.to_k",
+    "Lumina2Transformer2DModel": "context_refiner.0.attn.to_k",
+    "ZImageTransformer2DModel": "context_refiner.0.attention.to_k",
+    "Krea2Transformer2DModel": "text_fusion",
+    "Flux2Transformer2DModel": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_DENOISERS)
+def test_a_known_denoiser_without_a_family_says_why(name):
+    kind = getattr(diffusers, name)
+    with torch.device("meta"):
+        denoiser = kind()
+    modules = dict(denoiser.named_modules())
+    assert NAMED[name] in modules
+    assert not any("add_k_proj" in path for path in modules) or name == "Flux2Transformer2DModel"
+    with pytest.raises(UnsupportedModel, match=f"is a {name}, which is not supported: ") as refused:
+        sites_from_config({"_class_name": name})
+    assert REFUSED_DENOISERS[name] in str(refused.value)
+    assert f"| `{name}` | {REFUSED_DENOISERS[name]} | – |" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("name", [name for name, example in PIPELINES.items() if not example.refusal])

@@ -14,11 +14,18 @@ from neuroscope.pipeline.families.encoding import (
     text_options,
     without_texts,
 )
-from neuroscope.pipeline.families.pipelines import REFUSED_PIPELINES, check_modes, missing_encode_parameters, refuse_pipeline
+from neuroscope.pipeline.families.pipelines import (
+    REFUSED_DENOISERS,
+    REFUSED_PIPELINES,
+    check_modes,
+    missing_encode_parameters,
+    refuse_pipeline,
+)
 
 __all__ = [
     "END",
     "FAMILIES",
+    "REFUSED_DENOISERS",
     "REFUSED_PIPELINES",
     "TEXT_OPTIONS",
     "AttentionMask",

@@ -10,6 +10,7 @@ from typing import Any
 
 from neuroscope.core.errors import UnsupportedModel, choose
 from neuroscope.pipeline.families._family import Family, uncompiled
+from neuroscope.pipeline.families.pipelines import REFUSED_DENOISERS
 
 #: The entry points of families that other packages bring.
 GROUP = "neuroscope.families"
@@ -72,6 +73,8 @@ def family_of_denoiser(denoiser: Any, name: str = "this denoiser") -> Family:
     for family in named:
         if family.matches(inner.config):
             return family
+    if (reason := REFUSED_DENOISERS.get(type(inner).__name__)) is not None:
+        raise UnsupportedModel(f"{name} is a {type(inner).__name__}, which is not supported: {reason}")
     if not named:
         raise UnsupportedModel(
             f"{name} is a {type(inner).__name__}, which neuroscope does not know; give a pipeline whose denoiser is {_known_denoisers()}"

@@ -62,6 +62,19 @@ REFUSED_PIPELINES |= {
 }
 
 
+_ONE_SEQUENCE = "its blocks read text and image as one sequence by the same weights, and every token sees all others"
+_IN_FRONT = f"{_ONE_SEQUENCE}; the blocks of {{}} in front of them read the prompt alone, and no image reads those"
+#: By the class of a denoiser that is known and has no family: why.
+REFUSED_DENOISERS = {
+    "CogVideoXTransformer3DModel": _ONE_SEQUENCE,
+    "CogView4Transformer2DModel": _ONE_SEQUENCE,
+    "Lumina2Transformer2DModel": _IN_FRONT.format("context_refiner"),
+    "ZImageTransformer2DModel": _IN_FRONT.format("context_refiner"),
+    "Krea2Transformer2DModel": _IN_FRONT.format("text_fusion"),
+    "Flux2Transformer2DModel": "its single blocks have one weight for queries, keys, values and feed-forward, and no site is a part of one",
+}
+
+
 def refuse_pipeline(pipe: Any, encodes_apart: bool = False) -> None:
     """Raises UnsupportedModel for a pipeline on which operations would be wrong or fail, naming its class and the reason.
 
