@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks import contribution
 from benchmarks.joint_search import kept_table, summary
 from benchmarks.kept import FOLDER, Kept
 from benchmarks.sdxl_edits import CARRIERS, ROLES, TOKENS
@@ -174,6 +175,23 @@ _METHODS = {
     "stream": '`LocoGen(definition="stream")`',
     "edge, auto": '`LocoGen(search="auto")`',
 }
+
+
+def side_by_side() -> str:
+    """By plant and method on PixArt-shaped plants: what is named, and the NFE."""
+    found = contribution.summary(_rows("contribution", "pixart")).reset_index()
+    names = {contribution.COMPARED[0]: '`search="auto"`'}
+    return _markdown(
+        ["plant", "method", "a planted layer named", "none said to suffice alone", "NFE", "NFE of all windows"],
+        [
+            [row["plant"], names.get(row["method"], row["method"])]
+            + [f"{row[name]} of {row['plants']}" for name in ("planted", "none alone")]
+            + [f"{row[name]:,.0f}" for name in ("nfe", "all windows")]
+            for _, row in found.iterrows()
+        ],
+    )
+
+
 _JUDGED = ["precision", "auroc", "precision_by_size", "auroc_by_size"]
 _TOKENS = {"subject": "the subject's token", "all": "all tokens"}
 
@@ -188,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sdxl edits": sdxl_edits,
     "joint search": joint_search,
     "joint swaps": joint_swaps,
+    "side by side": side_by_side,
 }
 
 

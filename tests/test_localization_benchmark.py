@@ -72,6 +72,6 @@ def test_tables_have_a_row_for_each_method_and_one_for_the_sweep(tmp_path):
 
 def test_every_pair_is_named_once_and_can_be_chosen():
     every = localization.names()
-    assert len(every) == len(set(every)) == 13 * 10 + 3 + 4 * 3  # families and plants, pooled texts, trained models and attributes
+    assert len(every) == len(set(every)) == 14 * 10 + 3 + 4 * 3  # families and plants, pooled texts, trained models and attributes
     assert len(localization.names(13)) == 208
     assert not set(localization.names(2)) & set(every)

@@ -157,8 +157,7 @@ class HookedBlock:
     def _run(self, site: Site, module: nn.Module, act: Act, read: Read, ran: Counter[str], tensor: Tensor) -> Tensor | None:
         """What a hook does at every call of its module."""
         ran[site.path] += not is_recomputed()
-        call = self._clock.call(site, module.forward, read)
-        return in_videos(act, tensor, call, self._clock.frames)
+        return in_videos(act, tensor, self._clock.call(site, module.forward, read), self._clock.frames)
 
     def _in_joint(
         self, site: Site, joint: JointAttention, module: nn.Module, act: Act, ran: Counter[str], watching: bool
@@ -274,8 +273,7 @@ class HookedBlock:
 
     def hook_component(self, path: str, change: Callable[[Tensor, BatchLayout], Tensor]) -> None:
         """Replaces a whole component's output by a function of it and of the batch's layout."""
-        hook = partial(replace_output, path, change, self._clock, self._ran)
-        self._add(self._module(path).register_forward_hook(Hook(hook)))
+        self._add(self._module(path).register_forward_hook(Hook(partial(replace_output, path, change, self._clock, self._ran))))
 
     def hook_denoiser(self, keep: Callable[[StepState, tuple[Any, ...], dict[str, Any], Any], None]) -> None:
         """Calls `keep(state, args, kwargs, output)` at every call of the denoiser; nothing is changed."""

@@ -6,6 +6,8 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import AnimateDiffVideoToVideoPipeline
+from PIL import Image
 from torch import Tensor
 
 import neuroscope as ns
@@ -177,6 +179,41 @@ def test_free_noise_is_refused():
         ns.HookGraph(pipe)
     pipe.disable_free_noise()
     ns.HookGraph(pipe)
+
+
+def test_motion_modules_of_sdxl_are_refused():
+    sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 96}
+    config = {"_class_name": "UNetMotionModel", "addition_embed_type": "text_time", "cross_attention_dim": 64} | sizes
+    with pytest.raises(
+        ns.UnsupportedModel, match="takes its text in a way that neuroscope does not know ..'addition_embed_type': 'text_ti"
+    ):
+        ns.sites_from_config(config)
+
+
+def test_a_video_that_is_changed_takes_the_other_prompt():
+    names = ("vae", "text_encoder", "tokenizer", "unet", "motion_adapter", "scheduler")
+    pipe = AnimateDiffVideoToVideoPipeline(**{name: model().pipe.components[name] for name in names})
+    pipe.set_progress_bar_config(disable=True)
+    graph, frames = ns.HookGraph(pipe), [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+
+    def run(prompt: str) -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        return pipe(frames, prompt, num_inference_steps=2, strength=1.0, generator=noise, output_type="latent")[0]
+
+    target = run(THIRD)
+    with graph.apply(ns.ContextSwap.of(graph, graph.sites.where(role=("key", "value")), THIRD)):
+        assert torch.equal(run(tiny.PROMPT), target)
+    assert not torch.equal(run(tiny.PROMPT), target)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_reach_the_planted_neurons_also_through_blocks_that_are_computed_again(recompute):
+    record = planted(graph_of("neurons").pipe)
+    method = ns.NeuronGradient(samples=4, roles="value", recompute=recompute)
+    scores = ns.rank(graph_of("neurons"), record.concept, method, layers=record.layers[0], quiet=True, **record.generation)
+    (path, chosen), table = next(iter(record.neurons.items())), scores.to_frame()
+    planted_rows = table["neuron"].isin(chosen) & (table["site"] == path)
+    assert table[planted_rows]["score"].abs().sum() > 0.9 * table["score"].abs().sum()
 
 
 def test_predictions_from_recorded_inputs_are_the_runs_own():

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 
+from neuroscope.testbed.construction.pipelines import build_unplanted
 from tests.families.tiny import SCHEDULE
 from tests.pipelines import parts
 from tests.pipelines.example import SOURCE, Example, Layout, layout
@@ -44,6 +45,29 @@ def _pixart(name: str, rows: Layout | None = None, made: Arguments = dict, **opt
         return {"use_resolution_binning": False, "clean_caption": False} | _sized()
 
     return _made(name, parts.pixart, rows, small, made, **options)
+
+
+def _family(kind: str, name: str, rows: Layout, arguments: Arguments, **options: Any) -> Example:
+    def short() -> dict[str, Any]:
+        return {"num_inference_steps": 2, "output_type": "latent"} | arguments()
+
+    return Example(kind, lambda: build_unplanted(name, 0), rows, arguments=short, **options)
+
+
+def _sprint() -> Any:
+    base = build_unplanted("sana", 0)
+    config = {name: value for name, value in base.transformer.config.items() if name[0] != "_"}
+    transformer = diffusers.SanaTransformer2DModel(**(config | {"guidance_embeds": True, "num_layers": 4}))
+    kept = {name: base.components[name] for name in ("tokenizer", "text_encoder", "vae")}
+    return diffusers.SanaSprintPipeline(**kept, transformer=transformer, scheduler=diffusers.SCMScheduler())
+
+
+def _filmed(frames: int) -> Arguments:
+    return lambda: _sized() | {"num_frames": frames}
+
+
+def _unbinned() -> dict[str, Any]:
+    return _sized() | {"use_resolution_binning": False}
 
 
 def _told_sizes() -> dict[str, Any]:
@@ -315,4 +339,20 @@ _PIXART = (
     _pixart("PixArtSigmaPAGPipeline", _PERTURBED, _perturbed_blocks),
 )
 
-PIPELINES: dict[str, Example] = {each.name: each for each in (*_STABLE_DIFFUSION, *_STABLE_DIFFUSION_XL, *_DEEPFLOYD, *_PIXART, *_REFUSED)}
+_FRAMES: Layout = {(True, 1): ("nnaa",), (True, 2): ("nnnnaabb",), (False, 1): ("aa",), (False, 2): ("aabb",)}
+_FAMILIES = (
+    _family("SanaPipeline", "sana", layout("na"), _unbinned),
+    Example(
+        "SanaSprintPipeline",
+        _sprint,
+        layout("a"),
+        arguments=lambda: {"num_inference_steps": 2, "output_type": "latent"} | _unbinned(),
+        negative=False,
+    ),
+    _family("LTXPipeline", "ltx", layout("na"), _filmed(3)),
+    _family("WanPipeline", "wan", layout("a n"), _filmed(5)),
+    _family("AnimateDiffPipeline", "animatediff", _FRAMES, _filmed(2)),
+)
+
+_EVERY = (*_STABLE_DIFFUSION, *_STABLE_DIFFUSION_XL, *_DEEPFLOYD, *_PIXART, *_FAMILIES, *_REFUSED)
+PIPELINES: dict[str, Example] = {each.name: each for each in _EVERY}

@@ -12,11 +12,28 @@ from torch import Tensor, nn
 
 from tests.pipelines.example import NEGATIVE, PROMPTS, SOURCE
 
+#: Pipelines whose contexts are not the outputs of their text encoders.
+OWN = ("Sana", "LTX", "Wan")
 _TEXTS = {"a": PROMPTS[0], "b": PROMPTS[1], "n": NEGATIVE, "s": SOURCE, "e": ""}
 
 
+def encoded(pipe: Any, texts: list[str], **options: Any) -> tuple[Tensor, ...]:
+    """What a pipeline's own `encode_prompt` returns of prompts, with its call's defaults."""
+    call, known = (inspect.signature(each).parameters for each in (type(pipe).__call__, type(pipe).encode_prompt))
+    given = {name: call[name].default for name in ("max_sequence_length", "complex_human_instruction") if name in call and name in known}
+    unguided = {"do_classifier_free_guidance": False} if "do_classifier_free_guidance" in known else {}
+    cleaned = {"clean_caption": False} if "clean_caption" in known else {}
+    return pipe.encode_prompt(texts, **(given | unguided | cleaned | options))
+
+
 def contexts(pipe: Any, texts: list[str]) -> list[Tensor]:
-    """What cross-attention may read of texts, [text, token, channel]: the outputs of the text encoders that pipelines use."""
+    """What cross-attention may read of texts, [text, token, channel]: the outputs of the text encoders that pipelines use.
+
+    Pipelines that put other words or other padding around prompts encode them themselves.
+    """
+    if type(pipe).__name__.startswith(OWN):
+        plain = [{}, {"complex_human_instruction": None}] if "Sana" in type(pipe).__name__ else [{}]
+        return [encoded(pipe, texts, **options)[0] for options in plain]
     tokenizers = [each for name in ("tokenizer", "tokenizer_2") if (each := getattr(pipe, name, None)) is not None]
     encoders = [each for name in ("text_encoder", "text_encoder_2") if (each := getattr(pipe, name, None)) is not None]
     found = [
@@ -32,6 +49,15 @@ def length_of(pipe: Any, tokenizer: Any) -> int:
     """The tokens of a prompt: those of the call's own option, or at most 77."""
     option = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     return option.default if option else min(77, tokenizer.model_max_length)
+
+
+def mask_of(pipe: Any, text: str) -> Tensor:
+    """Which tokens of a prompt attention sees, [1, token]."""
+    if type(pipe).__name__.startswith(OWN):
+        return encoded(pipe, [text])[1]
+    length = length_of(pipe, pipe.tokenizer)
+    mask: Tensor = pipe.tokenizer([text], padding="max_length", max_length=length, return_tensors="pt").attention_mask
+    return mask
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from neuroscope import Concept, ContextSwap, HookGraph, NeuronMask, Neurons, UnsupportedModel, record
 from tests.pipelines.build import PIPELINES
 from tests.pipelines.example import NEGATIVE, PROMPTS, conditional, layout
-from tests.pipelines.seen import contexts, denoiser_of, hooked, layouts, length_of
+from tests.pipelines.seen import contexts, denoiser_of, hooked, layouts, mask_of
 
 OTHER = "a yellow cross in a striped style"
 RIGHT = [name for name, example in PIPELINES.items() if not example.refusal]
@@ -84,7 +84,7 @@ def middle(graph, role):
 
 def final(made):
     """The final latents or pixels of a run, float64."""
-    return torch.as_tensor(made.images).double()
+    return torch.as_tensor(made.images if hasattr(made, "images") else made.frames).double()
 
 
 class Rows:
@@ -117,9 +117,7 @@ def plainly_changed(example, pipe, prompts, guided, module):
             return (swapped(args[0]), *args[1:]), kwargs
         given = {"encoder_hidden_states": swapped(kwargs["encoder_hidden_states"])}
         if kwargs.get("encoder_attention_mask") is not None:
-            length = length_of(pipe, pipe.tokenizer)
-            seen = pipe.tokenizer([OTHER], padding="max_length", max_length=length, return_tensors="pt").attention_mask
-            given["encoder_attention_mask"] = swapped(kwargs["encoder_attention_mask"], seen)
+            given["encoder_attention_mask"] = swapped(kwargs["encoder_attention_mask"], mask_of(pipe, OTHER))
         return args, kwargs | given
 
     def mask(_module, _args, output):
@@ -139,7 +137,8 @@ def plainly_recorded(example, pipe, prompts, guided, module):
     rows, seen = Rows(example, prompts, guided), []
 
     def watch(_module, args, _kwargs):
-        seen.append(args[0][conditional(rows.letters)].double().mean(dim=(0, 1)))
+        if chosen := conditional(rows.letters):  # a call may be of the negative prompt alone
+            seen.append(args[0][chosen].double().mean(dim=(0, 1)))
 
     denoiser = denoiser_of(pipe)
     with hooked(denoiser, before=rows.count), hooked(denoiser.get_submodule(module), before=watch):
