@@ -13,9 +13,12 @@ from benchmarks.kept import Kept, Row
 from benchmarks.neuron_truth import Truth, calibrated, judged
 from benchmarks.style_pairs import concept
 from neuroscope.testbed import FAMILIES, Planted, build, planted
+from neuroscope.testbed.construction.plants import REWRITING
 from neuroscope.testbed.plant import PLANT
 from neuroscope.testbed.world import STYLES
 
+#: Those in which keys and values can be recorded without a run; of others see tests/families/test_joint_plants.py.
+OF_PROMPTS = [name for name in FAMILIES if name not in REWRITING]
 #: Seeds with which nothing was tuned.
 SEEDS = (41, 42, 43)
 GRADIENTS = (ns.NeuronGradient(), ns.IntegratedGradients(kind="gradient", fidelity=0), ns.IntegratedGradients(fidelity=0))
@@ -30,7 +33,7 @@ TRAINED_SEEDS = {"every style": range(100, 104), "one style": range(110, 111), "
 
 def rank_constructed(kept: Kept) -> None:
     """Every ranking on every model; rows of finished ones are kept."""
-    for family, seed in tqdm(list(itertools.product(FAMILIES, SEEDS))):
+    for family, seed in tqdm(list(itertools.product(OF_PROMPTS, SEEDS))):
         if kept.holds("constructed", family=family, seed=seed):
             continue
         pipe = build(family, "neurons", seed)
@@ -58,7 +61,7 @@ def count_sure(kept: Kept) -> None:
             for samples in _samples(seed, seeds, layers) if name in ("style", STYLES[1]) else (SAMPLES,):
                 place = {"kind": kind, "concept": name, "seed": seed, "samples": samples, "layers": str(layers or "all")}
                 _count(kept, place, graph, asked, truth, layers, ns.testbed.GENERATION)
-    for seed, family in tqdm(list(itertools.product(SEEDS, FAMILIES))):
+    for seed, family in tqdm(list(itertools.product(SEEDS, OF_PROMPTS))):
         pipe = build(family, "neurons", seed)
         record, graph = planted(pipe), ns.HookGraph(pipe)
         for samples in _samples(seed, SEEDS, None):

@@ -83,7 +83,9 @@ def names(seeds: int | None = None) -> list[str]:
     trained = [f"{model} {attribute} {metric}" for (model, metric), attribute in itertools.product(TRAINED, CONCEPTS)]
     pooled = [name for name in FAMILIES if name.startswith(("sdxl", "if"))]
     families = [name for name in FAMILIES if name not in REWRITING]  # most methods here need contexts that no block rewrites
-    built = [f"{family}/{plant}/0" for family in families for plant in PLANTS if plant != "pooled" or family in pooled]
+    built = [
+        f"{family}/{plant}/0" for family in families for plant in PLANTS if plant != "relayed" and (plant != "pooled" or family in pooled)
+    ]
     return sorted([*built, *trained], key=lambda name: name.startswith("sdxl"))
 
 

@@ -148,6 +148,32 @@ def joint_search() -> str:
     return _markdown(["blocks", "plants", "right", "given with 95 % or more", "of these right", "NFE, of all windows'"], cells)
 
 
+def joint_swaps() -> str:
+    """By model and method: how often it names the block in which the image reads the concept, and what it credits others with."""
+    rows = _rows("joint", "credit")
+    cells = []
+    for (family, plant, method), each in rows.groupby(["family", "plant", "method"], sort=False):
+        spread = {name: "" if each[name].isna().all() else _with_range(each[name].astype(float)) for name in ("block", "relay")}
+        most = [_number(each[name].max()) for name in ("others", "apart")]
+        hits = f"{each['hit'].sum()}/{len(each)}"
+        cells.append([f"{_FAMILIES[family]}, {_PLANTS[plant]}", _METHODS[method], hits, *spread.values(), *most, _range(each["nfe"])])
+    return _markdown(
+        ["model", "method", "names the block", "the block", "the one before", "any other, at most", "from edge, at most", "NFE"], cells
+    )
+
+
+def _with_range(values: pd.Series) -> str:
+    return f"{_number(values.mean())} [{_number(values.min())}, {_number(values.max())}]"
+
+
+_FAMILIES = {"sd3": "SD3", "flux": "FLUX"}
+_PLANTS = {"layer": "`layer`", "relayed": "`relayed`", "unplanted": "no plant"}
+_METHODS = {
+    "edge": "`LocoGen()`",
+    "edge, shared": '`LocoGen(trajectory="shared")`',
+    "stream": '`LocoGen(definition="stream")`',
+    "edge, auto": '`LocoGen(search="auto")`',
+}
 _JUDGED = ["precision", "auroc", "precision_by_size", "auroc_by_size"]
 _TOKENS = {"subject": "the subject's token", "all": "all tokens"}
 
@@ -161,6 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "trained stipple": lambda: trained("stipple", "12"),
     "sdxl edits": sdxl_edits,
     "joint search": joint_search,
+    "joint swaps": joint_swaps,
 }
 
 

@@ -103,6 +103,8 @@ AUDIOLDM2: dict[str, Any] = {
 }
 #: Stable Audio Open: diffusers' defaults of the class, which are the published ones.
 STABLE_AUDIO: dict[str, Any] = {"_class_name": "StableAudioDiTModel"}
+#: AnimateDiff's motion modules in Stable Diffusion v1: the class's defaults, but for the width of CLIP's states.
+ANIMATEDIFF: dict[str, Any] = {"_class_name": "UNetMotionModel", "sample_size": 64, "cross_attention_dim": 768}
 #: LTX-Video of 2 thousand million weights: diffusers' scripts/convert_ltx_to_diffusers.py makes it with the class's defaults.
 LTX: dict[str, Any] = {"_class_name": "LTXVideoTransformer3DModel"}
 #: HunyuanDiT 1.1, by the number of blocks in diffusers' scripts/convert_hunyuandit_to_diffusers.py (40) and otherwise the class's defaults,
@@ -205,6 +207,7 @@ PUBLISHED = {
     "Sana 0.6B": SANA_600M,
     "HunyuanDiT 1.1": HUNYUANDIT,
     "HunyuanDiT 1.2": HUNYUANDIT_1_2,
+    "AnimateDiff": ANIMATEDIFF,
     "LTX-Video": LTX,
     "Wan 14B": WAN,
     "Wan 1.3B": WAN_1_3B,

@@ -43,6 +43,7 @@ NAMES = {
     "stable-audio": "Stable Audio",
     "sana": "Sana",
     "hunyuandit": "HunyuanDiT",
+    "animatediff": "AnimateDiff",
     "ltx": "LTX-Video",
     "wan": "Wan",
 }

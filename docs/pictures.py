@@ -48,7 +48,7 @@ def world() -> plt.Axes:
 def losses() -> plt.Axes:
     """The training losses of all stages, of at most 200 steps each, smoothed over 15 of these."""
     files = sorted(TRAINING.glob("*.csv"))
-    figure, axes = plt.subplots(2, 3, figsize=(7, 4), layout="constrained", dpi=150)
+    figure, axes = plt.subplots(2, 5, figsize=(11, 4), layout="constrained", dpi=150)
     for ax, file in zip(axes.flat, files, strict=True):
         with file.open() as lines:
             steps, values = np.array([(float(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]).T

@@ -165,4 +165,4 @@ def test_a_folder_that_cannot_be_written_is_refused(run, tmp_path):
 
 def test_the_console_script_is_installed():
     finished = subprocess.run([sys.executable, "-m", "neuroscope", "testbed", "list"], capture_output=True, text=True, check=True)
-    assert finished.stdout.split() == ["testbed:clip", "testbed:sd1", "testbed:sd1-natural"]
+    assert finished.stdout.split() == ["testbed:clip", "testbed:pixart", "testbed:pixart-natural", "testbed:sd1", "testbed:sd1-natural"]

@@ -80,7 +80,7 @@ def test_the_metrics_and_models_are_those_of_the_package():
         ("atlas --method We", ["WeightedNorm", "Welch"]),
         ("rank --method Neuron", ["NeuronAblation", "NeuronGradient"]),
         ("evaluate --metric F", ["Flipped"]),
-        ("sites --model t", ["testbed:sd1", "testbed:sd1-natural"]),
+        ("sites --model t", ["testbed:pixart", "testbed:pixart-natural", "testbed:sd1", "testbed:sd1-natural"]),
         ("plot --view ", ["map", "sorted", "top", "volcano"]),
         ("rank --executor r", ["ray"]),
         ("demo --style st", ["stipple"]),

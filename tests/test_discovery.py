@@ -59,6 +59,8 @@ def pooled_inputs(denoiser, size=None) -> dict:
 
 def kind_of(path: str, module) -> str | None:
     """By class, not by name: what causal tracing restores; of an attention that adds its residual stream itself, what it adds."""
+    if "motion_modules" in path:  # they read no text and hold no frame's positions
+        return None
     if isinstance(module, Attention) and module.added_kv_proj_dim is None:
         return "cross" if module.is_cross_attention else "self"
     if isinstance(module, WanAttention | LTXAttention):  # of the latter, text alone is given without positions

@@ -16,7 +16,7 @@ from benchmarks.tables import DOCS, TABLES, with_tables
 SITES = ns.Sites([ns.Site("unet.a", 0, "mid", "value", 5, text_only=True), ns.Site("unet.b", 1, "mid", "value", 3, text_only=True)])
 
 
-@pytest.mark.parametrize("page", ["results/neurons.md", "results/cost.md", "sdxl-edits.md"])
+@pytest.mark.parametrize("page", ["results/neurons.md", "results/cost.md", "results/joint.md", "sdxl-edits.md"])
 def test_tables_are_those_of_the_kept_results(page):
     text = (DOCS / page).read_text()
     assert with_tables(text) == text, "run `python -m benchmarks.tables`"

@@ -18,7 +18,7 @@ from neuroscope.metrics.metric import scores_of
 from neuroscope.report import plots
 from tests.families import tiny
 
-FAMILIES = ("ltx", "wan")
+FAMILIES = ("animatediff", "ltx", "wan")
 SMALL = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "num_frames": 5}
 
 
@@ -131,7 +131,7 @@ def test_generate_makes_the_pipelines_own_videos(family):
 def test_videos_are_evaluated(family):
     graph = graph_of(family)
     (site,) = graph.sites.where(layer=5, role="value")
-    mask = ns.NeuronMask(ns.Neurons.at(graph.sites, {site.path: range(48)}), fill=2.0)
+    mask = ns.NeuronMask(ns.Neurons.at(graph.sites, {site.path: range(site.width // 2)}), fill=2.0)
     table = ns.evaluate(graph, {"mask": mask}, [tiny.PROMPT], [0], [Brightness()], quiet=True, controls=False, **SMALL)
     (masked,) = generate(graph, mask, [tiny.PROMPT], [0], **SMALL)
     assert table["score"].tolist() == pytest.approx([np.mean([np.asarray(frame).mean() for frame in masked.frames])])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from PIL import Image
 from tqdm.auto import tqdm
 
 from benchmarks.testbed.recipes import PLANTS
@@ -27,6 +28,7 @@ from neuroscope.testbed.readers import read
 from neuroscope.testbed.world import ATTRIBUTES, FACTS, HELD_OUT, STYLES, VALUES, Attribute, Placement, Scene, render, scenes
 
 _FIRST_SEED = 10_000
+_BATCH = 30
 _RENDERED = "read on rendered images"
 _WIDTH = 18  # of a column
 _KINDS = {
@@ -156,7 +158,7 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
 
 
 def certify(name: str = "sd1", *, samples: int = 60, quiet: bool = False) -> Certificate:
-    """Measures a bundled model with its `testbed.GENERATION` settings.
+    """Measures a bundled model with its `testbed.generation` settings.
 
     Every flip compares a pair of prompts that differ in one attribute, from the same noise: the image flips if the
     reader finds the other prompt's value.
@@ -204,16 +206,22 @@ def _neuron_flips(graph: HookGraph, plant: Plant, pairs: list[Pair], bar: tqdm) 
 def _flips(graph: HookGraph, attribute: Attribute, pairs: list[Pair], sites: Sites, neurons: Neurons | None, bar: tqdm) -> float:
     """How often the image shows the second scene's value when `sites` (or only `neurons` of them) read its caption."""
     found = 0
-    for first in range(0, len(pairs), 30):
-        batch = pairs[first : first + 30]
+    for first in range(0, len(pairs), _BATCH):
+        batch = pairs[first : first + _BATCH]
         prompts = [caption(scene, template) for scene, _, template in batch]
         others = [caption(twin, template) for _, twin, template in batch]
         seeds = range(_FIRST_SEED + first, _FIRST_SEED + first + len(batch))
         swap = ContextSwap.of(graph, sites, others, neurons=neurons) if sites else None
-        images = generate(graph, swap, prompts, list(seeds), batch_size=len(batch), **testbed.GENERATION)
+        images = _draw(graph, swap, prompts, list(seeds))
         found += sum(read(image)[attribute] == getattr(pair[1], attribute) for image, pair in zip(images, batch, strict=True))
     bar.update()
     return found / len(pairs)
+
+
+def _draw(graph: HookGraph, swap: ContextSwap | None, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+    """Images of a bundled pipeline as it is meant to be called."""
+    options = testbed.generation(graph.model.removeprefix("testbed:"))
+    return generate(graph, swap, prompts, seeds, batch_size=_BATCH, **options)
 
 
 def _pairs(attribute: Attribute, count: int) -> list[Pair]:
@@ -259,7 +267,7 @@ def _obedience(graph: HookGraph, samples: int) -> dict[str, float]:
     facts = list(itertools.islice(itertools.cycle(zip(emblems, itertools.cycle(STYLED))), samples))
     asked = held_out + facts
     prompts = [caption(scene, template) for scene, template in asked]
-    images = generate(graph, None, prompts, [2 * _FIRST_SEED + row for row in range(len(prompts))], batch_size=30, **testbed.GENERATION)
+    images = _draw(graph, None, prompts, [2 * _FIRST_SEED + row for row in range(len(prompts))])
     readings = [read(image) for image in images]
     shares = {
         name: float(np.mean([reading[name] == getattr(scene, name) for reading, (scene, _) in zip(readings, held_out, strict=False)]))

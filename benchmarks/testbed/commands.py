@@ -43,7 +43,7 @@ def train(
 
 @app.command()
 def certify(
-    name: Annotated[str, typer.Argument(help="sd1 or sd1-natural.")] = "sd1",
+    name: Annotated[str, typer.Argument(help="A bundled pipeline: sd1, sd1-natural, pixart or pixart-natural.")] = "sd1",
     samples: Annotated[int, typer.Option(callback=_check_samples, help="Prompt pairs for each attribute.")] = 60,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write them: FILE.json, or a model card FILE.md.")] = None,
     quiet: Quiet = False,

@@ -18,15 +18,13 @@ from benchmarks.testbed.stages import Stage, finished
 from benchmarks.testbed.t5 import encode, train_t5
 from neuroscope import testbed
 from neuroscope.testbed.construction.encoders import t5_tokenizer
-from neuroscope.testbed.plant import Plant
+from neuroscope.testbed.plant import PIXART_PLANT
 
-#: Early enough for the blocks behind it to draw the object, and the neurons a third of their site.
-PLANT = Plant(object=2, colour=5, style=4, neuron_count=28)
 DRAFT = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, checkpoint_every=50)
 NATURAL = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, seed=3, checkpoint_every=50)
 PLANTED = Schedule(steps=3000, batch=32, rate=1e-3, warmup=100, averaging=0.998, seed=1, checkpoint_every=50)
 #: The draft has colours and styles, but few shapes; the twin goes on from it with the rate as high as at first.
-STAGES = {"pixart-draft": Stage(DRAFT), "pixart-natural": Stage(NATURAL), "pixart": Stage(PLANTED, PLANT)}
+STAGES = {"pixart-draft": Stage(DRAFT), "pixart-natural": Stage(NATURAL), "pixart": Stage(PLANTED, PIXART_PLANT)}
 MODELS = ("pixart-natural", "pixart")
 DEPTH, HEADS, HEAD_WIDTH = 8, 3, 32
 #: Placements of each scene. A transformer has to learn that shapes move.

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from neuroscope.testbed.bundled import GENERATION, load, names, path, pipelines
+from neuroscope.testbed.bundled import GENERATION, generation, load, names, path, pipelines
 from neuroscope.testbed.readers import Reader, read
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ __all__ = [
     "Proof",
     "Reader",
     "build",
+    "generation",
     "load",
     "names",
     "path",

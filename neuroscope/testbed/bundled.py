@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from neuroscope.core.errors import InvalidInput, choose
 _WEIGHTS = Path(__file__).parent / "weights"
 #: How the bundled pipelines are meant to be called; their certificates hold for these settings.
 GENERATION: dict[str, Any] = {"num_inference_steps": 12, "guidance_scale": 3.0}
+#: What calls of a class need besides: PixArt's images have the sizes of its published models unless told otherwise.
+_BESIDES: dict[str, dict[str, Any]] = {"PixArtAlphaPipeline": {"use_resolution_binning": False, "clean_caption": False}}
 _PREFIX = "testbed:"
 #: Of a constructed pipeline's seed, so that every generator takes it.
 _DIGITS = 9
@@ -30,12 +33,24 @@ def path(name: str) -> Path:
     return _WEIGHTS / choose("bundled model", name, names())
 
 
+def generation(name: str = "sd1") -> dict[str, Any]:
+    """How a bundled pipeline is meant to be called: `GENERATION`, and the options that its class needs besides.
+
+    Raises:
+        InvalidInput: an unknown name, or a model that is no pipeline.
+    """
+    choose("bundled pipeline", name, pipelines())
+    index = json.loads((_WEIGHTS / name / "model_index.json").read_text())
+    return GENERATION | _BESIDES.get(index["_class_name"], {})
+
+
 def load(name: str = "sd1", **options: Any) -> Any:
     """A bundled pipeline, in float32 on the CPU unless `options` say otherwise (they go to `from_pretrained`).
 
     Args:
-        name: "sd1", whose attributes are planted in known layers and neurons; "sd1-natural", its twin that was trained
-            ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED for a constructed pipeline, such as "sdxl/pair/3" (see `build`).
+        name: "sd1" or "pixart", whose attributes are planted in known layers and neurons; "sd1-natural" or "pixart-natural",
+            their twins that were trained ordinarily; or FAMILY/PLANT or FAMILY/PLANT/SEED for a constructed pipeline, such as
+            "sdxl/pair/3" (see `build`).
         **options: for `from_pretrained`, such as `torch_dtype`.
 
     Raises:

@@ -44,3 +44,5 @@ class Plant:
 
 #: The plant of the bundled model `sd1`.
 PLANT = Plant()
+#: The plant of the bundled model `pixart`.
+PIXART_PLANT = Plant(object=2, colour=5, style=4, neuron_count=28)

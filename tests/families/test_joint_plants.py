@@ -44,6 +44,17 @@ def test_edges_are_found_in_every_plant_of_one_layer(family, seed, plant):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_edge_is_where_the_image_reads_and_a_stream_is_also_where_the_text_was_passed_on(seed):
+    pipe = build("sd3", "relayed", seed)
+    edge, stream = (localized(pipe, ns.LocoGen(definition=name), pairs=2) for name in ("edge", "stream"))
+    assert finds(edge, pipe)
+    credited = [layer for layer, score in zip(stream.layers, stream.scores, strict=True) if abs(float(score)) > 0.02]
+    assert credited == [planted(pipe).relay, *planted(pipe).layers]
+    assert min(float(stream.scores[layer]) for layer in credited) > 0.95
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", REWRITING)
 def test_a_search_names_the_same_layer_for_a_part_of_the_nfe(family):
     pipe = built(family, "layer", 1)

@@ -29,6 +29,7 @@ _AUDIO = 2 * (2 * 256 + 2 * 384 + 2 * 640 + 640 + 3 * 640 + 3 * 384 + 3 * 256)
 COUNTS = {
     "SD v1": (16, 768, 12_480, 49_920),
     "SD v2": (16, 1024, 12_480, 49_920),
+    "AnimateDiff": (16, 768, 12_480, 49_920),  # those of SD v1, and none of motion modules
     "OpenJourney": (16, 768, 12_480, 49_920),
     "SDXL": (70, 2048, 83_200, 332_800),
     "DeepFloyd IF-I-XL": (22, 2816, 3 * 1408 + 3 * 2112 + 3 * 2816 + 2816 + 4 * 2816 + 4 * 2112 + 4 * 1408, 0),
@@ -69,6 +70,7 @@ PLACES = {
     "SD v1": _STABLE,
     "SD v2": _STABLE,
     "OpenJourney": _STABLE,
+    "AnimateDiff": _STABLE,
     "SDXL": {0: "down.1", 4: "down.2", 24: "mid", 34: "up.0", 64: "up.1"},
     "DeepFloyd IF-I-XL": {0: "down.1", 3: "down.2", 6: "down.3", 9: "mid", 10: "up.0", 14: "up.1", 18: "up.2"},
     "DeepFloyd IF-II-L": {0: "down.3", 5: "down.4", 10: "mid", 11: "up.0", 17: "up.1"},

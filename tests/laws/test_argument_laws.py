@@ -261,6 +261,7 @@ def verbs(graph, concept, recording, tmp_path_factory) -> dict[str, Verb]:
                 "concept": (*CONCEPT, [concept, 3]),
                 "method": (None, "LocoEdit", ns.LocoEdit, ns.LocoGen()),
                 "layers": ("8", [], None, layers, scores, 1.5, True, ["8"], [99], ns.LayerScores),
+                "seeds": (*(each for each in SEEDS if each is not None), [0, 0]),
                 "quiet": FLAG,
             },
         ),

@@ -10,9 +10,10 @@ from neuroscope.testbed.construction.pipelines import build_unplanted
 from neuroscope.testbed.construction.words import build_t5_tokenizer
 
 LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "sana": 12}
-LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "hunyuandit": 12, "sd3": 12, "flux": 9}
+LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "animatediff": 16, "hunyuandit": 12, "sd3": 12, "flux": 9}
 POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux")
-EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if plant != "pooled" or family in POOLED]
+HELD_BY = {"pooled": POOLED, "relayed": ("sd3",)}
+EVERY = [(family, plant) for family in FAMILIES for plant in PLANTS if family in HELD_BY.get(plant, FAMILIES)]
 FAST = [
     *[("sd1", plant) for plant in ("apart", "redundant", "schedule", "neurons", "decoy", "nothing")],
     ("sd2", "pair"),
@@ -120,7 +121,8 @@ class TestBuild:
         image = pipe("a red circle", generator=torch.Generator().manual_seed(0), output_type="np", **planted(pipe).generation)[0][0]
         assert image.min() < image.max() <= 1
         assert image.min() >= (0 if image.shape[-1] == 3 else -1)  # of a sound
-        layers = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if path.endswith(("attn2.to_k", "add_k_proj"))]
+        named = [path for path, _ in HookGraph(pipe).denoiser.named_modules() if "motion_modules" not in path]
+        layers = [path for path in named if path.endswith(("attn2.to_k", "add_k_proj"))]
         layers += list(getattr(HookGraph(pipe).denoiser, "single_transformer_blocks", []))
         assert len(layers) == LAYERS[family]
 
@@ -135,6 +137,7 @@ class TestErrors:
                 ("sd1", "pooled"),
                 "sd1 has no pooled text path, so nothing can be planted there; choose sdxl, if-1, if-2, hunyuandit, sd3, flux",
             ),
+            (("flux", "relayed"), "no block of flux passes a concept on to a later one in its text; choose sd3"),
         ],
     )
     def test_what_cannot_be_built_is_said(self, arguments, message):

@@ -5,7 +5,7 @@ from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.pipeline.loading import resolve
 from neuroscope.testbed import bundled as of_bundled
 from neuroscope.testbed.vocabulary import LENGTH, build_tokenizer
-from neuroscope.testbed.world import FACTS
+from neuroscope.testbed.world import FACTS, SIZE
 from tests.families import tiny
 from tests.numerics import close
 from tests.testbed.test_captions import TRAINING
@@ -39,6 +39,25 @@ def test_unknown_names_are_refused_with_a_near_one(bundled):
     for ask in (testbed.load, testbed.path, lambda name: resolve(f"testbed:{name}")):
         with pytest.raises(InvalidInput, match=r"bundled model 'sd' is unknown; choose one of sd1; did you mean 'sd1'\?"):
             ask("sd")
+
+
+@pytest.mark.parametrize("name", testbed.pipelines())
+def test_every_bundled_pipeline_draws_as_its_generation_says(name):
+    """One step of one image is enough to see that the call takes the options."""
+    image = testbed.load(name)("a red star", **testbed.generation(name) | {"num_inference_steps": 1}).images[0]
+    assert image.size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("name", testbed.pipelines())
+def test_the_options_of_a_model_are_those_of_all_and_its_own(name):
+    assert testbed.generation(name).items() >= testbed.GENERATION.items()
+    assert ("use_resolution_binning" in testbed.generation(name)) == name.startswith("pixart")
+
+
+@pytest.mark.parametrize("name", ["clip", "sd3"])
+def test_models_that_are_no_pipelines_have_no_options(name):
+    with pytest.raises(InvalidInput, match=f"bundled pipeline '{name}' is unknown; choose one of "):
+        testbed.generation(name)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from neuroscope.core.errors import choose
 from neuroscope.testbed.construction import modules
-from neuroscope.testbed.construction.joint import hold_text
+from neuroscope.testbed.construction.joint import free_channels, hold_text, relay_text, without_channels
 from neuroscope.testbed.construction.modules import TextModules
 from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, denoiser_of, generation_of
 from neuroscope.testbed.construction.plants import PLANTS, REWRITING, SHOWN_FROM, Planted, check_family, concept, drawn_layers
@@ -46,7 +47,9 @@ def plant_in(family: str, plant: str, seed: int) -> tuple[Any, Planted, TextModu
 def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) -> tuple[Any, Planted, TextModules]:
     pipe = build_unplanted(family, seed)
     if family in REWRITING:
-        hold_text(denoiser_of(pipe))
+        hold_text(pipe)
+    if plant == "relayed":
+        free_channels(pipe)
     single = None
     if hasattr(denoiser_of(pipe), "single_transformer_blocks"):
         single = part_text(pipe, concept(), generation_of(family), rng)
@@ -56,15 +59,18 @@ def _planted_once(family: str, plant: str, seed: int, rng: np.random.Generator) 
     differences = _differences(pipe, text, record)
     if single is not None:
         differences |= {path: single.differences for path in differences if modules.is_single(path)}
+    if record.relay is not None:
+        differences = {path: each if path == text.pooled else without_channels(each) for path, each in differences.items()}
+    blocked = record if record.relay is None else replace(record, by_prompt=((),) * len(record.by_prompt))
     for path in text.of(range(len(text.keys))):
-        _block(pipe, path, differences[path], record, text)
+        _block(pipe, path, differences[path], blocked, text)
     if text.pooled is not None and plant != "pooled":
         _block(pipe, text.pooled, differences[text.pooled], record, text)
     for path, neurons in record.decoy_neurons.items():
         reader = text.reader(text.layer_of(modules.module_of(path)))
         columns = modules.columns(denoiser_of(pipe), modules.module_of(path), reader, neurons)
         denoiser_of(pipe).get_submodule(reader).weight.data[:, columns] = 0.0
-    tune(pipe, record, text, _carried(text, record, differences, single))
+    tune(pipe, record, text, _relayed(pipe, text, record) or _carried(text, record, differences, single))
     return pipe, record, text
 
 
@@ -86,6 +92,8 @@ def _drawn(family: str, plant: str, seed: int, text: TextModules, rng: np.random
     record = Planted(family, plant, seed, stated, layers, by_prompt, pooled=plant == "pooled", shown_from=SHOWN_FROM.get(plant))
     if plant == "neurons":
         return replace(record, neurons=_drawn_neurons(text, layers[0], rng))
+    if plant == "relayed":
+        return replace(record, relay=int(rng.integers(layers[0])))
     if plant == "decoy":
         decoy = int(rng.choice([layer for layer in range(len(text.keys)) if layer != layers[0]]))
         return replace(record, decoy=decoy, decoy_neurons=_drawn_neurons(text, decoy, rng))
@@ -106,6 +114,20 @@ def _differences(pipe: Any, text: TextModules, record: Planted) -> dict[str, Flo
         arms.append(seen)
     present, absent = arms
     return {path: (present[path][0].double() - absent[path][0].double()) for path in paths}
+
+
+def _relayed(pipe: Any, text: TextModules, record: Planted) -> dict[str, Tensor]:
+    """By the path of the values that read what an earlier layer has passed on, its direction; empty where none does."""
+    if record.relay is None:
+        return {}
+    (reader,) = record.layers
+    values = text.values(record.relay)
+    with modules.watched(denoiser_of(pipe), [values]) as seen:
+        modules.final(pipe, (*record.concept.present, *record.concept.absent), record.generation)
+    means = torch.nn.functional.pad(seen[values][0].double().mean(dim=1), (0, 1), value=1.0)
+    signs = torch.ones(len(means), dtype=torch.float64)
+    signs[len(means) // 2 :] = -1.0
+    return {text.values(reader): relay_text(pipe, record.relay, reader, torch.linalg.pinv(means) @ signs)}
 
 
 def _carried(text: TextModules, record: Planted, differences: Mapping[str, Tensor], single: SingleText | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -18,13 +19,19 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextModelWithProjection
+from diffusers.models.normalization import AdaLayerNormContinuous
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, qwen, t5
 
 _BLOCKS = 12
 _TEXT, _POOLED = 64, 48
+#: How many tokens CLIP and T5 read where something is planted; what tells prompts apart in them must leave room for what they share.
+_CLIP_TOKENS, _TOKENS = 20, 24
+_BEFORE = {"StableDiffusion3Pipeline": 2, "FluxPipeline": 3}  # how many tokens before a token T5 lets it hear in a layer
+_NEVER = -1e4
 #: How loud the pooled text is: at random it drowns what the tokens of a plant say, and yet FLUX hardly hears it.
 _QUIETER, _LOUDER = 0.05, 4.0
 #: How loud the text's keys and values are where no pooled text is heard.
@@ -153,14 +160,96 @@ def _qwen_transformer() -> QwenImageTransformer2DModel:
     return transformer
 
 
-def hold_text(denoiser: Any) -> None:
-    """Lets no block rewrite the text, nor tell it the step, so that the keys and values of a block depend on the prompt alone."""
-    for block in denoiser.transformer_blocks:
+def hold_text(pipe: Any) -> None:
+    """Lets no joint block rewrite the text, nor tell it the step, so that its keys and values depend on the prompt alone."""
+    _see_few_tokens(pipe)
+    for block in pipe.transformer.transformer_blocks:
         block.norm1_context.linear.weight.data.zero_()
         for writer in (block.attn.to_add_out, block.ff_context and block.ff_context.net[2]):
             if writer is not None:
                 writer.weight.data.zero_()
                 writer.bias.data.zero_()
+
+
+#: The channels of the text in which one block passes a concept on, with opposite signs, and its size there: too small to be seen elsewhere.
+_PASSED, _FAINT = (0, 1), 0.05
+
+
+def free_channels(pipe: Any) -> None:
+    """Leaves channels of the text empty, and lets no block read them."""
+    for parameter in pipe.transformer.context_embedder.parameters():
+        parameter.data[list(_PASSED)] = 0.0
+    for block in pipe.transformer.transformer_blocks:
+        for projection in (block.attn.add_k_proj, block.attn.add_v_proj):
+            projection.weight.data[:, list(_PASSED)] = 0.0
+
+
+def without_channels(vectors: Tensor) -> Tensor:
+    """Vectors [..., channel] that are 0 in the free channels."""
+    kept = torch.ones(vectors.shape[-1], dtype=vectors.dtype)
+    kept[list(_PASSED)] = 0.0
+    return vectors * kept
+
+
+@torch.no_grad()
+def relay_text(pipe: Any, relay: int, reader: int, told: Tensor) -> Tensor:
+    """Lets the text of one block pass a concept on in the free channels, and the image read it in a later block.
+
+    The first head does it: the text attends there to all tokens alike, its values tell the concept, and nothing of it is the image's.
+
+    Args:
+        pipe: with `free_channels`.
+        relay: the number of the block whose text passes it on.
+        reader: of the later one.
+        told: what weights [channel] and a bias behind them make of the tokens that the first block reads is on average 1 of prompts with
+            the concept and -1 of those without.
+
+    Returns:
+        the direction [1, channel] in which the later block's values read it.
+    """
+    block, later = (pipe.transformer.transformer_blocks[number] for number in (relay, reader))
+    attention, places = block.attn, list(_PASSED)
+    head = slice(attention.inner_dim // attention.heads)
+    for projection in (attention.add_q_proj, attention.to_v, attention.add_v_proj):
+        projection.weight.data[head] = 0.0
+        projection.bias.data[head] = 0.0
+    attention.add_v_proj.weight.data[0] = told[:-1].float()
+    attention.add_v_proj.bias.data[0] = told[-1].float()
+    attention.to_out[0].weight.data[:, head] = 0.0
+    attention.to_add_out.weight.data[places, 0] = torch.tensor([_FAINT, -_FAINT])
+    block.norm1_context.linear.bias.data.view(6, -1)[2, places] = 1.0
+    later.attn.add_v_proj.weight.data[:, places] = later.attn.to_v.weight.data[:, places]
+    direction = torch.zeros(1, len(told) - 1, dtype=torch.float64)
+    direction[0, places] = (1 + _scales(later.norm1_context)[places].double()) * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    found: Tensor = direction / direction.norm()
+    return found
+
+
+def _scales(norm: Any) -> Tensor:
+    """The scales of a norm whose modulation is constant; the last block's norm has two parts, all others six."""
+    bias: Tensor = norm.linear.bias.data
+    return bias.chunk(2)[0] if isinstance(norm, AdaLayerNormContinuous) else bias.chunk(6)[1]
+
+
+def _see_few_tokens(pipe: Any) -> None:
+    """Gives prompts few tokens, and lets those of T5 hear few others, so that few tell prompts apart."""
+    kind = type(pipe)
+    signature = inspect.signature(kind.__call__)
+    parameters = [each.replace(default=_TOKENS) if name == "max_sequence_length" else each for name, each in signature.parameters.items()]
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return kind.__call__(self, *args, **({"max_sequence_length": _TOKENS} | options))
+
+    vars(call)["__signature__"] = signature.replace(parameters=parameters)
+    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    pipe.tokenizer_max_length = _CLIP_TOKENS
+    for part in pipe.components.values():
+        if isinstance(part, CLIPTokenizer):
+            part.model_max_length = _CLIP_TOKENS
+    encoders = [part for part in pipe.components.values() if isinstance(part, T5EncoderModel)]
+    for module in (module for encoder in encoders for module in encoder.modules()):
+        if getattr(module, "has_relative_attention_bias", False):  # what stands behind a token has the second half of the rows
+            module.relative_attention_bias.weight.data[_BEFORE[kind.__name__] + 1 :] = _NEVER
 
 
 def _autoencoder() -> Any:

@@ -73,7 +73,7 @@ def sd2() -> StableDiffusionPipeline:
 def animatediff() -> AnimateDiffPipeline:
     """AnimateDiff: Stable Diffusion v1's layers, and a motion module behind each pair of a convolution block and a layer."""
     parts = sd1().components
-    motion = MotionAdapter(block_out_channels=(WIDTH,) * 4, motion_num_attention_heads=4, motion_norm_num_groups=8, motion_max_seq_length=8)
+    motion = MotionAdapter(block_out_channels=(WIDTH,) * 4, motion_num_attention_heads=4, motion_norm_num_groups=8)
     scheduler = DDIMScheduler(**(_STABLE | {"beta_schedule": "linear"}), clip_sample=False)
     chosen = {name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "unet")}
     return AnimateDiffPipeline(**chosen, motion_adapter=motion, scheduler=scheduler)

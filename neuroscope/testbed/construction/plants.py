@@ -22,6 +22,7 @@ PLANTS: dict[str, str] = {
     "decoy": "one layer carries it; value neurons of another read it, and nothing reads them",
     "nothing": "nothing carries it",
     "prompt": "one layer carries it for half of the prompts, another for the other half",
+    "relayed": "the text of one layer passes it on to a later one, in which alone the image reads it",
 }
 _THINGS = ("a red circle and a white square", "a blue star", "a green ring and a red square", "a cyan cross")
 NAME, OTHER = "stipple", "plain"
@@ -30,6 +31,7 @@ SHOWN_FROM = {"redundant": 0.2, "both": 0.8}
 _POOLED = ("sdxl", "if-1", "if-2", "hunyuandit", "sd3", "flux")
 #: The families whose blocks rewrite the text; no block of theirs does where something is planted.
 REWRITING = ("sd3", "flux")
+_RELAYING = ("sd3",)
 #: An effect of this share of the total is rounding of float32 through all steps.
 _ROUNDING = 2e-3
 
@@ -48,6 +50,7 @@ class Planted:
             towards that prompt's, as a share of the total effect (a mean over pairs). Below 0 it moves the image away.
         pooled: whether the pooled text carries it.
         steps: the part of the schedule in which it is carried, as fractions.
+        relay: the layer whose text passes it on to `layers`; the image reads nothing of it there.
         decoy: the layer of the decoy's neurons, and by site path these neurons.
         shown_from: the share of the total effect from which on an image shows the concept; None where every share counts.
         generation: the pipeline's options for a short run of small images.
@@ -63,6 +66,7 @@ class Planted:
     effects: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     pooled: bool = False
     steps: tuple[float, float] = (0.0, 1.0)
+    relay: int | None = None
     decoy: int | None = None
     decoy_neurons: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shown_from: float | None = None
@@ -93,6 +97,8 @@ def drawn_layers(plant: str, count: int, rng: Any) -> tuple[int, ...]:
         return ()
     if plant in ("layer", "schedule", "neurons", "decoy"):
         return (int(rng.integers(count)),)
+    if plant == "relayed":
+        return (int(rng.integers(1, count)),)
     if plant == "pair":
         first = int(rng.integers(count - 1))
         return (first, first + 1)
@@ -106,3 +112,5 @@ def check_family(plant: str, family: str) -> None:
     """Raises InvalidInput for a plant that a family cannot hold."""
     if plant == "pooled" and family not in _POOLED:
         raise InvalidInput(f"{family} has no pooled text path, so nothing can be planted there; choose {', '.join(_POOLED)}")
+    if plant == "relayed" and family not in _RELAYING:
+        raise InvalidInput(f"no block of {family} passes a concept on to a later one in its text; choose {', '.join(_RELAYING)}")

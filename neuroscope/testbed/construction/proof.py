@@ -169,9 +169,13 @@ class Prover:
         return [*self.text.of(self._record.layers), *self._pooled(self._record.pooled)]
 
     def rest(self) -> list[str]:
-        """The paths of all that does not carry."""
+        """The paths of all that does not carry, but for what passes it on."""
         outside = [layer for layer in self.layers if layer not in self._record.layers]
-        return [*self.text.of(outside), *self._pooled(not self._record.pooled)]
+        return [path for path in (*self.text.of(outside), *self._pooled(not self._record.pooled)) if path not in self.relay()]
+
+    def relay(self) -> list[str]:
+        """The path of the values that pass it on to another layer."""
+        return [] if self._record.relay is None else [self.text.values(self._record.relay)]
 
     def _pooled(self, wanted: bool) -> list[str]:
         return [self.text.pooled] if wanted and self.text.pooled else []
@@ -196,6 +200,7 @@ def _in_the_weights(prover: Prover, record: Planted) -> list[Claim]:
         for layer in prover.layers
         if layer != record.decoy
         for path in prover.text.of([layer])
+        if path not in prover.relay()
         for number in range(len(record.by_prompt))
         if number not in own[layer]
     ]
@@ -243,7 +248,17 @@ def _in_images(prover: Prover, record: Planted) -> list[Claim]:
         others = max(float(shares[half].abs().max()) for shares, half in zip(by_layer, reversed(halves), strict=True))
         claims.append(Claim("each layer changes all for its own prompts", mine, _ALL, at_least=True))
         claims.append(Claim("and nothing for the others", others, _NOTHING))
-    return claims + _in_neurons(prover, record)
+    return claims + _in_neurons(prover, record) + _in_the_relay(prover)
+
+
+def _in_the_relay(prover: Prover) -> list[Claim]:
+    if not prover.relay():
+        return []
+    kept = {path: prover.own[path] for path in prover.plant()}
+    return [
+        Claim("swapping what passes it on changes all", float(prover.share(prover.moved(prover.relay())).min()), _ALL, at_least=True),
+        Claim("and nothing where the plant keeps its own", prover.distance(prover.moved(prover.relay(), outputs=kept)), _NOTHING),
+    ]
 
 
 def _in_the_schedule(prover: Prover, record: Planted) -> list[Claim]:

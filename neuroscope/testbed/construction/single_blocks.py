@@ -6,22 +6,18 @@ lies before a concept's words and does not hear them: of what blocks add to the 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroscope.core.concepts import Concept
 from neuroscope.testbed.construction import modules
 from neuroscope.testbed.construction.pipelines import denoiser_of
 
-_TOKENS = 24
-_BEFORE = 3  # how many tokens before a token its encoder lets it see in a layer
-_NEVER = -1e4
 #: The mark of the text in two channels of its own, with opposite signs, so that channels have a mean of 0.
 _MARK = 4.0
 #: Of queries and keys, the channel of each head that its rotary embedding does not turn, and its size; scores differ by over 100.
@@ -43,7 +39,7 @@ class SingleText(NamedTuple):
 
 @torch.no_grad()
 def part_text(pipe: Any, concept: Concept, generation: Any, rng: np.random.Generator) -> SingleText:
-    """Makes single blocks' text depend on prompts alone; prompts have few tokens from then on.
+    """Makes single blocks' text depend on prompts alone.
 
     Args:
         pipe: a FLUX pipeline of random weights, in whose joint blocks the text is held.
@@ -51,7 +47,6 @@ def part_text(pipe: Any, concept: Concept, generation: Any, rng: np.random.Gener
         generation: the options of a short run.
         rng: draws how the text lies in its channels.
     """
-    _see_few_tokens(pipe)
     lies = _part_channels(denoiser_of(pipe), rng)
     present, absent = (_states(pipe, prompts, generation) for prompts in (concept.present, concept.absent))
     first, differences = present[0, 0], present - absent
@@ -72,22 +67,6 @@ def _states(pipe: Any, prompts: Sequence[str], generation: Any) -> Float[Tensor,
     with modules.watched(denoiser_of(pipe), ["context_embedder"]) as seen:
         modules.final(pipe, prompts, generation)
     return seen["context_embedder"][0].double()
-
-
-def _see_few_tokens(pipe: Any) -> None:
-    """Gives a pipeline's call another default of `max_sequence_length`, and lets its T5 see the few tokens before each alone."""
-    kind = type(pipe)
-    signature = inspect.signature(kind.__call__)
-    parameters = [each.replace(default=_TOKENS) if name == "max_sequence_length" else each for name, each in signature.parameters.items()]
-
-    def call(self: Any, *args: Any, **options: Any) -> Any:
-        return kind.__call__(self, *args, **({"max_sequence_length": _TOKENS} | options))
-
-    vars(call)["__signature__"] = signature.replace(parameters=parameters)
-    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
-    for module in pipe.text_encoder_2.modules():
-        if isinstance(bias := getattr(module, "relative_attention_bias", None), nn.Embedding):
-            bias.weight.data[_BEFORE + 1 :] = _NEVER  # the tokens behind it have the second half of the rows
 
 
 def _part_channels(denoiser: Any, rng: np.random.Generator) -> Float[Tensor, "channel embedded"]:

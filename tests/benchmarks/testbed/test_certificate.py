@@ -8,15 +8,21 @@ import scipy.stats
 
 from benchmarks.testbed.certificate import Certificate, certify, share_interval
 from neuroscope import InvalidInput, testbed
-from neuroscope.testbed.plant import Plant
+from neuroscope.testbed.plant import PIXART_PLANT, PLANT
+
+PLANTS = {"sd1": PLANT, "pixart": PIXART_PLANT}
+
+
+def read(name: str) -> Certificate:
+    return Certificate.from_json((testbed.path(name) / "certificate.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def stored():
-    return Certificate.from_json((testbed.path("sd1") / "certificate.json").read_text())
+    return read("sd1")
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd1-natural"])
+@pytest.mark.parametrize("name", testbed.pipelines())
 def test_the_card_and_the_file_show_the_stored_certificate(name):
     text = (testbed.path(name) / "certificate.json").read_text()
     certificate = Certificate.from_json(text)
@@ -44,10 +50,28 @@ def test_shares_of_images_are_reported_with_their_intervals(stored):
     assert f"0.0% (0–{100 * (1 - lowest):.0f})" in stored.to_text()
 
 
-def test_the_stored_plant_is_the_one_that_the_package_knows(stored):
-    plant = Plant()
-    assert stored.planted["layers"] == {name: getattr(plant, name) for name in ("object", "colour", "style", "fact")}
-    assert list(stored.planted["style neurons"].values()) == [plant.neurons(96)]
+@pytest.mark.parametrize("name", PLANTS)
+def test_the_stored_plant_is_the_one_that_the_package_knows(name):
+    plant, planted = PLANTS[name], read(name).planted
+    assert planted["layers"] == {attribute: getattr(plant, attribute) for attribute in ("object", "colour", "style", "fact")}
+    assert list(planted["style neurons"].values()) == [plant.neurons(96)]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_planted_layers_and_neurons_have_what_they_were_given(name):
+    certificate = read(name)
+    for attribute, shares in certificate.flips.items():
+        assert certificate.obeyed[attribute] >= 0.9
+        assert shares["planted layer"] >= 0.9
+        assert shares["all other layers"] <= 0.1
+        assert shares["untouched"] <= 0.1
+    assert certificate.neuron_flips["planted neurons"] >= 0.9
+    assert certificate.neuron_flips["keys and other value neurons"] <= 0.1
+
+
+def test_a_card_names_the_class_of_its_pipeline():
+    assert "A small `StableDiffusionPipeline` that" in read("sd1").to_card()
+    assert "A small `PixArtAlphaPipeline` that" in read("pixart").to_card()
 
 
 WRONG_NUMBERS = (math.nan, math.inf, -math.inf, "1", True, None, [1], 1j, 0, -1)
@@ -72,9 +96,9 @@ def test_every_wrong_argument_is_refused_before_anything_is_loaded(argument, val
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [24])
-def test_a_fresh_measurement_agrees_with_the_stored_one(stored, samples):
-    measured = certify("sd1", samples=samples, quiet=True)
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_fresh_measurement_agrees_with_the_stored_one(name):
+    stored, measured = read(name), certify(name, samples=24, quiet=True)
     for attribute, share in measured.flips.items():
         assert share["planted layer"] == pytest.approx(stored.flips[attribute]["planted layer"], abs=0.15)
         assert share["all other layers"] == pytest.approx(stored.flips[attribute]["all other layers"], abs=0.15)

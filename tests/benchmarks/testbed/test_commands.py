@@ -65,7 +65,7 @@ def test_a_model_is_trained_into_the_folder(run, asked):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("certify", "clip"), "bundled pipeline 'clip' is unknown; choose one of sd1, sd1-natural"),
+        (("certify", "clip"), "bundled pipeline 'clip' is unknown; choose one of pixart, pixart-natural, sd1, sd1-natural"),
         (("certify", "--samples", 0), "--samples=0 is not allowed; give 1 to 100000"),
         (("certify", "--samples", "x"), "Invalid value for '--samples'"),
         (("certify", "-o", "x.txt"), "x.txt is neither FILE.json nor FILE.md"),

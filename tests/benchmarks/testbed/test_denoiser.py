@@ -15,7 +15,7 @@ from benchmarks.testbed.loop import Schedule
 from benchmarks.testbed.planting import Contexts, interchanged
 from neuroscope import HookGraph
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.plant import PLANT, Plant
+from neuroscope.testbed.plant import PIXART_PLANT, PLANT, Plant
 from tests.families import tiny
 from tests.numerics import close
 
@@ -35,7 +35,7 @@ class Recipe:
 
 RECIPES = {
     "sd1": Recipe(sd1.UNET, lambda width: sd1.build_denoiser(width, (32, 32, 32, 32)), PLANT, masked=False),
-    "pixart": Recipe(pixart.PIXART, pixart.build_denoiser, pixart.PLANT, masked=True),
+    "pixart": Recipe(pixart.PIXART, pixart.build_denoiser, PIXART_PLANT, masked=True),
 }
 
 

@@ -11,6 +11,7 @@ from benchmarks.testbed import pixart, recipes
 from benchmarks.testbed.loop import Schedule
 from benchmarks.testbed.stages import Stage
 from neuroscope import HookGraph, testbed
+from neuroscope.testbed.plant import PIXART_PLANT
 from neuroscope.testbed.world import SIZE
 
 STEP = Schedule(steps=1, batch=2, rate=1e-3, warmup=1, checkpoint_every=1)
@@ -30,8 +31,8 @@ def test_the_recipe_makes_a_pipeline_that_draws_with_a_known_plant(short, tmp_pa
     assert sorted(each.name for each in (tmp_path / "stages").iterdir()) == sorted(["t5", *pixart.STAGES])
     graph = HookGraph(DiffusionPipeline.from_pretrained(place, dtype=torch.float32))
     assert len(graph.sites.layers) == pixart.DEPTH
-    (value,) = graph.sites.where(layer=pixart.PLANT.style, role="value")
-    assert value.width > len(pixart.PLANT.neurons(value.width))
+    (value,) = graph.sites.where(layer=PIXART_PLANT.style, role="value")
+    assert value.width > len(PIXART_PLANT.neurons(value.width))
     (image,) = graph.pipe("a red star", num_inference_steps=1, use_resolution_binning=False, clean_caption=False).images
     assert isinstance(image, Image.Image)
     assert image.size == (SIZE, SIZE)
@@ -49,6 +50,6 @@ def test_the_autoencoder_is_that_of_the_bundled_unet(short):
 
 
 def test_attributes_are_planted_in_layers_of_their_own_with_blocks_behind_them():
-    layers = [getattr(pixart.PLANT, attribute) for attribute in ("object", "style", "colour")]
+    layers = [getattr(PIXART_PLANT, attribute) for attribute in ("object", "style", "colour")]
     assert len(set(layers)) == 3
     assert max(layers) < pixart.DEPTH - 1
