@@ -130,6 +130,11 @@ class ModelSpec:
     rewritten: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
 
+    @property
+    def read_in_runs(self) -> frozenset[str]:
+        """The paths of `rewritten` sites whose text depends on more than the prompt, so that it is known in runs alone."""
+        return self.rewritten - set(self.sites.where(text_only=True).paths)
+
 
 class Encodes(Protocol):
     """What makes conditions of prompts."""

@@ -78,7 +78,7 @@ def plan_edit(
 ) -> Plan:
     """What `edit` will cost: nothing, unless keys have to be recorded in runs. The arguments and errors are those of `edit`."""
     asked = _asked(graph, concept, method, layers, seeds, generation)
-    if not graph.spec.rewritten & set(asked.sites.paths):
+    if not graph.spec.read_in_runs & set(asked.sites.paths):
         return Plan(0, 0)
     images = asked.runs.count(asked.concepts, method.preserve)
     return Plan(images, images * rows_of_run(graph, asked.runs.generation, asked.concepts[0].present[0]))
@@ -100,7 +100,7 @@ def _asked(graph: Any, concept: Any, method: Any, layers: Any, seeds: Iterable[i
     if not concepts:
         raise InvalidInput("there is no concept to edit; give at least one")
     sites = graph.sites.at([*_sites_of_layers(graph, method, layers), *_sites_beside(graph, method)])
-    return _Asked(list(concepts), sites, _runs(graph, bool(graph.spec.rewritten & set(sites.paths)), seeds, generation))
+    return _Asked(list(concepts), sites, _runs(graph, bool(graph.spec.read_in_runs & set(sites.paths)), seeds, generation))
 
 
 def _runs(graph: HookGraph, recorded: bool, seeds: Iterable[int] | None, generation: dict[str, Any]) -> KeyRuns:

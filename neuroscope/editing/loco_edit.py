@@ -105,12 +105,12 @@ class LocoEdit:
         names = ", ".join(concept.name for concept in concepts)
         texts = [ConceptTexts.of(graph, concept, self._kinds) for concept in concepts]
         preserved = graph.text.on_either_side(list(self.preserve)) if self.preserve else None
-        rewritten = Sites(site for site in sites if site.path in graph.spec.rewritten)
+        rewritten = Sites(site for site in sites if site.path in graph.spec.read_in_runs)
         recorded = RecordedKeys(graph, rewritten, texts, self.preserve, runs, quiet=quiet) if rewritten else None
         maps: list[_Map] = []
         map_of: dict[str, _Map] = {}
         for site in tqdm(sites, desc=f"editing {names}", unit="site", disable=quiet, delay=1):
-            of_runs = recorded is not None and site.path in graph.spec.rewritten
+            of_runs = recorded is not None and site.path in graph.spec.read_in_runs
             vectors = recorded.vectors(site) if recorded and of_runs else read_vectors(graph, site, texts, preserved)
             known = [each for each in maps if each.vectors.are(vectors)]
             maps += [] if known else [self._map(graph, site, vectors)]

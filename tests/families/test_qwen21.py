@@ -17,11 +17,13 @@ from neuroscope import (
     HookGraph,
     InvalidInput,
     LatentShare,
+    LocoEdit,
     LocoGen,
     NeuronGradient,
     NeuronMask,
     Neurons,
     UnsupportedModel,
+    edit,
     export_lora,
     fold,
     localize,
@@ -161,6 +163,15 @@ def test_keys_and_values_are_recorded_without_a_run_and_ranked_with_gradients() 
     assert set(recording.sites.paths) == set(graph.sites.paths)
     scores = rank(graph, CONCEPT, NeuronGradient(samples=2), quiet=True, **SMALL)
     assert set(scores.scores) == set(graph.sites.paths)
+
+
+def test_an_edit_in_closed_form_needs_no_run_and_is_the_swap_where_no_block_follows() -> None:
+    graph, other = built(), PROMPT.replace("plain", "stipple")
+    with metered(graph.denoiser) as meter:
+        change = edit(graph, Concept("plain", [PROMPT], [other]), LocoEdit(tokens="all", ridge=1e-9), [2])
+    assert not meter.cost.nfe
+    expected, source = moved(swap(2, prompt=other)), drawn(PROMPT)
+    assert (moved(change) - expected).norm() < 1e-4 * (source - expected).norm()
 
 
 def test_a_mask_changes_the_text_alone_and_shared_weights_are_not_written(tmp_path: Any) -> None:
