@@ -45,7 +45,7 @@ from neuroscope.interventions import (
 
 # The model
 from neuroscope.pipeline.graph import HookGraph as HookGraph
-from neuroscope.pipeline.activation_cache import ActivationCache as ActivationCache
+from neuroscope.pipeline.hooking.activation_cache import ActivationCache as ActivationCache
 from neuroscope.pipeline.discovery import sites_from_config as sites_from_config
 from neuroscope.core.sites import (
     Component as Component,

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from neuroscope import HookGraph
 from neuroscope.generation.batches import bytes_an_image
 from neuroscope.pipeline.discovery import find_components, find_sites, row_bytes, stage_shares
-from neuroscope.pipeline.families.unet import UNET
+from neuroscope.pipeline.families.unets.unet import UNET
 from tests.families import tiny
 
 #: The published config of SDXL's UNet, 2.6 billion parameters.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from neuroscope import InvalidInput
 from neuroscope.core.conditions import PLAIN, BatchLayout
-from neuroscope.pipeline.guidance import observe_layout
+from neuroscope.pipeline.hooking.guidance import observe_layout
 
 ORDERS = [
     ("conditional",),

@@ -16,7 +16,7 @@ import neuroscope as ns
 from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.pipeline import placement
 from neuroscope.pipeline.families import _registry
-from neuroscope.pipeline.families.unet import UNET
+from neuroscope.pipeline.families.unets.unet import UNET
 from neuroscope.pipeline.loading import load_pipeline, resolve
 from tests.families import tiny
 from tests.originals import save_original

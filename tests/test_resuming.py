@@ -169,7 +169,7 @@ class TestForeignHooks:
     def test_an_open_block_is_refused_too(self, pipe, graph, tmp_path):
         with (
             graph.apply(tiny.mask(graph, rows="all")),
-            pytest.raises(InvalidInput, match="carries a hook, neuroscope.pipeline.hook.Hook, that"),
+            pytest.raises(InvalidInput, match="carries a hook, neuroscope.pipeline.hooking.hook.Hook, that"),
         ):
             table(pipe, tmp_path / "rows.jsonl", guidance_scale=1.0)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuroscope.pipeline.families.pixart import MASK
+from neuroscope.pipeline.families.transformers.pixart import MASK
 from neuroscope.testbed.captions import STYLED, TEMPLATES, caption
 from neuroscope.testbed.plant import Plant
 from neuroscope.testbed.world import FACTS, STYLES, Scene, scenes

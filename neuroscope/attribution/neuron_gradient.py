@@ -31,8 +31,8 @@ from neuroscope.generation.patch_runner import ROLES, check_roles, collect_steps
 from neuroscope.generation.teacher_forcing import StepInput, joined
 from neuroscope.metrics.shares import LatentShare
 from neuroscope.pipeline.families import uncompiled
+from neuroscope.pipeline.hooking.recomputing import can_recompute
 from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
-from neuroscope.pipeline.recomputing import can_recompute
 
 #: Distances below this are rounding.
 _ROUNDING = 1e-6

@@ -21,7 +21,7 @@ from neuroscope.core.sites import TEXT_ROLES, Sites
 from neuroscope.interventions import ContextSwap
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.recomputing import recomputed
+from neuroscope.pipeline.hooking.recomputing import recomputed
 
 #: In half precision the distance is multiplied by the first of these with which no gradient overflows, so that small ones do not vanish:
 #: float16 reaches from 6e-8 to 65,504.

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from neuroscope.core.errors import InvalidInput
 from neuroscope.generation.content import is_of_library, qualified_name
-from neuroscope.pipeline.hook import Hook
+from neuroscope.pipeline.hooking.hook import Hook
 
 
 @contextmanager

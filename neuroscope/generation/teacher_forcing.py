@@ -25,8 +25,8 @@ from neuroscope.core.intervention import Intervention
 from neuroscope.pipeline.discovery import stage_shares
 from neuroscope.pipeline.families import END, uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.steps import StepState
+from neuroscope.pipeline.hooking.hook import Hook
+from neuroscope.pipeline.hooking.steps import StepState
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,12 @@ from neuroscope.core.errors import SiteNeverRan, UnknownSite, UnsupportedModel, 
 from neuroscope.core.intervention import Call, Intervention, ModelSpec
 from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.sites import Component, Site, Sites
-from neuroscope.pipeline.activation_cache import ActivationCache
-from neuroscope.pipeline.block import block
 from neuroscope.pipeline.discovery import find_components, find_sites, readers_beside, spec_of
 from neuroscope.pipeline.families import Family, family_of, uncompiled
-from neuroscope.pipeline.hooked_block import HookedBlock, LiveModel
-from neuroscope.pipeline.hooks import (
+from neuroscope.pipeline.hooking.activation_cache import ActivationCache
+from neuroscope.pipeline.hooking.block import block
+from neuroscope.pipeline.hooking.hooked_block import HookedBlock, LiveModel
+from neuroscope.pipeline.hooking.hooks import (
     BoundIntervention,
     Images,
     apply_changes,
@@ -34,10 +34,10 @@ from neuroscope.pipeline.hooks import (
     note_origin,
     takers_of,
 )
+from neuroscope.pipeline.hooking.steps import StepState
+from neuroscope.pipeline.hooking.text_streams import Donors
 from neuroscope.pipeline.placement import dtype_name, name_of
-from neuroscope.pipeline.steps import StepState
 from neuroscope.pipeline.text import PromptEncoder
-from neuroscope.pipeline.text_streams import Donors
 from neuroscope.pipeline.weights import head_counts
 
 

@@ -9,8 +9,8 @@ from neuroscope.attribution import neuron_gradient, plan_ranking
 from neuroscope.attribution.neuron_gradient import GRADIENT_MEMORY
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.generation.teacher_forcing import record_steps
-from neuroscope.pipeline import recomputing
-from neuroscope.pipeline.recomputing import can_recompute
+from neuroscope.pipeline.hooking import recomputing
+from neuroscope.pipeline.hooking.recomputing import can_recompute
 from neuroscope.testbed.plant import PLANT
 from tests.families import tiny
 from tests.localization.planted import SMALL, STIPPLE, concept_of

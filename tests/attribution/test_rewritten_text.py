@@ -13,7 +13,7 @@ from neuroscope.attribution import plan_ranking
 from neuroscope.attribution.neuron_gradient import _whole
 from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.generation.teacher_forcing import record_steps
-from neuroscope.pipeline.families.sd3 import SD3
+from neuroscope.pipeline.families.joint.sd3 import SD3
 from neuroscope.pipeline.noising import NoisedRun, NoiseLevels
 from tests.families import tiny
 from tests.families.test_joint import FAMILIES, GUIDED, POOLED, UNGUIDED, built

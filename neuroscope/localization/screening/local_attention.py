@@ -18,7 +18,7 @@ from neuroscope.core.sites import Site
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing
 from neuroscope.pipeline.families import uncompiled
 from neuroscope.pipeline.graph import HookGraph
-from neuroscope.pipeline.hook import Hook
+from neuroscope.pipeline.hooking.hook import Hook
 
 
 @dataclass(frozen=True, eq=False)

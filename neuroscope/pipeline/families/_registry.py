@@ -19,9 +19,9 @@ _OTHER_DENOISERS = ("transformer", "prior", "decoder")  # named in refusals
 
 
 def _find() -> tuple[Family, ...]:
-    """The constants of this folder's files, and those of other packages, by name."""
+    """The constants of the files in and below this folder, and those of other packages, by name."""
     package = import_module(__package__)
-    modules = [import_module(f"{__package__}.{each.name}") for each in pkgutil.iter_modules(package.__path__) if each.name[0] != "_"]
+    modules = [import_module(each.name) for each in pkgutil.walk_packages(package.__path__, f"{__package__}.") if "._" not in each.name]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, Family)]
     found += [each.load() for each in importlib.metadata.entry_points(group=GROUP)]
     return tuple(sorted({family.name: family for family in found}.values(), key=lambda family: family.name))

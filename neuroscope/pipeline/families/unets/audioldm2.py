@@ -22,7 +22,7 @@ from neuroscope.core.sounds import Sound
 from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decoded
 from neuroscope.pipeline.families.encoding import Encoded
-from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET, block_name
+from neuroscope.pipeline.families.unets.unet import CHUNKED, FUSED, UNET, block_name
 
 GPT2, T5 = "gpt2", "t5"
 _TOKENS = 7  # sounds have powers of four

@@ -20,8 +20,8 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import SitePattern
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength
-from neuroscope.pipeline.families.pixart import PIXART
-from neuroscope.pipeline.families.unet import UNET
+from neuroscope.pipeline.families.transformers.pixart import PIXART
+from neuroscope.pipeline.families.unets.unet import UNET
 
 POOLED = "time_extra_emb.extra_embedder.linear_1"
 _FIRST, _SECOND = 77, 256  # tokens of each encoder, in diffusers' pipeline

@@ -13,7 +13,7 @@ from neuroscope.pipeline.families._family import Family
 from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decode_binned
 from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
-from neuroscope.pipeline.families.unet import CHUNKED, FUSED, UNET
+from neuroscope.pipeline.families.unets.unet import CHUNKED, FUSED, UNET
 
 _TOKENS = 7  # images have a multiple of four
 _UNSEEN = -10000.0  # what the transformer adds to the scores of tokens that are not seen

@@ -19,7 +19,7 @@ from neuroscope.core.videos import Video
 from neuroscope.pipeline.families._family import Refusal
 from neuroscope.pipeline.families.decoding import latent_size
 from neuroscope.pipeline.families.encoding import default_of
-from neuroscope.pipeline.families.unet import REFUSALS, UNET, inputs
+from neuroscope.pipeline.families.unets.unet import REFUSALS, UNET, inputs
 
 _FRAMES = 2
 _RATE = 8.0  # frames a second of all published motion modules

@@ -19,9 +19,9 @@ from torch import Tensor
 from neuroscope.core.videos import Video
 from neuroscope.pipeline.families._family import SitePattern
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.ltx import FUSED, of_call
-from neuroscope.pipeline.families.pixart import PIXART
-from neuroscope.pipeline.families.unet import CHUNKED, UNET
+from neuroscope.pipeline.families.transformers.ltx import FUSED, of_call
+from neuroscope.pipeline.families.transformers.pixart import PIXART
+from neuroscope.pipeline.families.unets.unet import CHUNKED, UNET
 
 _TOKENS = 7  # videos have other numbers of patches
 _RATE = 16.0  # frames a second of all published models

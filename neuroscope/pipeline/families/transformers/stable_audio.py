@@ -19,7 +19,7 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sounds import Sound
 from neuroscope.pipeline.families.encoding import Encoded, begin_of
-from neuroscope.pipeline.families.pixart import PIXART
+from neuroscope.pipeline.families.transformers.pixart import PIXART
 
 _TOKENS, _LENGTH = 7, 8
 _DURATIONS = 2  # the seconds at which the sound starts and ends

@@ -16,8 +16,8 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText
 from neuroscope.pipeline.families.encoding import Encoded
-from neuroscope.pipeline.families.flux import FLUX, TIMESTEPS
-from neuroscope.pipeline.families.pixart import MASKED
+from neuroscope.pipeline.families.joint.flux import FLUX, TIMESTEPS
+from neuroscope.pipeline.families.transformers.pixart import MASKED
 
 _TOKENS = 7  # images have four
 

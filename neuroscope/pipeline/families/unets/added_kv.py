@@ -15,7 +15,7 @@ from torch import Tensor
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families._family import Family, SitePattern
 from neuroscope.pipeline.families.encoding import LowerCase
-from neuroscope.pipeline.families.unet import ENCODED, REFUSALS, STAGES, block_name, inputs
+from neuroscope.pipeline.families.unets.unet import ENCODED, REFUSALS, STAGES, block_name, inputs
 
 POOLED = "add_embedding.proj"
 LENGTH = 77  # fixed in diffusers' pipelines, whatever the tokenizer allows

@@ -12,7 +12,7 @@ from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import CheckpointNames, SitePattern
 from neuroscope.pipeline.families.encoding import Encoded
-from neuroscope.pipeline.families.unet import UNET, inputs, is_plain
+from neuroscope.pipeline.families.unets.unet import UNET, inputs, is_plain
 
 POOLED = "add_embedding.linear_1"
 _SIZES = 6  # original size, crop and target size, two numbers each

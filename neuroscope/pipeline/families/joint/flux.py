@@ -20,7 +20,7 @@ from neuroscope.pipeline.families._family import Family, SitePattern
 from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.sd3 import (
+from neuroscope.pipeline.families.joint.sd3 import (
     BLOCK,
     CONTEXT,
     IMAGE_TOKENS,
@@ -31,7 +31,7 @@ from neuroscope.pipeline.families.sd3 import (
     first_text,
     read_text,
 )
-from neuroscope.pipeline.families.unet import CHUNKED, FUSED
+from neuroscope.pipeline.families.unets.unet import CHUNKED, FUSED
 
 _TOKENS = 7  # images have four
 _PATCH = 2  # latents on a side of what a token of the image holds

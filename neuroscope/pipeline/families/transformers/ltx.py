@@ -17,8 +17,8 @@ from torch import Tensor
 from neuroscope.core.videos import Video
 from neuroscope.pipeline.families._family import Refusal
 from neuroscope.pipeline.families.encoding import WithLength, default_of
-from neuroscope.pipeline.families.pixart import PIXART
-from neuroscope.pipeline.families.unet import CHUNKED
+from neuroscope.pipeline.families.transformers.pixart import PIXART
+from neuroscope.pipeline.families.unets.unet import CHUNKED
 
 _TOKENS, _SIZE = 7, (1, 2, 2)
 

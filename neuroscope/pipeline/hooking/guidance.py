@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from neuroscope.core.conditions import BatchLayout, Conditions, Part
 from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families import END, Family, begin_of, uncompiled
-from neuroscope.pipeline.hook import take_off_hooks
-from neuroscope.pipeline.schedule import Schedule
-from neuroscope.pipeline.text_streams import TextStreams
+from neuroscope.pipeline.hooking.hook import take_off_hooks
+from neuroscope.pipeline.hooking.schedule import Schedule
+from neuroscope.pipeline.hooking.text_streams import TextStreams
 
 
 class Run:

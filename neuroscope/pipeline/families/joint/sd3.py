@@ -18,8 +18,8 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
 from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
-from neuroscope.pipeline.families.pixart import block_name
-from neuroscope.pipeline.families.unet import CHUNKED, FUSED
+from neuroscope.pipeline.families.transformers.pixart import block_name
+from neuroscope.pipeline.families.unets.unet import CHUNKED, FUSED
 
 POOLED = "time_text_embed.text_embedder.linear_1"
 EMBEDDER = "context_embedder"

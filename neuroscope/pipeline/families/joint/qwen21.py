@@ -25,11 +25,11 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
 from neuroscope.pipeline.families.attentions import JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
-from neuroscope.pipeline.families.flux import timestep_of
-from neuroscope.pipeline.families.ltx import FUSED
-from neuroscope.pipeline.families.pixart import block_name
-from neuroscope.pipeline.families.sd3 import BLOCK
-from neuroscope.pipeline.families.unet import CHUNKED
+from neuroscope.pipeline.families.joint.flux import timestep_of
+from neuroscope.pipeline.families.joint.sd3 import BLOCK
+from neuroscope.pipeline.families.transformers.ltx import FUSED
+from neuroscope.pipeline.families.transformers.pixart import block_name
+from neuroscope.pipeline.families.unets.unet import CHUNKED
 
 _TOKENS = 7
 _SLOT = 4  # tokens of the image that take the place of one

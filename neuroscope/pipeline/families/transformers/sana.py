@@ -14,8 +14,8 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.pipeline.families.encoding import LowerCase, default_of
-from neuroscope.pipeline.families.pixart import PIXART
-from neuroscope.pipeline.families.unet import FUSED
+from neuroscope.pipeline.families.transformers.pixart import PIXART
+from neuroscope.pipeline.families.unets.unet import FUSED
 
 _TOKENS = 7  # images have four
 

@@ -19,8 +19,8 @@ from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Call, Intervention
 from neuroscope.core.sites import Site, Sites
 from neuroscope.pipeline.families import AttentionMask, Family, JointAttention
-from neuroscope.pipeline.steps import Clock
-from neuroscope.pipeline.text_streams import Donors, Taker
+from neuroscope.pipeline.hooking.steps import Clock
+from neuroscope.pipeline.hooking.text_streams import Donors, Taker
 
 Images = tuple[int, ...] | None
 

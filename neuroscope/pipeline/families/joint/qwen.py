@@ -21,11 +21,11 @@ from neuroscope.core.errors import InvalidInput
 from neuroscope.pipeline.families._family import Family, SitePattern
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
-from neuroscope.pipeline.families.flux import packed_size, timestep_of
-from neuroscope.pipeline.families.ltx import FUSED
-from neuroscope.pipeline.families.pixart import block_name
-from neuroscope.pipeline.families.sd3 import BLOCK, OF_BLOCKS
-from neuroscope.pipeline.families.unet import CHUNKED
+from neuroscope.pipeline.families.joint.flux import packed_size, timestep_of
+from neuroscope.pipeline.families.joint.sd3 import BLOCK, OF_BLOCKS
+from neuroscope.pipeline.families.transformers.ltx import FUSED
+from neuroscope.pipeline.families.transformers.pixart import block_name
+from neuroscope.pipeline.families.unets.unet import CHUNKED
 
 _EMBEDDER = "txt_in"
 _TOKENS = 7  # images have four

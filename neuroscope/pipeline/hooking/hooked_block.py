@@ -20,16 +20,16 @@ from neuroscope.core.conditions import BatchLayout, Conditions
 from neuroscope.core.errors import SiteNeverRan, SiteRanUnevenly, counted
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site, Sites
-from neuroscope.pipeline.eager import running_eagerly
 from neuroscope.pipeline.families import Family, JointAttention, is_compiled, uncompiled
-from neuroscope.pipeline.frames import in_videos
-from neuroscope.pipeline.guidance import listen_for_guidance
-from neuroscope.pipeline.hook import Hook
-from neuroscope.pipeline.hooks import change_input, change_mask, change_output, replace_output
-from neuroscope.pipeline.recomputing import is_recomputed
-from neuroscope.pipeline.steps import Bind, Clock, StepState
+from neuroscope.pipeline.hooking.eager import running_eagerly
+from neuroscope.pipeline.hooking.frames import in_videos
+from neuroscope.pipeline.hooking.guidance import listen_for_guidance
+from neuroscope.pipeline.hooking.hook import Hook
+from neuroscope.pipeline.hooking.hooks import change_input, change_mask, change_output, replace_output
+from neuroscope.pipeline.hooking.recomputing import is_recomputed
+from neuroscope.pipeline.hooking.steps import Bind, Clock, StepState
+from neuroscope.pipeline.hooking.text_streams import Taker
 from neuroscope.pipeline.text import PromptEncoder
-from neuroscope.pipeline.text_streams import Taker
 
 Act = Callable[[Tensor, Call], Tensor | None]
 Read = Callable[[Conditions, int], Tensor]

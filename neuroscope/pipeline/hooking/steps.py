@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from neuroscope.core.conditions import BatchLayout, Conditions, Part
 from neuroscope.core.intervention import Call
 from neuroscope.core.sites import Site
-from neuroscope.pipeline.guidance import GuidanceListener
-from neuroscope.pipeline.text_streams import TextStreams
+from neuroscope.pipeline.hooking.guidance import GuidanceListener
+from neuroscope.pipeline.hooking.text_streams import TextStreams
 
 _UNKNOWN = BatchLayout((None,))
 _OTHER: tuple[Part, ...] = ("other",)

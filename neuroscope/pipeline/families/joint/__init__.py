@@ -1,0 +1,1 @@
+"""Families of transformers in which image and text are read in one attention."""

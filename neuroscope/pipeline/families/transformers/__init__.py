@@ -1,0 +1,1 @@
+"""Families of transformers that cross-attend to the text."""
