@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from neuroscope.core.effects import Effects, Patch
+from neuroscope.core.results.effects import Effects, Patch
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.patch_runner import random_order
 from neuroscope.localization.search.auto import AutoSearch

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.kept import FOLDER, Kept
 from benchmarks.localization import METHODS, answer, opened
-from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.results.layer_scores import LayerScores
 from neuroscope.localization import Localization
 from neuroscope.testbed import planted
 

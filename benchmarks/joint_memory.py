@@ -18,7 +18,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 import neuroscope as ns
 from benchmarks.own_process import in_own_process, peak_memory
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
+from neuroscope.testbed.construction.builders.encoders import clip, clip_tokenizer, t5
 
 BOUND = 1.3
 STEPS, SEED = 1, 0

@@ -21,7 +21,7 @@ import neuroscope as ns
 from benchmarks.kept import FOLDER, Kept
 from neuroscope.localization import plan_localization
 from neuroscope.testbed.construction import pipelines
-from neuroscope.testbed.construction.joint import sd3
+from neuroscope.testbed.construction.builders.joint import sd3
 
 FILE = FOLDER / "joint_search.json"
 STEPS, SEEDS, BUDGET, SURE = 10, range(8), 1 / 20, 0.95

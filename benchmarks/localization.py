@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 import neuroscope as ns
 from benchmarks.layers import CONCEPTS
 from neuroscope.core.artifacts import write_beside
-from neuroscope.core.effects import Patch
+from neuroscope.core.results.effects import Patch
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted
 from neuroscope.testbed.construction.plants import REWRITING
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 import neuroscope as ns
 from benchmarks.kept import Kept, Row
 from neuroscope.attribution import plan_ranking
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.core.statistics import mean_interval
 from neuroscope.generation import batches
 from neuroscope.generation.batches import Sweep

@@ -14,18 +14,18 @@ from neuroscope.core.artifacts import (
     read_header as read_header,
     save as save,
 )
-from neuroscope.core.scores import (
+from neuroscope.core.results.scores import (
     Neurons as Neurons,
     NeuronScores as NeuronScores,
 )
-from neuroscope.core.layer_scores import LayerScores as LayerScores
-from neuroscope.core.atlas import Atlas as Atlas
-from neuroscope.core.effects import (
+from neuroscope.core.results.layer_scores import LayerScores as LayerScores
+from neuroscope.core.results.atlas import Atlas as Atlas
+from neuroscope.core.results.effects import (
     Effects as Effects,
     Patch as Patch,
 )
 from neuroscope.core.statistics import Moments as Moments
-from neuroscope.core.quality import (
+from neuroscope.core.results.quality import (
     Confidence as Confidence,
     Cost as Cost,
     Fidelity as Fidelity,

@@ -15,8 +15,8 @@ from neuroscope.core.artifacts import load, save, write_beside
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import choose, counted
 from neuroscope.core.intervention import Intervention
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.sharing import terminal
 from neuroscope.core.statistics import share_interval
 from neuroscope.editing import LocoEdit, edit

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import neuroscope as ns
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.scores import NeuronScores
 
 SHORT = ("--num-inference-steps", "2", "--guidance-scale", "1", "--pairs", "1", "--batch-size", "8", "-q")
 TWO = ("--style", "stipple", "--object", "ring")

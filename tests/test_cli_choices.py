@@ -10,7 +10,7 @@ from neuroscope.attribution import Attribution, CausalAttribution
 from neuroscope.cli import choices, methods
 from neuroscope.cli.app import app
 from neuroscope.core.conditions import Rows
-from neuroscope.core.scores import Per
+from neuroscope.core.results.scores import Per
 from neuroscope.core.sites import TEXT_ROLES, Role
 from neuroscope.core.tokens import EditedToken, Token
 from neuroscope.editing.lora import LoraDtype, LoraFormat

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from neuroscope.core.quality import p_minority, p_none, p_tie
+from neuroscope.core.results.quality import p_minority, p_none, p_tie
 
 
 def drawn_alike(known: int, of: int, group: int) -> float:

@@ -10,7 +10,7 @@ import neuroscope as ns
 from neuroscope import CausalTracing, HookGraph, InvalidInput, LocoGen, NeuronAblation, localize
 from neuroscope.attribution import plan_ranking
 from neuroscope.attribution.recording import record
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.evaluation import evaluate, generate, plan_evaluation
 from neuroscope.generation.dry_run import plan_images, predicting_zeros, rows_of_run
 from neuroscope.localization import plan_localization

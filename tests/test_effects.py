@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neuroscope import Effects, Patch
-from neuroscope.core.effects import EffectsHeader
+from neuroscope.core.results.effects import EffectsHeader
 
 
 def effects_of(values: np.ndarray, full: np.ndarray | None = None, patches: list[Patch] | None = None, relative: bool = False) -> Effects:

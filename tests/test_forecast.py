@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuroscope import HookGraph, InvalidInput
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.batches import fitted_batch_size
 from neuroscope.generation.forecast import Forecast, forecast
 from tests.families import tiny

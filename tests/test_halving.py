@@ -30,7 +30,7 @@ from neuroscope import (
     save,
 )
 from neuroscope.cli.app import run as command
-from neuroscope.core.quality import HALVED
+from neuroscope.core.results.quality import HALVED
 from neuroscope.generation.executors import Part, Workers
 from neuroscope.generation.ledgers.rows import Lines, score_line
 from tests import ray_parts

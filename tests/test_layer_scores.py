@@ -5,8 +5,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from neuroscope import Cost, Effects, InvalidFile, InvalidInput, LayerScores, Patch, Provenance, load, save
-from neuroscope.core.layer_scores import contact_sheet
-from neuroscope.core.quality import Confidence
+from neuroscope.core.results.layer_scores import contact_sheet
+from neuroscope.core.results.quality import Confidence
 from tests.test_effects import effects_of
 
 PROVENANCE = Provenance("family", "model", "stipple", "LocoGen()")

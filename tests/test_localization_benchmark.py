@@ -5,7 +5,7 @@ import torch
 
 import neuroscope as ns
 from benchmarks import localization
-from neuroscope.core.effects import Effects, Patch
+from neuroscope.core.results.effects import Effects, Patch
 
 METHODS = {"attention": (ns.AttentionContribution(steps=1, fidelity=0), True)}
 PLANT = "sd1/layer/1000"

@@ -16,7 +16,7 @@ from neuroscope.core.sounds import Sound
 from neuroscope.evaluation import generate
 from neuroscope.metrics.metric import bind
 from neuroscope.report import plots
-from neuroscope.testbed.construction.audio import build_clap, build_letters
+from neuroscope.testbed.construction.builders.audio import build_clap, build_letters
 from tests.families import tiny
 
 RATE = 16000

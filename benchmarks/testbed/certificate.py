@@ -17,7 +17,7 @@ from benchmarks.testbed.recipes import PLANTS
 from neuroscope import testbed
 from neuroscope.core import checks
 from neuroscope.core.errors import choose, counted
-from neuroscope.core.scores import Neurons
+from neuroscope.core.results.scores import Neurons
 from neuroscope.core.sites import Sites
 from neuroscope.evaluation._evaluate import generate
 from neuroscope.interventions import ContextSwap

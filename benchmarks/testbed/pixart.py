@@ -17,7 +17,7 @@ from benchmarks.testbed.planting import Contexts
 from benchmarks.testbed.stages import Stage, finished
 from benchmarks.testbed.t5 import encode, train_t5
 from neuroscope import testbed
-from neuroscope.testbed.construction.encoders import t5_tokenizer
+from neuroscope.testbed.construction.builders.encoders import t5_tokenizer
 from neuroscope.testbed.plant import PIXART_PLANT
 
 DRAFT = Schedule(steps=3000, batch=32, rate=1.5e-3, warmup=100, averaging=0.998, checkpoint_every=50)

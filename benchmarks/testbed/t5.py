@@ -16,7 +16,7 @@ from benchmarks.testbed.clip import draw_caption
 from benchmarks.testbed.denoiser import Encoded
 from benchmarks.testbed.loop import Schedule, fit
 from neuroscope.testbed.architectures import WIDTH
-from neuroscope.testbed.construction.encoders import t5_encoder
+from neuroscope.testbed.construction.builders.encoders import t5_encoder
 from neuroscope.testbed.world import scenes
 
 SCHEDULE = Schedule(steps=600, batch=96, rate=2e-3, averaging=0.98)

@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroscope.attribution.recording import Recording
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.statistics import Moments
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.core.statistics import mean_test
 from neuroscope.generation.experiment import PAIRS, Experiment, ExperimentMethod

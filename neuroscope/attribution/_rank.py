@@ -14,8 +14,8 @@ from neuroscope.attribution.recording import BATCH_SIZE, record
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Plan
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.quality import Plan
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation, choose_layers
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Experiment, Localization, open_experiment, planned, run_method

@@ -22,8 +22,8 @@ from neuroscope.attribution.patching_metric import PatchingMetric
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.quality import Cost, Fidelity
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.quality import Cost, Fidelity
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.arguments import check_fits
 from neuroscope.generation.batches import Row, Sweep

@@ -12,11 +12,11 @@ import torch
 from neuroscope.attribution._causal_attribution import CausalAttribution
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions, Rows
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import check_schedule_part
-from neuroscope.core.quality import Plan
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.quality import Plan
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment

@@ -20,8 +20,8 @@ from neuroscope.attribution.target_distance import TargetDistance
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Cost, Plan
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.quality import Cost, Plan
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.generation.batches import Row, Sweep, fitted_batch_size
 from neuroscope.generation.dry_run import recorded_steps

@@ -20,7 +20,7 @@ from neuroscope.attribution import Attribution, score
 from neuroscope.attribution.recording import ARMS, Recording
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, choose, counted
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.statistics import Moments
 
 Null = Literal["rotated", "permuted"]

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from neuroscope.attribution import Attribution
     from neuroscope.attribution.recording import Recording
     from neuroscope.core.artifacts import Artifact
-    from neuroscope.core.atlas import Atlas
     from neuroscope.core.conditions import Rows
-    from neuroscope.core.scores import NeuronScores, Per
+    from neuroscope.core.results.atlas import Atlas
+    from neuroscope.core.results.scores import NeuronScores, Per
     from neuroscope.core.tokens import Token
 
 #: What a recording takes no notice of where no site needs a denoising step.
@@ -292,7 +292,7 @@ def mask(
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.scores import NeuronScores
     from neuroscope.interventions import NeuronMask
 
     opening.check_output(output, file, recording)

@@ -17,7 +17,7 @@ from neuroscope.core.sharing import terminal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.scores import NeuronScores
     from neuroscope.metrics.metric import Metric
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", callback=values.texts(), help="A prompt; repeat for several.")]
@@ -203,7 +203,7 @@ def dose(
 ) -> None:
     """Find the smallest mask that does it: effect and side effects of the k strongest neurons, beside random ones and all."""
     from neuroscope.core import artifacts
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.scores import NeuronScores
     from neuroscope.evaluation import dose_response as run
     from neuroscope.evaluation import plan_dose_response, refuse_shares
     from neuroscope.metrics import bind

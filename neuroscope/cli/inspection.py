@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from neuroscope.core.artifacts import Artifact
-    from neuroscope.core.layer_scores import LayerScores
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.layer_scores import LayerScores
+    from neuroscope.core.results.scores import NeuronScores
 
 
 def register(app: typer.Typer) -> None:
@@ -98,8 +98,8 @@ def merge(
 def _show_file(ctx: typer.Context, file: Path, rows: int, as_json: bool) -> None:
     """Prints what a saved file holds, or what an image was made of."""
     from neuroscope.core import artifacts
-    from neuroscope.core.atlas import Atlas
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.atlas import Atlas
+    from neuroscope.core.results.scores import NeuronScores
 
     if file.suffix.lower() == ".png":
         values.refuse_unused(ctx, {"rows": f"{file} is an image, which has no table"})
@@ -127,9 +127,9 @@ def _show_image(file: Path, as_json: bool) -> None:
 
 def _described(found: Artifact, header: dict[str, Any], rows: int) -> Iterator[str]:
     """The lines that `show` prints."""
-    from neuroscope.core.atlas import Atlas
-    from neuroscope.core.layer_scores import LayerScores
-    from neuroscope.core.scores import Neurons, NeuronScores
+    from neuroscope.core.results.atlas import Atlas
+    from neuroscope.core.results.layer_scores import LayerScores
+    from neuroscope.core.results.scores import Neurons, NeuronScores
     from neuroscope.evaluation import DoseResponse
     from neuroscope.interventions import ContextMap, NeuronMask
 
@@ -176,9 +176,9 @@ def plot(
     from neuroscope.attribution import score
     from neuroscope.attribution.recording import Recording
     from neuroscope.core import artifacts
-    from neuroscope.core.atlas import Atlas
-    from neuroscope.core.layer_scores import LayerScores
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.atlas import Atlas
+    from neuroscope.core.results.layer_scores import LayerScores
+    from neuroscope.core.results.scores import NeuronScores
     from neuroscope.evaluation import DoseResponse
     from neuroscope.report import plots
 
@@ -208,9 +208,9 @@ def plot(
 def _unused(found: Artifact, layers: bool, images: bool) -> tuple[str, ...]:
     """The options of `plot` that say nothing about a file's plot."""
     from neuroscope.attribution.recording import Recording
-    from neuroscope.core.atlas import Atlas
-    from neuroscope.core.layer_scores import LayerScores
-    from neuroscope.core.scores import NeuronScores
+    from neuroscope.core.results.atlas import Atlas
+    from neuroscope.core.results.layer_scores import LayerScores
+    from neuroscope.core.results.scores import NeuronScores
     from neuroscope.evaluation import DoseResponse
 
     if isinstance(found, DoseResponse):

@@ -13,7 +13,7 @@ from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.sharing import terminal
 
 if TYPE_CHECKING:
-    from neuroscope.core.layer_scores import LayerScores
+    from neuroscope.core.results.layer_scores import LayerScores
 
 #: The method where none is given: a search until it is confident; with --exhaustive, the sweep that it stands for.
 _AUTOMATIC, _EXHAUSTIVE = "LocoGen(search='auto')", "LocoGen"

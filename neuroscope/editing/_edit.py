@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.core.sites import BESIDE_LAYERS, Sites
 from neuroscope.editing.loco_edit import LocoEdit
 from neuroscope.editing.recorded_keys import KeyRuns

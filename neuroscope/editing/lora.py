@@ -17,7 +17,7 @@ from torch.nn import functional
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidFile, InvalidInput, UnsupportedModel, choose, counted
 from neuroscope.core.intervention import Intervention
-from neuroscope.core.scores import Neurons
+from neuroscope.core.results.scores import Neurons
 from neuroscope.core.sharing.pushing import LORA
 from neuroscope.core.storage import write_beside
 from neuroscope.editing.constants import constant_at

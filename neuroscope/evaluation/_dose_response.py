@@ -14,8 +14,8 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.quality import Plan
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.quality import Plan
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.evaluation._evaluate import Change, check_run, evaluate, plan_evaluation, random_control
 from neuroscope.evaluation._image_change import ImageChange, UntouchedImages
 from neuroscope.evaluation._response import ALL, NO_CHANGE, RANDOM, TOP, Dose, DoseResponse

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.core.intervention import Intervention
-from neuroscope.core.quality import Plan
-from neuroscope.core.scores import Neurons
+from neuroscope.core.results.quality import Plan
+from neuroscope.core.results.scores import Neurons
 from neuroscope.evaluation._table import COLUMNS, Evaluation
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep

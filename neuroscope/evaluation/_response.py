@@ -15,9 +15,9 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput, NoSmallestMask, counted
-from neuroscope.core.quality import HALVED
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.quality import HALVED
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.statistics import is_share
 from neuroscope.evaluation._image_change import ImageChange

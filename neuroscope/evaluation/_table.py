@@ -9,7 +9,7 @@ import pandas as pd
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.quality import HALVED
+from neuroscope.core.results.quality import HALVED
 from neuroscope.core.sharing.summary import Shown, Summary
 from neuroscope.core.statistics import is_share, mean_interval
 

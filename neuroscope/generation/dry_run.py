@@ -13,7 +13,7 @@ from typing import Any
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.batches import BatchContext, Row, Sweep
 from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.patch_runner import collect_steps, patches_beside

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Provenance
 from neuroscope.core.concepts import Concept
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost, Plan
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Cost, Plan
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.generation.arguments import check_generation, check_options, choose_layers
 from neuroscope.generation.batches import Row, Sweep
 from neuroscope.generation.executors import Executor, Local, TaskContext, Workers

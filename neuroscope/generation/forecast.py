@@ -9,7 +9,7 @@ import torch
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.quality import Cost, Plan
+from neuroscope.core.results.quality import Cost, Plan
 from neuroscope.generation.arguments import check_generation
 from neuroscope.generation.batches import Row, Sweep, bytes_an_image, fitted_batch_size
 from neuroscope.generation.metering import metered

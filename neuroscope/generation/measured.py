@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from PIL.Image import Image
 
-from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.layer_scores import contact_sheet
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.layer_scores import contact_sheet
 from neuroscope.generation.batches import Sweep, how_many_fit
 from neuroscope.generation.executors import Local, Part, Task, Work, make
 from neuroscope.generation.experiment import Experiment, ImageKey, RunBatch, RunKey

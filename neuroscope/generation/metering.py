@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from neuroscope.core.quality import Cost
+from neuroscope.core.results.quality import Cost
 from neuroscope.pipeline.families import family_of_denoiser
 
 #: By denoiser the meters of the blocks that are open.

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from neuroscope.core.conditions import Conditions, Rows
-from neuroscope.core.effects import CONTROL, POOLED, Effects, Patch
 from neuroscope.core.errors import InvalidInput, choose
 from neuroscope.core.intervention import Definition
+from neuroscope.core.results.effects import CONTROL, POOLED, Effects, Patch
 from neuroscope.generation.batches import Row
 from neuroscope.generation.experiment import Experiment, ImageKey, Pair, RunBatch, RunKey
 from neuroscope.generation.measured import Measured

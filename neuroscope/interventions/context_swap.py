@@ -27,7 +27,7 @@ from neuroscope.core.intervention import (
     check_schedule_part,
     counted_sites,
 )
-from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.results.scores import Neurons, NeuronsHeader
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import TEXT_ROLES, Site, Sites
 

@@ -15,7 +15,7 @@ from neuroscope.core.checks import finite, instance, whole
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, UnknownSite, choose, counted
 from neuroscope.core.intervention import Call, Intervention, ModelSpec, check_schedule_part
-from neuroscope.core.scores import Neurons, NeuronsHeader
+from neuroscope.core.results.scores import Neurons, NeuronsHeader
 from neuroscope.core.sharing.summary import Summary
 from neuroscope.core.sites import Sites
 

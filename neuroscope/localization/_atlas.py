@@ -10,12 +10,12 @@ from neuroscope.attribution import Attribution, CausalAttribution, plan_ranking,
 from neuroscope.attribution._rank import Default, check_executor
 from neuroscope.attribution.neuron_gradient import NeuronGradient
 from neuroscope.core import checks
-from neuroscope.core.atlas import Atlas
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.atlas import Atlas
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import Localization
 from neuroscope.generation.ledgers import LedgerPlace

@@ -9,8 +9,8 @@ from neuroscope.attribution import Attribution, CausalAttribution
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.executors import Executor, Local
 from neuroscope.generation.experiment import PAIRS, Localization, open_experiment, planned, run_method
 from neuroscope.generation.ledgers import LedgerPlace

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from neuroscope.core.errors import counted
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.evaluation._table import summarize
 from neuroscope.interventions import NeuronMask
 from neuroscope.report.run import Run

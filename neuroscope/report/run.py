@@ -12,7 +12,7 @@ import pandas as pd
 from neuroscope.attribution.recording import Recording
 from neuroscope.core.artifacts import Artifact, load, read_header
 from neuroscope.core.errors import ForeignFile, InvalidFile, InvalidInput
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.core.sites import Site
 from neuroscope.evaluation._table import COLUMNS
 

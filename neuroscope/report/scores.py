@@ -11,8 +11,8 @@ from typing import Any
 from neuroscope.attribution import Welch, score
 from neuroscope.attribution.recording import Recording
 from neuroscope.core.errors import counted
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.interventions import NeuronMask
 from neuroscope.report import plots
 from neuroscope.report.figures import Figure, Sheet, drawn, sheet, shown

@@ -16,9 +16,9 @@ import pandas as pd
 from neuroscope.attribution.recording import Recording
 from neuroscope.core.errors import counted
 from neuroscope.core.intervention import Intervention
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Cost
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Site, Sites
 from neuroscope.evaluation._response import DoseResponse
 from neuroscope.evaluation._table import summarize

@@ -20,7 +20,7 @@ from neuroscope import (
     Recording,
 )
 from neuroscope.core.artifacts import Artifact
-from neuroscope.core.quality import Confidence, Fidelity
+from neuroscope.core.results.quality import Confidence, Fidelity
 from neuroscope.core.sites import Site, Sites
 from neuroscope.core.statistics import Moments
 from neuroscope.evaluation._response import Dose

@@ -22,7 +22,7 @@ from neuroscope import (
     load,
     save,
 )
-from neuroscope.core.quality import Confidence, Fidelity
+from neuroscope.core.results.quality import Confidence, Fidelity
 from neuroscope.core.statistics import Moments
 from neuroscope.interventions import EditReport
 from tests.fuzz.examples import COST, FROM, NEURONS, SITES, double, recording

@@ -8,7 +8,7 @@ import pytest
 
 import neuroscope as ns
 from neuroscope.core.errors import counted
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 
 ROOT = Path(__file__).parent.parent.parent
 NOUNS = "call|image|layer|neuron|pair|prompt|seed|site|test prompt"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuroscope import Concept, HookGraph, LatentShare, LocoGen, localize
-from neuroscope.core.effects import CONTROL, POOLED
+from neuroscope.core.results.effects import CONTROL, POOLED
 from neuroscope.pipeline.doctor import diagnose
 from tests.families import tiny
 from tests.pipelines.build import PIPELINES

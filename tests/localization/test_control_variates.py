@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuroscope.core.quality import p_rank_reversal
+from neuroscope.core.results.quality import p_rank_reversal
 from neuroscope.localization.search.control_variates import ControlVariates
 
 MADE, SEEN, OF = 4, 10, 20

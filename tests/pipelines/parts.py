@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
 from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_t5_tokenizer
+from neuroscope.testbed.construction.builders.words import build_t5_tokenizer
 from neuroscope.testbed.vocabulary import build_tokenizer
 from tests.families.tiny import LOUDER, SCHEDULE
 

@@ -6,8 +6,8 @@ import torch
 import neuroscope as ns
 from neuroscope import HookGraph, InvalidInput, testbed
 from neuroscope.testbed import FAMILIES, PLANTS, build, planted, verify
+from neuroscope.testbed.construction.builders.words import build_t5_tokenizer
 from neuroscope.testbed.construction.pipelines import build_unplanted
-from neuroscope.testbed.construction.words import build_t5_tokenizer
 
 LAYERS = {"sd1": 16, "sd2": 16, "openjourney": 16, "sdxl": 70, "if-1": 22, "if-2": 23, "pixart": 16, "sana": 12}
 LAYERS |= {"audioldm2": 48, "stable-audio": 12, "ltx": 12, "wan": 12, "animatediff": 16, "hunyuandit": 12, "sd3": 12, "flux": 9}

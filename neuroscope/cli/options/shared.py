@@ -14,7 +14,7 @@ from neuroscope.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from neuroscope.core.concepts import Concept
-    from neuroscope.core.quality import Plan
+    from neuroscope.core.results.quality import Plan
     from neuroscope.pipeline.graph import HookGraph
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]

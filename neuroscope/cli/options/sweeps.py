@@ -15,7 +15,7 @@ from neuroscope.core.errors import InvalidInput, choose
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from neuroscope.core.quality import Plan
+    from neuroscope.core.results.quality import Plan
     from neuroscope.generation.executors import Executor, Shard
     from neuroscope.generation.ledgers import LedgerPlace
     from neuroscope.pipeline.graph import HookGraph

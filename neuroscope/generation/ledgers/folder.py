@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from neuroscope.core.errors import InvalidFile, InvalidInput, counted
-from neuroscope.core.quality import Cost
+from neuroscope.core.results.quality import Cost
 from neuroscope.generation.ledgers.ledger import Ledger
 from neuroscope.generation.ledgers.location import Location
 from neuroscope.generation.ledgers.rows import Lines, Scores, cost_line, failure_line, plan_line, score_line, without_older_costs

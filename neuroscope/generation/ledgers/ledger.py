@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from neuroscope.core.quality import Cost
+from neuroscope.core.results.quality import Cost
 from neuroscope.generation.ledgers.rows import Scores
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from neuroscope.core.errors import counted
-from neuroscope.core.quality import Cost
+from neuroscope.core.results.quality import Cost
 
 #: One row's scores by the metrics' names.
 Scores = dict[str, float]

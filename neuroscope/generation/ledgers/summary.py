@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidFile, counted
-from neuroscope.core.quality import HALVED, Cost
+from neuroscope.core.results.quality import HALVED, Cost
 from neuroscope.generation.ledgers.folder import read_segments
 from neuroscope.generation.ledgers.location import Location, is_url
 from neuroscope.generation.ledgers.opening import is_line_file

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import BatchLayout, Conditions
-from neuroscope.core.effects import Patch
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.effects import Patch
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.core.sites import Component
 from neuroscope.generation.batches import Row, fitted_batch_size
 from neuroscope.generation.dry_run import plan_runs

@@ -9,8 +9,8 @@ from neuroscope.core import checks
 from neuroscope.core.conditions import Rows
 from neuroscope.core.errors import InvalidInput, choose, counted
 from neuroscope.core.intervention import Definition, check_schedule_part
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import Meter, metered

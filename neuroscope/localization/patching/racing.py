@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from neuroscope.core import checks
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence, Plan, p_minority, p_rank_reversal, p_tie
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import MAX_SCREEN_CONFIDENCE, Confidence, Plan, p_minority, p_rank_reversal, p_tie
 from neuroscope.generation.dry_run import plan_patches
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.metering import metered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuroscope.core.effects import Patch
+from neuroscope.core.results.effects import Patch
 from neuroscope.generation.patch_runner import PatchRunner, split
 from neuroscope.localization.patching.windows import Patched, is_enough
 

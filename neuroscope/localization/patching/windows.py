@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from neuroscope.core.effects import Effects, Patch
+from neuroscope.core.results.effects import Effects, Patch
 from neuroscope.generation.patch_runner import PatchRunner
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import Direction, PatchSpec
 from neuroscope.generation.teacher_forcing import TeacherForcing

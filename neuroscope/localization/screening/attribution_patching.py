@@ -17,8 +17,8 @@ from neuroscope.attribution.patching_metric import PatchingMetric
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import StepInput, TeacherForcing

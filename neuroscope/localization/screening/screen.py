@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.effects import Effects, Patch
 from neuroscope.core.errors import InvalidInput
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost, Fidelity, Plan
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Cost, Fidelity, Plan
 from neuroscope.generation.arguments import check_fits
 from neuroscope.generation.dry_run import plan_runs, recorded_steps
 from neuroscope.generation.experiment import Experiment, ImageKey, Localization

@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from neuroscope.core import checks
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.effects import Patch
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.effects import Patch
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.experiment import Experiment, Localization
 from neuroscope.generation.patch_runner import ROLES, Direction, PatchSpec, check_patch_spec
 from neuroscope.generation.teacher_forcing import TeacherForcing

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, Confidence
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.quality import MAX_SCREEN_CONFIDENCE, Confidence
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.patch_runner import PatchRunner
 from neuroscope.localization.search.budget import Budget

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuroscope.core.quality import Plan
+from neuroscope.core.results.quality import Plan
 from neuroscope.generation.dry_run import rows_of_run
 from neuroscope.generation.experiment import Experiment
 from neuroscope.generation.patch_runner import patches_beside

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float
 
-from neuroscope.core.quality import p_rank_reversal
+from neuroscope.core.results.quality import p_rank_reversal
 
 #: The screen is used from this many images on that are both measured and screened, and from this share of explained variance on.
 _FEWEST, _MIN_R_SQUARED = 3, 0.3

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from neuroscope.core.effects import Patch
-from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE
+from neuroscope.core.results.effects import Patch
+from neuroscope.core.results.quality import MAX_SCREEN_CONFIDENCE
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.patch_runner import split
 from neuroscope.localization.search.settings import SETTINGS

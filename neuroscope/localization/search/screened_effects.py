@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from neuroscope.core.effects import Effects
+from neuroscope.core.results.effects import Effects
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.generation.metering import Meter
 from neuroscope.generation.patch_runner import PatchRunner

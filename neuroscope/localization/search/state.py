@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from neuroscope.core.effects import Effects, Patch
-from neuroscope.core.quality import MAX_SCREEN_CONFIDENCE, p_minority, p_none, p_rank_reversal, p_tie
+from neuroscope.core.results.effects import Effects, Patch
+from neuroscope.core.results.quality import MAX_SCREEN_CONFIDENCE, p_minority, p_none, p_rank_reversal, p_tie
 from neuroscope.generation.experiment import ImageKey
 from neuroscope.localization.search.control_variates import ControlVariates
 from neuroscope.localization.search.settings import SETTINGS

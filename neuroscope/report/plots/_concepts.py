@@ -16,8 +16,8 @@ from neuroscope.attribution.recording import ARMS, Recording
 from neuroscope.core import checks
 from neuroscope.core.concepts import Concept
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, heatmap, new_axes, wrapped
 
 

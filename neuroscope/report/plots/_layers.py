@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, choose
-from neuroscope.core.layer_scores import LayerScores
+from neuroscope.core.results.layer_scores import LayerScores
 from neuroscope.core.statistics import is_share
 from neuroscope.report.plots._axes import (
     COLUMN,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neuroscope.core import checks
 from neuroscope.core.errors import choose
-from neuroscope.core.scores import Neurons, NeuronScores
+from neuroscope.core.results.scores import Neurons, NeuronScores
 from neuroscope.core.sites import Sites
 from neuroscope.interventions import NeuronMask
 from neuroscope.report.plots._axes import COLUMN, DIVERGING, SEQUENTIAL, check_axes, figure_of, finish, method_name, new_axes, wrapped

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from neuroscope.core import checks
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.scores import NeuronScores
+from neuroscope.core.results.scores import NeuronScores
 from neuroscope.report.plots._axes import COLUMN, SMALL, check_axes, finish, new_axes, wrapped
 
 #: The smallest q-value that is drawn apart from smaller ones.

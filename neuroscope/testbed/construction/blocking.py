@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuroscope.core.errors import choose
 from neuroscope.testbed.construction import modules
-from neuroscope.testbed.construction.joint import free_channels, hold_text, relay_text, without_channels
+from neuroscope.testbed.construction.builders.joint import free_channels, hold_text, relay_text, without_channels
 from neuroscope.testbed.construction.modules import TextModules
 from neuroscope.testbed.construction.pipelines import BUILDERS, WIDTH, build_unplanted, denoiser_of, generation_of
 from neuroscope.testbed.construction.plants import PLANTS, REWRITING, SHOWN_FROM, Planted, check_family, concept, drawn_layers

@@ -26,12 +26,12 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.construction.audio import audioldm2, stable_audio
-from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, t5
-from neuroscope.testbed.construction.joint import chroma, flux, qwen_image, sd3
-from neuroscope.testbed.construction.prefix import qwen_image_21
-from neuroscope.testbed.construction.transformers import hunyuandit, sana
-from neuroscope.testbed.construction.videos import ltx, wan
+from neuroscope.testbed.construction.builders.audio import audioldm2, stable_audio
+from neuroscope.testbed.construction.builders.encoders import clip, clip_tokenizer, t5
+from neuroscope.testbed.construction.builders.joint import chroma, flux, qwen_image, sd3
+from neuroscope.testbed.construction.builders.prefix import qwen_image_21
+from neuroscope.testbed.construction.builders.transformers import hunyuandit, sana
+from neuroscope.testbed.construction.builders.videos import ltx, wan
 
 #: How much larger than at random the weights around the text are, because random denoisers hardly listen to their prompt.
 LOUDER = 3.0

@@ -5,7 +5,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from benchmarks.testbed.loop import Schedule
 from benchmarks.testbed.t5 import encode, train_t5
 from neuroscope import testbed
-from neuroscope.testbed.construction.encoders import t5_encoder, t5_tokenizer
+from neuroscope.testbed.construction.builders.encoders import t5_encoder, t5_tokenizer
 from tests.numerics import close
 
 SCHEDULE = Schedule(steps=30, batch=16, rate=3e-3, warmup=2, averaging=0.5, checkpoint_every=30)

@@ -24,7 +24,12 @@ from transformers import (
 )
 
 from neuroscope.testbed import captions, world
-from neuroscope.testbed.construction.words import build_bert_tokenizer, build_gemma_tokenizer, build_qwen_tokenizer, build_t5_tokenizer
+from neuroscope.testbed.construction.builders.words import (
+    build_bert_tokenizer,
+    build_gemma_tokenizer,
+    build_qwen_tokenizer,
+    build_t5_tokenizer,
+)
 from neuroscope.testbed.vocabulary import build_tokenizer
 
 

@@ -15,7 +15,7 @@ from diffusers import (
     SanaTransformer2DModel,
 )
 
-from neuroscope.testbed.construction.encoders import bert, gemma, t5_encoder, t5_tokenizer
+from neuroscope.testbed.construction.builders.encoders import bert, gemma, t5_encoder, t5_tokenizer
 
 
 def sana() -> SanaPipeline:

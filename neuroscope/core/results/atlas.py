@@ -14,9 +14,9 @@ from torch import Tensor
 from neuroscope.core.artifacts import Artifact, part
 from neuroscope.core.checks import instance
 from neuroscope.core.errors import InvalidInput, closest, counted
-from neuroscope.core.layer_scores import LayerScores, LayerScoresHeader
-from neuroscope.core.quality import Cost
-from neuroscope.core.scores import NeuronScores, NeuronScoresHeader
+from neuroscope.core.results.layer_scores import LayerScores, LayerScoresHeader
+from neuroscope.core.results.quality import Cost
+from neuroscope.core.results.scores import NeuronScores, NeuronScoresHeader
 from neuroscope.core.sharing.summary import Summary, binned
 
 if TYPE_CHECKING:

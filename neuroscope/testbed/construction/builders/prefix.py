@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKLQwenImage21, FlowMatchEulerDiscreteScheduler, QwenImage21Pipeline, QwenImage21Transformer2DModel
 
-from neuroscope.testbed.construction.encoders import qwen3
+from neuroscope.testbed.construction.builders.encoders import qwen3
 
 _TEXT, _CHANNELS = 64, 4
 #: How loud keys, values and gates are, or the text is hardly heard.

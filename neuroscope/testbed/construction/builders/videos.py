@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import UMT5EncoderModel
 
-from neuroscope.testbed.construction.encoders import t5, t5_encoder, t5_tokenizer
+from neuroscope.testbed.construction.builders.encoders import t5, t5_encoder, t5_tokenizer
 
 _WIDTH = 64
 _LOUD = 4.0

@@ -17,9 +17,9 @@ from torch import Tensor
 from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, whole
-from neuroscope.core.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Patch
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.core.quality import Confidence, Cost, Fidelity, FidelityHeader
+from neuroscope.core.results.effects import BESIDE, CONTROL, POOLED, Effects, EffectsHeader, Patch
+from neuroscope.core.results.quality import Confidence, Cost, Fidelity, FidelityHeader
 from neuroscope.core.sharing.summary import Summary
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from neuroscope.core import checks
 from neuroscope.core.artifacts import Artifact, Provenance, take
 from neuroscope.core.checks import finite, finite_tensor, instance, whole
 from neuroscope.core.errors import InvalidInput, choose, counted
-from neuroscope.core.layer_scores import LayerScores
-from neuroscope.core.quality import Cost, Fidelity, FidelityHeader
+from neuroscope.core.results.layer_scores import LayerScores
+from neuroscope.core.results.quality import Cost, Fidelity, FidelityHeader
 from neuroscope.core.sharing.summary import Summary, binned
 from neuroscope.core.sites import Site, Sites
 

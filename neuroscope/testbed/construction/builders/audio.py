@@ -30,7 +30,7 @@ from transformers import (
     SpeechT5HifiGanConfig,
 )
 
-from neuroscope.testbed.construction.encoders import t5_encoder, t5_tokenizer
+from neuroscope.testbed.construction.builders.encoders import t5_encoder, t5_tokenizer
 
 _MELS = 16
 _LENGTH = 24

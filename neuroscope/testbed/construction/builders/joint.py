@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 
 from neuroscope.testbed.architectures import build_autoencoder
-from neuroscope.testbed.construction.encoders import clip, clip_tokenizer, qwen, t5
+from neuroscope.testbed.construction.builders.encoders import clip, clip_tokenizer, qwen, t5
 
 _BLOCKS = 12
 _TEXT, _POOLED = 64, 48
