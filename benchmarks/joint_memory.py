@@ -17,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 
 import neuroscope as ns
 from benchmarks.own_process import in_own_process, peak_memory
+from neuroscope.core.errors import counted
 from neuroscope.testbed.architectures import build_autoencoder
 from neuroscope.testbed.construction.builders.encoders import clip, clip_tokenizer, t5
 
@@ -37,7 +38,7 @@ def main() -> None:
     peaks = {job: in_own_process("benchmarks.joint_memory", f"measure({job!r}, {given})") for job in ("load", "bare", "sweep")}
     ratio = peaks["sweep"] / peaks["bare"]
     above = (peaks["sweep"] - peaks["load"]) / (peaks["bare"] - peaks["load"])
-    print(f"{asked.dtype}, {asked.images} images, {asked.text} tokens of text; peak memory of the process, MiB:")
+    print(f"{asked.dtype}, {counted(asked.images, 'image')}, {counted(asked.text, 'token')} of text; peak memory of the process, MiB:")
     print(", ".join(f"{job} {peak:,.0f}" for job, peak in peaks.items()))
     print(f"sweep over bare {ratio:.3f}; above what loading takes {above:.3f}")
     if ratio > BOUND:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=12, help="so many plants, from seed 0 on; those that are kept are not made again")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     asked = parser.parse_args()
-    kept, place = Kept(FILE), f"{asked.blocks} blocks"
+    kept, place = Kept(FILE), str(asked.blocks) + " blocks"
     for seed in tqdm([] if asked.table else [seed for seed in range(asked.seeds) if not kept.holds(place, seed=seed)]):
         kept.add(place, searched(asked.blocks, seed))
     table = kept_table()

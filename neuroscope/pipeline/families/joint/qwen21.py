@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.core.errors import InvalidInput
+from neuroscope.core.errors import InvalidInput, counted
 from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
 from neuroscope.pipeline.families.attentions import JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
@@ -71,7 +71,9 @@ def _settle(pipe: Any, encoded: tuple[Tensor, Tensor | None, Tensor]) -> tuple[T
     if images.any():
         raise InvalidInput("the prompt is encoded with an image, which stands among its tokens; leave out image=")
     if (missing := _length(pipe) - context.shape[1]) < 0:
-        raise InvalidInput(f"the prompt has {context.shape[1]} tokens, and at most {_length(pipe)} are read here; give a shorter one")
+        raise InvalidInput(
+            f"the prompt has {counted(context.shape[1], 'token')}, and at most {_length(pipe)} are read here; give a shorter one"
+        )
     seen = torch.ones(context.shape[:2], dtype=torch.long, device=context.device) if mask is None else mask
     return functional.pad(context, (0, 0, 0, missing)), functional.pad(seen, (0, missing)), functional.pad(images, (0, missing))
 
