@@ -20,6 +20,12 @@ def test_no_file_holds_a_secret():
     assert [path for path in texts if path != Path(__file__) and SECRETS.search(path.read_text())] == []
 
 
+def test_no_bundled_model_says_where_it_was_made():
+    configs = [path for path in _tracked() if path.name == "config.json" and "weights" in path.parts]
+    assert len(configs) >= 4 * 3
+    assert [path for path in configs if "_name_or_path" in path.read_text()] == []
+
+
 def test_the_bundled_models_are_small():
     weights = ROOT / "neuroscope" / "testbed" / "weights"
     sizes = {folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in weights.iterdir()}

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, T5EncoderModel
 from benchmarks.testbed.denoiser import Architecture, Images, build_scheduler, train_denoiser
 from benchmarks.testbed.loop import Schedule
 from benchmarks.testbed.planting import Contexts
-from benchmarks.testbed.stages import Stage, finished
+from benchmarks.testbed.stages import Stage, finished, publish
 from benchmarks.testbed.t5 import encode, train_t5
 from neuroscope import testbed
 from neuroscope.testbed.construction.builders.encoders import t5_tokenizer
@@ -109,5 +109,4 @@ def assemble(text: Path, denoiser: Path | None, place: Path) -> Path:
         transformer=PixArtTransformer2DModel.from_pretrained(denoiser),
         scheduler=build_scheduler(),
     )
-    pipe.to(torch.float16).save_pretrained(place)
-    return place
+    return publish(pipe, place)

@@ -17,7 +17,7 @@ from benchmarks.testbed.clip import train_clip
 from benchmarks.testbed.denoiser import Architecture, Encoded, Images, build_scheduler, train_denoiser
 from benchmarks.testbed.loop import Schedule
 from benchmarks.testbed.planting import Contexts
-from benchmarks.testbed.stages import Stage, finished
+from benchmarks.testbed.stages import Stage, finished, publish
 from neuroscope.testbed.architectures import build_image_processor
 from neuroscope.testbed.captions import corpus
 from neuroscope.testbed.plant import PLANT
@@ -128,8 +128,7 @@ def _assemble(clip: Path, autoencoder: Path, denoiser: Path | None, place: Path)
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(place)
-    return place
+    return publish(pipe, place)
 
 
 def _published(clip: Path, place: Path) -> Path:
