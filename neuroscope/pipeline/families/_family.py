@@ -299,6 +299,12 @@ def uncompiled(denoiser: Any) -> Any:
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
+def place_of(denoiser: Any) -> dict[str, Any]:
+    """The device and the number format of a denoiser's inputs: those of its first parameter."""
+    parameter = next(denoiser.parameters())
+    return {"device": parameter.device, "dtype": parameter.dtype}
+
+
 def is_compiled(denoiser: Any) -> bool:
     """Whether a denoiser, or a part of it, was compiled: wrapped, in place, or block by block."""
     inner = uncompiled(denoiser)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
+from neuroscope.pipeline.families._family import place_of
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText
 from neuroscope.pipeline.families.encoding import Encoded
 from neuroscope.pipeline.families.joint.flux import FLUX, TIMESTEPS
@@ -26,8 +27,7 @@ def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any
     config = denoiser.config
     height, width = size or (4, 4)
     tokens = height // 2 * (width // 2)
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, tokens, config.in_channels, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),

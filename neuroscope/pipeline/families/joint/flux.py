@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern, place_of
 from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
@@ -43,8 +43,7 @@ def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any
     config = denoiser.config
     height, width = size or (2 * _PATCH,) * 2
     tokens = (height // _PATCH) * (width // _PATCH)
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, tokens, config.in_channels, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),
@@ -52,7 +51,7 @@ def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any
         "timestep": torch.ones(1, **place),
         "img_ids": torch.zeros(tokens, 3, **place),
         "txt_ids": torch.zeros(_TOKENS, 3, **place),
-        "guidance": torch.ones(1, device=parameter.device) if config.guidance_embeds else None,
+        "guidance": torch.ones(1, device=place["device"]) if config.guidance_embeds else None,
     }
 
 

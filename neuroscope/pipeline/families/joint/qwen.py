@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, SitePattern
+from neuroscope.pipeline.families._family import Family, SitePattern, place_of
 from neuroscope.pipeline.families.attentions import AttentionMask, FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.joint.flux import packed_size, timestep_of
@@ -36,12 +36,11 @@ _PATCH = 2  # latents on a side of what a token of the image holds
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = (each // _PATCH for each in size or (2 * _PATCH,) * 2)
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, height * width, config.in_channels, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),
-        "encoder_hidden_states_mask": torch.ones(1, _TOKENS, dtype=torch.bool, device=parameter.device),
+        "encoder_hidden_states_mask": torch.ones(1, _TOKENS, dtype=torch.bool, device=place["device"]),
         "timestep": torch.ones(1, **place),
         "img_shapes": [[(1, height, width)]],
     }
@@ -97,6 +96,13 @@ _MASK = AttentionMask(
     as_given=lambda bias, _given: bias[:, 0] + 1,
 )
 
+ENCODED = (
+    Encoded("prompt_embeds"),
+    Encoded("prompt_embeds_mask", "mask"),
+    Encoded("negative_prompt_embeds", part="unconditional"),
+    Encoded("negative_prompt_embeds_mask", "mask", "unconditional"),
+)
+
 QWEN = Family(
     name="qwen-image",
     component="transformer",
@@ -112,12 +118,7 @@ QWEN = Family(
     inputs=_inputs,
     components={"cross": re.compile(rf"{BLOCK}\.attn"), "ff": re.compile(rf"{BLOCK}\.img_mlp")},
     stages=re.compile(rf"{BLOCK}|norm_out"),
-    encoded=(
-        Encoded("prompt_embeds"),
-        Encoded("prompt_embeds_mask", "mask"),
-        Encoded("negative_prompt_embeds", part="unconditional"),
-        Encoded("negative_prompt_embeds_mask", "mask", "unconditional"),
-    ),
+    encoded=ENCODED,
     read=_read,
     decode=_decode,
     words=_words,

@@ -22,10 +22,11 @@ from torch.utils._pytree import tree_map
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput, counted
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, Refusal, SitePattern, place_of
 from neuroscope.pipeline.families.attentions import JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, Templated, default_of
 from neuroscope.pipeline.families.joint.flux import timestep_of
+from neuroscope.pipeline.families.joint.qwen import ENCODED
 from neuroscope.pipeline.families.joint.sd3 import BLOCK
 from neuroscope.pipeline.families.transformers.ltx import FUSED
 from neuroscope.pipeline.families.transformers.pixart import block_name
@@ -39,15 +40,14 @@ _LONGEST = 512  # tokens of prompts, which are padded to as many inside blocks
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2, 2)
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, height * width, config.in_channels, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.context_in_dim, **place),
-        "encoder_hidden_states_mask": torch.ones(1, _TOKENS, dtype=torch.bool, device=parameter.device),
+        "encoder_hidden_states_mask": torch.ones(1, _TOKENS, dtype=torch.bool, device=place["device"]),
         "timestep": torch.ones(1, **place),
         "img_shapes": [[(1, height, width)]],
-        "img_mask": torch.cat([torch.zeros(1, _TOKENS), torch.ones(1, height * width // _SLOT)], dim=1).bool().to(parameter.device),
+        "img_mask": torch.cat([torch.zeros(1, _TOKENS), torch.ones(1, height * width // _SLOT)], dim=1).bool().to(place["device"]),
     }
 
 
@@ -188,12 +188,7 @@ QWEN21 = Family(
     inputs=_inputs,
     components={"cross": re.compile(rf"{BLOCK}\.attn"), "ff": re.compile(rf"{BLOCK}\.img_mlp")},
     stages=re.compile(r"(?!)"),  # the rows' modulation has one entry more than there are rows
-    encoded=(
-        Encoded("prompt_embeds"),
-        Encoded("prompt_embeds_mask", "mask"),
-        Encoded("negative_prompt_embeds", part="unconditional"),
-        Encoded("negative_prompt_embeds_mask", "mask", "unconditional"),
-    ),
+    encoded=ENCODED,
     split=_split,
     read=_read,
     decode=_decode,

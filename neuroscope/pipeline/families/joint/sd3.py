@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import Family, Refusal, SitePattern
+from neuroscope.pipeline.families._family import Family, Refusal, SitePattern, place_of
 from neuroscope.pipeline.families.attentions import FirstText, JointAttention
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.transformers.pixart import block_name
@@ -47,13 +47,12 @@ def _words(pipe: Any, tokenizer: Any) -> Any:
 def _inputs(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * config.patch_size,) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.joint_attention_dim, **place),
         "pooled_projections": torch.zeros(1, config.pooled_projection_dim, **place),
-        "timestep": torch.ones(1, device=parameter.device),
+        "timestep": torch.ones(1, device=place["device"]),
     }
 
 

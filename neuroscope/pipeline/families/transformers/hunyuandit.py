@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
-from neuroscope.pipeline.families._family import SitePattern
+from neuroscope.pipeline.families._family import SitePattern, place_of
 from neuroscope.pipeline.families.decoding import decode
 from neuroscope.pipeline.families.encoding import Encoded, WithLength
 from neuroscope.pipeline.families.transformers.pixart import PIXART
@@ -72,8 +72,7 @@ def _read(denoiser: Any, module: str, conditions: Conditions) -> Tensor:
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * config.patch_size,) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
         "timestep": torch.ones(1, **place),
@@ -82,7 +81,7 @@ def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any
         "encoder_hidden_states_t5": torch.zeros(1, config.text_len_t5, config.cross_attention_dim_t5, **place),
         "text_embedding_mask_t5": torch.ones(1, config.text_len_t5, **place),
         "image_meta_size": torch.zeros(1, _SIZES, **place),
-        "style": torch.zeros(1, dtype=torch.long, device=parameter.device),
+        "style": torch.zeros(1, dtype=torch.long, device=place["device"]),
     }
 
 

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.videos import Video
-from neuroscope.pipeline.families._family import Refusal
+from neuroscope.pipeline.families._family import Refusal, place_of
 from neuroscope.pipeline.families.encoding import WithLength, default_of
 from neuroscope.pipeline.families.transformers.pixart import PIXART
 from neuroscope.pipeline.families.unets.unet import CHUNKED
@@ -38,8 +38,7 @@ def of_call(pipe: Any, options: Mapping[str, Any], name: str) -> Any:
 def _inputs(denoiser: Any, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
     frames, height, width = size or _SIZE
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, frames * height * width, config.in_channels, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.caption_channels, **place),

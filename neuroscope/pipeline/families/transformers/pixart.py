@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
-from neuroscope.pipeline.families._family import Family
+from neuroscope.pipeline.families._family import Family, place_of
 from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decode_binned
 from neuroscope.pipeline.families.encoding import Encoded, LowerCase, default_of
@@ -32,13 +32,12 @@ MASKED = (
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * config.patch_size,) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     sized = denoiser.use_additional_conditions
     return {
         "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.caption_channels or config.cross_attention_dim, **place),
-        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "timestep": torch.ones(1, dtype=torch.long, device=place["device"]),
         "added_cond_kwargs": {
             "resolution": torch.zeros(1, 2, **place) if sized else None,
             "aspect_ratio": torch.zeros(1, 1, **place) if sized else None,

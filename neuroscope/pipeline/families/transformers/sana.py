@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
+from neuroscope.pipeline.families._family import place_of
 from neuroscope.pipeline.families.encoding import LowerCase, default_of
 from neuroscope.pipeline.families.transformers.pixart import PIXART
 from neuroscope.pipeline.families.unets.unet import FUSED
@@ -65,8 +66,7 @@ def _prepare(pipe: Any) -> None:
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 * config.patch_size,) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, config.in_channels, height, width, **place),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.caption_channels, **place),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
 from neuroscope.core.sounds import Sound
+from neuroscope.pipeline.families._family import place_of
 from neuroscope.pipeline.families.encoding import Encoded, begin_of
 from neuroscope.pipeline.families.transformers.pixart import PIXART
 
@@ -27,8 +28,7 @@ _DURATIONS = 2  # the seconds at which the sound starts and ends
 
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     return {
         "hidden_states": torch.zeros(1, config.in_channels, size[1] if size else _LENGTH, **place),
         "timestep": torch.ones(1, **place),

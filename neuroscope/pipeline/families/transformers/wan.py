@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuroscope.core.videos import Video
-from neuroscope.pipeline.families._family import SitePattern
+from neuroscope.pipeline.families._family import SitePattern, place_of
 from neuroscope.pipeline.families.encoding import Encoded, WithLength, default_of
 from neuroscope.pipeline.families.transformers.ltx import FUSED, of_call
 from neuroscope.pipeline.families.transformers.pixart import PIXART
@@ -29,12 +29,11 @@ _RATE = 16.0  # frames a second of all published models
 
 def _inputs(denoiser: Any, size: tuple[int, int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     smallest = (config.patch_size[0], 2 * config.patch_size[1], 2 * config.patch_size[2])
     return {
         "hidden_states": torch.zeros(1, config.in_channels, *(size or smallest), **place),
-        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "timestep": torch.ones(1, dtype=torch.long, device=place["device"]),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, config.text_dim, **place),
     }
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import InvalidInput
 from neuroscope.core.sounds import Sound
+from neuroscope.pipeline.families._family import place_of
 from neuroscope.pipeline.families.attentions import AttentionMask
 from neuroscope.pipeline.families.decoding import decoded
 from neuroscope.pipeline.families.encoding import Encoded
@@ -43,15 +44,14 @@ def _reads_of(denoiser: Any, path: str) -> str | None:
 def _inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]:
     config = denoiser.config
     height, width = size or (2 ** len(config.block_out_channels),) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
+    place = place_of(denoiser)
     first, second = (
         next((width for width in widths if width is not None), 1)
         for widths in (denoiser.mid_block.cross_attention_dim[:2], denoiser.mid_block.cross_attention_dim[2:])
     )
     return {
         "sample": torch.zeros(1, config.in_channels, height, width, **place),
-        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "timestep": torch.ones(1, dtype=torch.long, device=place["device"]),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, first, **place),
         "encoder_hidden_states_1": torch.zeros(1, _TOKENS, second, **place),
         "encoder_attention_mask_1": torch.ones(1, _TOKENS, **place),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroscope.core.conditions import Conditions
 from neuroscope.core.errors import UnsupportedModel
-from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusal, SitePattern
+from neuroscope.pipeline.families._family import CheckpointNames, Family, Refusal, SitePattern, place_of
 from neuroscope.pipeline.families.encoding import Encoded
 
 _TOKENS = 7  # images have powers of four
@@ -26,12 +26,11 @@ def inputs(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Any]
     """One row of zeros, for every UNet of diffusers."""
     config = denoiser.config
     height, width = size or (2 ** len(config.block_out_channels),) * 2
-    parameter = next(denoiser.parameters())
-    place = {"device": parameter.device, "dtype": parameter.dtype}
-    label = {"class_labels": torch.zeros(1, dtype=torch.long, device=parameter.device)} if _has_labels(config) else {}
+    place = place_of(denoiser)
+    label = {"class_labels": torch.zeros(1, dtype=torch.long, device=place["device"])} if _has_labels(config) else {}
     return label | {
         "sample": torch.zeros(1, config.in_channels, height, width, **place),
-        "timestep": torch.ones(1, dtype=torch.long, device=parameter.device),
+        "timestep": torch.ones(1, dtype=torch.long, device=place["device"]),
         "encoder_hidden_states": torch.zeros(1, _TOKENS, context_width(config), **place),
     }
 
